@@ -1,0 +1,58 @@
+//! The trait.
+
+use blockformer_nn::ConfigError;
+use burn::module::Module;
+use burn::tensor::{Bool, Int, Tensor};
+
+/// Turns blocks of token ids into block embeddings.
+///
+/// Implement it to try an embedder of your own: `BlockTransformer<MyEmbedder>` then trains, generates, evaluates and
+/// is saved like any other.
+pub trait Embedder: Module {
+    /// Embeds every block by itself; what one block holds never changes another's embedding.
+    ///
+    /// # Shapes
+    /// - `ids`: `[batch, n_blocks, block_length]`
+    /// - `mask`: `[batch, n_blocks, block_length]`, false on padding; `None` where there is none
+    /// - returns: `[batch, n_blocks, n_embedding_tokens, d_model]`
+    ///
+    /// # Panics
+    /// If the blocks are not of [`block_length`](Self::block_length).
+    fn forward(&self, ids: Tensor<3, Int>, mask: Option<Tensor<3, Bool>>) -> Tensor<4>;
+
+    /// Tokens a block.
+    fn block_length(&self) -> usize;
+
+    /// Embeddings a block is turned into.
+    fn n_embedding_tokens(&self) -> usize;
+
+    /// Features of a block embedding, the block decoder's `d_model`.
+    fn d_model(&self) -> usize;
+}
+
+/// The sizes an embedder takes from the model it is part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EmbedderSizes {
+    /// Number of token ids.
+    pub vocab_size: usize,
+    /// Tokens a block.
+    pub block_length: usize,
+    /// Embeddings a block.
+    pub n_embedding_tokens: usize,
+    /// Features of a block embedding.
+    pub d_model: usize,
+}
+
+impl EmbedderSizes {
+    /// Tokens that share one embedding.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] if a size is zero or the block does not divide evenly.
+    pub fn tokens_per_embedding(&self) -> Result<usize, ConfigError> {
+        ConfigError::positive("vocab_size", self.vocab_size)?;
+        ConfigError::positive("block_length", self.block_length)?;
+        ConfigError::positive("d_model", self.d_model)?;
+        ConfigError::multiple("block_length", self.block_length, "n_embedding_tokens", self.n_embedding_tokens)?;
+        Ok(self.block_length / self.n_embedding_tokens)
+    }
+}

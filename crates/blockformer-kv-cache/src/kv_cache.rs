@@ -1,0 +1,137 @@
+//! The caches of a stack of layers.
+
+use burn::tensor::Device;
+
+use crate::{CacheError, LayerCache};
+
+/// The size of a [`KvCache`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheConfig {
+    /// Attention layers.
+    pub n_layers: usize,
+    /// Sequences advanced together.
+    pub batch: usize,
+    /// Key/value heads a layer; fewer than query heads under grouped-query attention.
+    pub n_kv_heads: usize,
+    /// Positions a sequence can hold.
+    pub capacity: usize,
+    /// Features a head.
+    pub head_dim: usize,
+}
+
+impl CacheConfig {
+    /// Bytes of one position of one sequence: keys and values of all layers.
+    pub fn bytes_per_position(&self, bytes_per_value: usize) -> usize {
+        2 * self.n_layers * self.n_kv_heads * self.head_dim * bytes_per_value
+    }
+
+    /// Bytes of the whole cache, `2 · layers · batch · kv_heads · capacity · head_dim · bytes_per_value`.
+    pub fn bytes(&self, bytes_per_value: usize) -> usize {
+        self.batch * self.capacity * self.bytes_per_position(bytes_per_value)
+    }
+}
+
+/// One [`LayerCache`] a layer, all of one size and filled alike.
+#[derive(Debug, Clone)]
+pub struct KvCache {
+    config: CacheConfig,
+    layers: Vec<LayerCache>,
+}
+
+impl KvCache {
+    /// An empty cache on `device`.
+    pub fn new(config: CacheConfig, device: &Device) -> Self {
+        let CacheConfig { n_layers, batch, n_kv_heads, capacity, head_dim } = config;
+        let layers = (0..n_layers).map(|_| LayerCache::new(batch, n_kv_heads, capacity, head_dim, device)).collect();
+        Self { config, layers }
+    }
+
+    /// The size it was made with.
+    pub fn config(&self) -> CacheConfig {
+        self.config
+    }
+
+    /// Positions held. Layers are filled one after the other; between forward passes all hold the same.
+    pub fn len(&self) -> usize {
+        self.layers.first().map_or(0, LayerCache::len)
+    }
+
+    /// Whether no position is held.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Positions that still fit.
+    pub fn remaining(&self) -> usize {
+        self.config.capacity - self.len()
+    }
+
+    /// Bytes the keys and values take on the device.
+    pub fn bytes(&self) -> usize {
+        let value = self.layers.first().map_or(0, LayerCache::bytes_per_value);
+        self.config.bytes(value)
+    }
+
+    /// The cache of layer `index`.
+    ///
+    /// # Panics
+    /// If there is no such layer.
+    pub fn layer_mut(&mut self, index: usize) -> &mut LayerCache {
+        &mut self.layers[index]
+    }
+
+    /// Checks that `new` positions fit before a forward pass begins, so that none stops half way.
+    ///
+    /// # Errors
+    /// [`CacheError::Full`].
+    pub fn ensure_room(&self, new: usize) -> Result<(), CacheError> {
+        if new > self.remaining() {
+            return Err(CacheError::Full { len: self.len(), capacity: self.config.capacity, requested: new });
+        }
+        Ok(())
+    }
+
+    /// Forgets everything held; the memory stays.
+    pub fn reset(&mut self) {
+        self.layers.iter_mut().for_each(LayerCache::reset);
+    }
+
+    /// Keeps the first `len` positions of every layer.
+    ///
+    /// # Errors
+    /// [`CacheError::Truncate`] when fewer are held.
+    pub fn truncate(&mut self, len: usize) -> Result<(), CacheError> {
+        self.layers.iter_mut().try_for_each(|layer| layer.truncate(len))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Tensor;
+
+    const CONFIG: CacheConfig = CacheConfig { n_layers: 3, batch: 2, n_kv_heads: 2, capacity: 4, head_dim: 8 };
+
+    #[test]
+    fn bytes_follow_the_formula() {
+        let cache = KvCache::new(CONFIG, &Device::flex());
+        assert_eq!(cache.bytes(), 2 * 3 * 2 * 2 * 4 * 8 * 4);
+        assert_eq!(CONFIG.bytes(2), cache.bytes() / 2);
+        assert_eq!(CONFIG.bytes_per_position(4) * 2 * 4, cache.bytes());
+    }
+
+    #[test]
+    fn room_is_checked_for_all_layers_at_once() {
+        let mut cache = KvCache::new(CONFIG, &Device::flex());
+        let new = Tensor::<4>::ones([2, 2, 3, 8], &Device::flex());
+        for layer in 0..3 {
+            cache.layer_mut(layer).append(new.clone(), new.clone()).unwrap();
+        }
+        assert_eq!(cache.ensure_room(1), Ok(()));
+        assert_eq!(cache.ensure_room(2), Err(CacheError::Full { len: 3, capacity: 4, requested: 2 }));
+        cache.truncate(2).unwrap();
+        assert_eq!(cache.remaining(), 2);
+        cache.reset();
+        assert!(cache.is_empty());
+    }
+}

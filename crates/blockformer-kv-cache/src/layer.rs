@@ -1,0 +1,176 @@
+//! The cache of one attention layer.
+
+use burn::tensor::{Device, Tensor, s};
+
+use crate::CacheError;
+
+/// Keys and values of one attention layer: two tensors `[batch, n_kv_heads, capacity, head_dim]`, allocated once and
+/// written in place.
+///
+/// The in-place write needs the tensors to be uniquely owned: views returned by [`append`](Self::append) must be
+/// dropped before the next call, or the backend copies the whole cache (the result is the same, only slower).
+#[derive(Debug, Clone)]
+pub struct LayerCache {
+    keys: Tensor<4>,
+    values: Tensor<4>,
+    len: usize,
+}
+
+impl LayerCache {
+    /// An empty cache on `device`, in the device's default float type.
+    ///
+    /// # Shapes
+    /// Holds `[batch, n_kv_heads, capacity, head_dim]` twice.
+    pub fn new(batch: usize, n_kv_heads: usize, capacity: usize, head_dim: usize, device: &Device) -> Self {
+        let zeros = || Tensor::zeros([batch, n_kv_heads, capacity, head_dim], device);
+        Self { keys: zeros(), values: zeros(), len: 0 }
+    }
+
+    /// Positions held.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no position is held.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Positions the cache was made for.
+    pub fn capacity(&self) -> usize {
+        self.keys.dims()[2]
+    }
+
+    /// Positions that still fit.
+    pub fn remaining(&self) -> usize {
+        self.capacity() - self.len
+    }
+
+    /// Sequences the cache was made for.
+    pub fn batch(&self) -> usize {
+        self.keys.dims()[0]
+    }
+
+    /// Bytes one stored number takes.
+    pub fn bytes_per_value(&self) -> usize {
+        self.keys.dtype().size()
+    }
+
+    /// Writes the keys and values of new positions behind those held and returns views of everything held.
+    ///
+    /// # Shapes
+    /// - `keys`, `values`: `[batch, n_kv_heads, new, head_dim]`
+    /// - returns: two views `[batch, n_kv_heads, len + new, head_dim]`
+    ///
+    /// # Errors
+    /// [`CacheError::Full`] and [`CacheError::Shape`]; the cache is then unchanged.
+    pub fn append(&mut self, keys: Tensor<4>, values: Tensor<4>) -> Result<(Tensor<4>, Tensor<4>), CacheError> {
+        let new = keys.dims()[2];
+        self.check("keys", keys.dims(), new)?;
+        self.check("values", values.dims(), new)?;
+        if new > self.remaining() {
+            return Err(CacheError::Full { len: self.len, capacity: self.capacity(), requested: new });
+        }
+        let (start, end) = (self.len, self.len + new);
+        self.keys.inplace(|held| held.slice_assign(s![.., .., start..end, ..], keys));
+        self.values.inplace(|held| held.slice_assign(s![.., .., start..end, ..], values));
+        self.len = end;
+        Ok((self.view(&self.keys), self.view(&self.values)))
+    }
+
+    /// Forgets everything held; the memory stays.
+    pub fn reset(&mut self) {
+        self.len = 0;
+    }
+
+    /// Keeps the first `len` positions.
+    ///
+    /// # Errors
+    /// [`CacheError::Truncate`] when fewer are held.
+    pub fn truncate(&mut self, len: usize) -> Result<(), CacheError> {
+        if len > self.len {
+            return Err(CacheError::Truncate { len: self.len, requested: len });
+        }
+        self.len = len;
+        Ok(())
+    }
+
+    fn view(&self, held: &Tensor<4>) -> Tensor<4> {
+        held.clone().slice(s![.., .., 0..self.len, ..])
+    }
+
+    fn check(&self, name: &'static str, got: [usize; 4], new: usize) -> Result<(), CacheError> {
+        let expected = self.keys.dims();
+        let [batch, heads, _, head_dim] = expected;
+        if got != [batch, heads, new, head_dim] {
+            return Err(CacheError::Shape { name, expected, got });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `[1, 1, values, 2]`, both features of a position holding its value.
+    fn positions(values: &[f32]) -> Tensor<4> {
+        let data: Vec<f32> = values.iter().flat_map(|v| [*v, *v]).collect();
+        Tensor::<1>::from_floats(data.as_slice(), &Device::flex()).reshape([1, 1, values.len(), 2])
+    }
+
+    fn cache(capacity: usize) -> LayerCache {
+        LayerCache::new(1, 1, capacity, 2, &Device::flex())
+    }
+
+    #[test]
+    fn appended_positions_are_read_back_in_order() {
+        let mut cache = cache(4);
+        cache.append(positions(&[1.0, 2.0]), positions(&[-1.0, -2.0])).unwrap();
+        let (k, v) = cache.append(positions(&[3.0]), positions(&[-3.0])).unwrap();
+        k.into_data().assert_eq(&positions(&[1.0, 2.0, 3.0]).into_data(), true);
+        v.into_data().assert_eq(&positions(&[-1.0, -2.0, -3.0]).into_data(), true);
+        assert_eq!((cache.len(), cache.remaining(), cache.is_empty()), (3, 1, false));
+    }
+
+    #[test]
+    fn a_full_cache_refuses_and_stays_as_it_was() {
+        let mut cache = cache(2);
+        cache.append(positions(&[1.0]), positions(&[1.0])).unwrap();
+        let refused = cache.append(positions(&[2.0, 3.0]), positions(&[2.0, 3.0])).unwrap_err();
+        assert_eq!(refused, CacheError::Full { len: 1, capacity: 2, requested: 2 });
+        let (k, _) = cache.append(positions(&[9.0]), positions(&[9.0])).unwrap();
+        k.into_data().assert_eq(&positions(&[1.0, 9.0]).into_data(), true);
+    }
+
+    #[test]
+    fn shapes_of_another_cache_are_refused() {
+        let mut cache = cache(4);
+        let wide = Tensor::<4>::zeros([1, 1, 1, 3], &Device::flex());
+        let refused = cache.append(positions(&[1.0]), wide).unwrap_err();
+        assert!(matches!(refused, CacheError::Shape { name: "values", got: [1, 1, 1, 3], .. }), "{refused}");
+        assert!(cache.is_empty());
+    }
+
+    #[test]
+    fn a_reset_or_shortened_cache_is_written_from_there() {
+        let mut cache = cache(3);
+        cache.append(positions(&[1.0, 2.0, 3.0]), positions(&[1.0, 2.0, 3.0])).unwrap();
+        cache.truncate(1).unwrap();
+        let (k, _) = cache.append(positions(&[7.0]), positions(&[7.0])).unwrap();
+        k.into_data().assert_eq(&positions(&[1.0, 7.0]).into_data(), true);
+        assert_eq!(cache.truncate(3), Err(CacheError::Truncate { len: 2, requested: 3 }));
+        cache.reset();
+        let (k, _) = cache.append(positions(&[5.0]), positions(&[5.0])).unwrap();
+        k.into_data().assert_eq(&positions(&[5.0]).into_data(), true);
+    }
+
+    #[test]
+    fn a_view_that_is_still_held_is_not_overwritten() {
+        let mut cache = cache(3);
+        let (held, _) = cache.append(positions(&[1.0]), positions(&[1.0])).unwrap();
+        cache.reset();
+        cache.append(positions(&[8.0]), positions(&[8.0])).unwrap();
+        held.into_data().assert_eq(&positions(&[1.0]).into_data(), true);
+    }
+}

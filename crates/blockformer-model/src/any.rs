@@ -1,0 +1,99 @@
+//! A model directory, whichever model it holds.
+
+use std::io::Write;
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::Device;
+
+use crate::checkpoint::{CONFIG_FILE, WEIGHTS_FILE};
+use crate::{
+    BlockTransformer, Checkpoint, CheckpointError, ModelConfig, ParameterCount, SavePrecision, VanillaTransformer,
+    reference, save_weights,
+};
+
+/// A Block Transformer of this family's parts, or the vanilla baseline.
+#[derive(Module, Debug)]
+pub enum AnyModel {
+    /// See [`BlockTransformer`].
+    Block(BlockTransformer),
+    /// See [`VanillaTransformer`].
+    Vanilla(VanillaTransformer),
+}
+
+impl AnyModel {
+    /// A model with random weights.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Config`], with `config.json` as the file, if sizes do not fit together.
+    pub fn new(config: &ModelConfig, device: &Device) -> Result<Self, CheckpointError> {
+        Self::init(config, Path::new(CONFIG_FILE), device)
+    }
+
+    fn init(config: &ModelConfig, path: &Path, device: &Device) -> Result<Self, CheckpointError> {
+        let model = match config {
+            ModelConfig::BlockTransformer(config) => config.init(device).map(Self::Block),
+            ModelConfig::VanillaTransformer(config) => config.init(device).map(Self::Vanilla),
+        };
+        model.map_err(|source| CheckpointError::Config { path: path.into(), source })
+    }
+
+    /// Opens a model directory: this library's own (`config.json` with an `architecture`), a checkpoint of the
+    /// authors' implementation (`trainer.yaml` or `trainer.json`), or a Hugging Face GPT-NeoX directory
+    /// (`config.json` with `"model_type": "gpt_neox"`), each with `model.safetensors` or its shards.
+    ///
+    /// # Errors
+    /// A [`CheckpointError`] that names the file and what is wrong with it.
+    pub fn load(directory: &Path, device: &Device) -> Result<(ModelConfig, Self), CheckpointError> {
+        if !directory.is_dir() {
+            let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+            return Err(CheckpointError::io("open model directory", directory, source));
+        }
+        let (config, config_path, foreign) = match reference::find_config(directory)? {
+            Some((config, path)) => (config, path, true),
+            None => {
+                let path = directory.join(CONFIG_FILE);
+                (ModelConfig::load(&path)?, path, false)
+            }
+        };
+        let model = Self::init(&config, &config_path, device)?;
+        let mut checkpoint = Checkpoint::open(directory)?;
+        if foreign {
+            checkpoint = reference::translate(checkpoint, &config)?;
+        }
+        Ok((config, checkpoint.load_into(model)?))
+    }
+
+    /// Writes `config.json` and `model.safetensors` into `directory`, which is made if need be.
+    ///
+    /// # Errors
+    /// A [`CheckpointError`] that names the file; each file is either written whole or as it was.
+    pub fn save(
+        &self,
+        config: &ModelConfig,
+        directory: &Path,
+        precision: SavePrecision,
+    ) -> Result<(), CheckpointError> {
+        std::fs::create_dir_all(directory).map_err(|e| CheckpointError::io("make directory", directory, e))?;
+        save_weights(self, &directory.join(WEIGHTS_FILE), precision)?;
+        write_atomically(&directory.join(CONFIG_FILE), config.to_json().as_bytes())
+    }
+
+    /// The number of parameters.
+    pub fn parameters(&self) -> ParameterCount {
+        ParameterCount::of(self)
+    }
+}
+
+/// Writes a file by way of a temporary one beside it.
+fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+    let temporary = path.with_extension(format!("tmp{}", std::process::id()));
+    let written = std::fs::File::create(&temporary)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| std::fs::rename(&temporary, path));
+    written.map_err(|source| {
+        // Best effort: the error that matters is the one reported.
+        let _ = std::fs::remove_file(&temporary);
+        CheckpointError::io("write", path, source)
+    })
+}

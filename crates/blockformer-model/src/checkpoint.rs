@@ -1,0 +1,205 @@
+//! Reading and writing weights.
+//!
+//! A model directory holds `config.json`, `model.safetensors` and, for text, `tokenizer.json`. Weights are stored
+//! under the names of the modules' fields, without enum variants, in PyTorch's layout (linear weights `[out, in]`,
+//! norms `weight` and `bias`), so a model loads alike through [`AnyEmbedder`](blockformer_embedder::AnyEmbedder) and
+//! through a concrete type.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use burn::module::Module;
+use burn::store::burn_pack::Tensor as PackTensor;
+use burn::store::{
+    ApplyError, ApplyResult, BurnToPyTorchAdapter, FloatCastAdapter, ModuleAdapter, ModuleSnapshot, ModuleStore,
+    PyTorchToBurnAdapter, SafetensorsStore,
+};
+use burn::tensor::DType;
+use serde::Deserialize;
+
+use crate::CheckpointError;
+
+/// The configuration's name in a model directory.
+pub const CONFIG_FILE: &str = "config.json";
+/// The weights' name in a model directory.
+pub const WEIGHTS_FILE: &str = "model.safetensors";
+/// The tokenizer's name in a model directory.
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
+/// Names the shards of weights too large for one file.
+const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// The tensors of a safetensors file, or of the shards of one; read when used.
+#[derive(Debug, Clone)]
+pub struct Checkpoint {
+    path: PathBuf,
+    pub(crate) tensors: BTreeMap<String, PackTensor>,
+    /// For renamed tensors, the name in the file.
+    names_in_file: BTreeMap<String, String>,
+}
+
+/// The number type weights are written in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SavePrecision {
+    /// As the model holds them.
+    #[default]
+    Unchanged,
+    /// 32-bit.
+    Float32,
+    /// 16-bit with 5 bits of exponent.
+    Float16,
+    /// 16-bit with 8 bits of exponent.
+    BFloat16,
+}
+
+#[derive(Deserialize)]
+struct ShardIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Opens `model.safetensors` of a directory, its shards if `model.safetensors.index.json` stands there instead,
+    /// or a single safetensors file.
+    ///
+    /// # Errors
+    /// A [`CheckpointError`] naming the file that is missing, cut short, or not safetensors.
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let single = if path.is_dir() { path.join(WEIGHTS_FILE) } else { path.to_path_buf() };
+        let index = path.join(INDEX_FILE);
+        if single.exists() || !index.exists() {
+            return Ok(Self::new(single.clone(), read_tensors(&single)?));
+        }
+        let text = std::fs::read_to_string(&index).map_err(|e| CheckpointError::io("read", &index, e))?;
+        let parsed: ShardIndex =
+            serde_json::from_str(&text).map_err(|source| CheckpointError::Json { path: index.clone(), source })?;
+        let mut shards: Vec<&String> = parsed.weight_map.values().collect();
+        shards.sort_unstable();
+        shards.dedup();
+        let mut tensors = BTreeMap::new();
+        for shard in shards {
+            tensors.extend(read_tensors(&path.join(shard))?);
+        }
+        Ok(Self::new(index, tensors))
+    }
+
+    fn new(path: PathBuf, tensors: BTreeMap<String, PackTensor>) -> Self {
+        Self { path, tensors, names_in_file: BTreeMap::new() }
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The tensors' names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The same tensors under other names.
+    pub(crate) fn renamed(self, tensors: BTreeMap<String, PackTensor>, names_in_file: BTreeMap<String, String>) -> Self {
+        Self { path: self.path, tensors, names_in_file }
+    }
+
+    /// Gives every parameter of `model` its weight, as float32.
+    ///
+    /// # Errors
+    /// A [`CheckpointError`] naming the file and a tensor that is missing, that the model does not know, or whose
+    /// shape is another (with both shapes).
+    pub fn load_into<M: Module>(&self, model: M) -> Result<M, CheckpointError> {
+        for (name, tensor) in &self.tensors {
+            check_float(&self.path, &self.name_in_file(name), tensor.dtype)?;
+        }
+        let mut model = model;
+        let tensors = self.tensors.iter().map(|(name, tensor)| named(tensor, name)).collect();
+        let adapter = PyTorchToBurnAdapter.chain(FloatCastAdapter::to(DType::F32));
+        let result = model.apply(tensors, None, Some(Box::new(adapter)), true);
+        self.check(result)?;
+        Ok(model)
+    }
+
+    fn check(&self, result: ApplyResult) -> Result<(), CheckpointError> {
+        if let Some(error) = result.errors.into_iter().next() {
+            return Err(self.apply_error(error));
+        }
+        let path = self.path.clone();
+        if !result.missing.is_empty() {
+            let names = result.missing.iter().map(|(name, _)| self.name_in_file(name)).collect();
+            return Err(CheckpointError::Missing { path, names });
+        }
+        if !result.unused.is_empty() {
+            let names = result.unused.iter().map(|name| self.name_in_file(name)).collect();
+            return Err(CheckpointError::Unknown { path, names });
+        }
+        Ok(())
+    }
+
+    fn apply_error(&self, error: ApplyError) -> CheckpointError {
+        let path = self.path.clone();
+        match error {
+            ApplyError::ShapeMismatch { path: name, expected, found } => {
+                let transposed = found.num_dims() == 2 && !name.ends_with("embedding.weight");
+                let in_file = |shape: &burn::tensor::Shape| {
+                    let mut dims = shape.to_vec();
+                    if transposed {
+                        dims.reverse();
+                    }
+                    dims
+                };
+                let (expected, got) = (in_file(&expected), in_file(&found));
+                CheckpointError::Shape { path, name: self.name_in_file(&name), expected, got }
+            }
+            other => CheckpointError::Safetensors { path, reason: other.to_string() },
+        }
+    }
+
+    /// The name in the file of a parameter of the model.
+    fn name_in_file(&self, parameter: &str) -> String {
+        let name = match parameter.rsplit_once('.') {
+            Some((module, "gamma")) => format!("{module}.weight"),
+            Some((module, "beta")) => format!("{module}.bias"),
+            _ => parameter.to_string(),
+        };
+        self.names_in_file.get(&name).cloned().unwrap_or(name)
+    }
+}
+
+/// Writes the weights of `model` to `path`, by way of a temporary file beside it.
+///
+/// # Errors
+/// A [`CheckpointError`] naming the file; what stood there before is then unchanged.
+pub fn save_weights<M: Module>(model: &M, path: &Path, precision: SavePrecision) -> Result<(), CheckpointError> {
+    let store = SafetensorsStore::from_file(path).overwrite(true).skip_enum_variants(true).metadata("format", "pt");
+    let cast = |dtype| BurnToPyTorchAdapter.chain(FloatCastAdapter::to(dtype));
+    let mut store = match precision {
+        SavePrecision::Unchanged => store.with_to_adapter(BurnToPyTorchAdapter),
+        SavePrecision::Float32 => store.with_to_adapter(cast(DType::F32)),
+        SavePrecision::Float16 => store.with_to_adapter(cast(DType::F16)),
+        SavePrecision::BFloat16 => store.with_to_adapter(cast(DType::BF16)),
+    };
+    model
+        .save_into(&mut store)
+        .map_err(|error| CheckpointError::Write { path: path.into(), reason: error.to_string() })
+}
+
+fn read_tensors(path: &Path) -> Result<BTreeMap<String, PackTensor>, CheckpointError> {
+    std::fs::File::open(path).map_err(|source| CheckpointError::io("read", path, source))?;
+    let mut store = SafetensorsStore::from_file(path);
+    let tensors = store
+        .get_all_tensors()
+        .map_err(|error| CheckpointError::Safetensors { path: path.into(), reason: error.to_string() })?;
+    Ok(tensors.iter().map(|(name, tensor)| (name.clone(), tensor.clone())).collect())
+}
+
+/// Checks that a tensor holds floating-point numbers.
+pub(crate) fn check_float(path: &Path, name: &str, dtype: DType) -> Result<(), CheckpointError> {
+    if matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
+        return Ok(());
+    }
+    Err(CheckpointError::DType { path: path.into(), name: name.into(), dtype: format!("{dtype:?}") })
+}
+
+pub(crate) fn named(tensor: &PackTensor, name: &str) -> PackTensor {
+    let mut tensor = tensor.clone();
+    tensor.name = name.to_string();
+    tensor
+}

@@ -1,0 +1,274 @@
+//! The configuration of a model, the `config.json` of a model directory.
+
+use std::path::Path;
+
+use blockformer_block_decoder::BlockDecoder;
+use blockformer_embedder::{Embedder, EmbedderConfig, EmbedderSizes};
+use blockformer_nn::{ConfigError, TransformerConfig};
+use blockformer_token_decoder::{TokenDecoder, TokenDecoderConfig, TokenDecoderSizes, Vocabulary};
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+
+use crate::{BlockLayout, BlockTransformer, CheckpointError, VanillaTransformer};
+
+/// Either kind of model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "architecture", rename_all = "snake_case")]
+pub enum ModelConfig {
+    /// A [`BlockTransformer`].
+    BlockTransformer(BlockTransformerConfig),
+    /// A [`VanillaTransformer`].
+    VanillaTransformer(VanillaTransformerConfig),
+}
+
+/// Configuration of a [`BlockTransformer`] made of this family's parts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockTransformerConfig {
+    /// Number of token ids.
+    pub vocab_size: usize,
+    /// Tokens a block, L_B.
+    pub block_length: usize,
+    /// Embeddings a block is turned into, 1 in the paper's main models.
+    pub n_embedding_tokens: usize,
+    /// Context in tokens, a multiple of `block_length`.
+    pub max_length: usize,
+    /// The token that stands where nothing is; masked.
+    pub pad_token_id: u32,
+    /// The token that ends a document, if the vocabulary has one.
+    pub eos_token_id: Option<u32>,
+    /// Whether documents began with random padding in training, so that the model knows blocks padded on the left.
+    pub random_pad_first_block: bool,
+    /// Whether documents were padded to the block boundary in training.
+    pub pad_to_block_boundary: bool,
+    /// Blocks of tokens to block embeddings.
+    pub embedder: EmbedderConfig,
+    /// Attention over block embeddings. Its `max_positions` counts embedding tokens.
+    pub block_decoder: TransformerConfig,
+    /// Context embeddings to tokens.
+    pub token_decoder: TokenDecoderConfig,
+}
+
+/// Configuration of a [`VanillaTransformer`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VanillaTransformerConfig {
+    /// Number of token ids.
+    pub vocab_size: usize,
+    /// Context in tokens.
+    pub max_length: usize,
+    /// The token that ends a document, if the vocabulary has one.
+    pub eos_token_id: Option<u32>,
+    /// Whether the output projection is the embedding table.
+    pub tied_embeddings: bool,
+    /// The layers.
+    pub transformer: TransformerConfig,
+}
+
+impl BlockTransformerConfig {
+    /// Blocks that fit the context.
+    pub fn max_blocks(&self) -> usize {
+        self.max_length / self.block_length.max(1)
+    }
+
+    /// How ids are cut into blocks.
+    pub fn layout(&self) -> BlockLayout {
+        BlockLayout {
+            block_length: self.block_length,
+            max_length: self.max_length,
+            pad_token_id: self.pad_token_id,
+            vocab_size: self.vocab_size,
+        }
+    }
+
+    fn embedder_sizes(&self) -> EmbedderSizes {
+        EmbedderSizes {
+            vocab_size: self.vocab_size,
+            block_length: self.block_length,
+            n_embedding_tokens: self.n_embedding_tokens,
+            d_model: self.block_decoder.d_model,
+        }
+    }
+
+    fn token_decoder_sizes(&self) -> TokenDecoderSizes {
+        TokenDecoderSizes {
+            vocab_size: self.vocab_size,
+            block_length: self.block_length,
+            n_embedding_tokens: self.n_embedding_tokens,
+            d_context: self.block_decoder.d_model,
+        }
+    }
+
+    /// Initialises the model with random weights, which are only drawn when first used.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] that names what does not fit together.
+    pub fn init(&self, device: &Device) -> Result<BlockTransformer, ConfigError> {
+        let embedder = self.embedder.try_init(&self.embedder_sizes(), device)?;
+        let token_decoder = self.token_decoder.try_init(&self.token_decoder_sizes(), device)?;
+        self.init_with(embedder, token_decoder, device)
+    }
+
+    /// Initialises the model around an embedder and a token decoder of your own; the configuration's `embedder` and
+    /// `token_decoder` are not looked at.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] if a part does not agree with the configuration's sizes.
+    pub fn init_with<E: Embedder, T: TokenDecoder>(
+        &self,
+        embedder: E,
+        token_decoder: T,
+        device: &Device,
+    ) -> Result<BlockTransformer<E, T>, ConfigError> {
+        self.validate()?;
+        ConfigError::equal("embedder.block_length", embedder.block_length(), "block_length", self.block_length)?;
+        ConfigError::equal("embedder.d_model", embedder.d_model(), "block_decoder.d_model", self.block_decoder.d_model)?;
+        let n = embedder.n_embedding_tokens();
+        ConfigError::equal("embedder.n_embedding_tokens", n, "n_embedding_tokens", self.n_embedding_tokens)?;
+        let length = token_decoder.block_length();
+        ConfigError::equal("token_decoder.block_length", length, "block_length", self.block_length)?;
+        ConfigError::equal("token_decoder.vocab_size", token_decoder.vocab_size(), "vocab_size", self.vocab_size)?;
+        let block_decoder = BlockDecoder::new(&self.block_decoder, self.n_embedding_tokens, device);
+        Ok(BlockTransformer { embedder, block_decoder, token_decoder, layout: self.layout() })
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        ConfigError::positive("vocab_size", self.vocab_size)?;
+        ConfigError::positive("block_length", self.block_length)?;
+        ConfigError::positive("n_embedding_tokens", self.n_embedding_tokens)?;
+        ConfigError::positive("max_length", self.max_length)?;
+        ConfigError::multiple("max_length", self.max_length, "block_length", self.block_length)?;
+        self.block_decoder.validate()?;
+        check_token("pad_token_id", Some(self.pad_token_id), self.vocab_size)?;
+        check_token("eos_token_id", self.eos_token_id, self.vocab_size)?;
+        let positions = self.max_blocks() * self.n_embedding_tokens;
+        check_positions("block_decoder.max_positions", &self.block_decoder, positions)
+    }
+}
+
+impl VanillaTransformerConfig {
+    /// Initialises the model with random weights, which are only drawn when first used.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] that names what does not fit together.
+    pub fn init(&self, device: &Device) -> Result<VanillaTransformer, ConfigError> {
+        ConfigError::positive("vocab_size", self.vocab_size)?;
+        ConfigError::positive("max_length", self.max_length)?;
+        self.transformer.validate()?;
+        check_token("eos_token_id", self.eos_token_id, self.vocab_size)?;
+        check_positions("transformer.max_positions", &self.transformer, self.max_length)?;
+        let TransformerConfig { d_model, initializer_range, .. } = self.transformer;
+        let vocabulary = Vocabulary::new(self.vocab_size, d_model, self.tied_embeddings, initializer_range, device);
+        let layout = BlockLayout {
+            block_length: 1,
+            max_length: self.max_length,
+            pad_token_id: self.eos_token_id.unwrap_or(0),
+            vocab_size: self.vocab_size,
+        };
+        Ok(VanillaTransformer { vocabulary, transformer: self.transformer.init(device), layout })
+    }
+}
+
+impl ModelConfig {
+    /// Reads a `config.json`.
+    ///
+    /// # Errors
+    /// A [`CheckpointError`] that names the file, and where in it the fault lies.
+    pub fn load(path: &Path) -> Result<Self, CheckpointError> {
+        let text = std::fs::read_to_string(path).map_err(|source| CheckpointError::io("read", path, source))?;
+        serde_json::from_str(&text).map_err(|source| CheckpointError::Json { path: path.into(), source })
+    }
+
+    /// The configuration as JSON.
+    pub fn to_json(&self) -> String {
+        let mut json = serde_json::to_string_pretty(self).expect("a configuration is always valid JSON");
+        json.push('\n');
+        json
+    }
+
+    /// Number of token ids.
+    pub fn vocab_size(&self) -> usize {
+        match self {
+            Self::BlockTransformer(config) => config.vocab_size,
+            Self::VanillaTransformer(config) => config.vocab_size,
+        }
+    }
+
+    /// The token that ends a document.
+    pub fn eos_token_id(&self) -> Option<u32> {
+        match self {
+            Self::BlockTransformer(config) => config.eos_token_id,
+            Self::VanillaTransformer(config) => config.eos_token_id,
+        }
+    }
+
+    /// Context in tokens.
+    pub fn max_length(&self) -> usize {
+        match self {
+            Self::BlockTransformer(config) => config.max_length,
+            Self::VanillaTransformer(config) => config.max_length,
+        }
+    }
+
+    /// Tokens a block; 1 for a vanilla transformer.
+    pub fn block_length(&self) -> usize {
+        match self {
+            Self::BlockTransformer(config) => config.block_length,
+            Self::VanillaTransformer(_) => 1,
+        }
+    }
+}
+
+fn check_token(field: &'static str, id: Option<u32>, vocab_size: usize) -> Result<(), ConfigError> {
+    match id {
+        Some(id) if id as usize >= vocab_size => {
+            Err(ConfigError::OutOfRange { field, value: f64::from(id), range: "0..vocab_size" })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_positions(field: &'static str, config: &TransformerConfig, needed: usize) -> Result<(), ConfigError> {
+    if config.rotary.is_some() && config.max_positions < needed {
+        let (value, expected) = (config.max_positions, needed);
+        return Err(ConfigError::Mismatch { field, value, expected_field: "max_length", expected });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::presets;
+
+    #[test]
+    fn configurations_survive_json() {
+        let block = ModelConfig::BlockTransformer(presets::block("block_main_b4_85").unwrap());
+        let vanilla = ModelConfig::VanillaTransformer(presets::vanilla("vanilla_70").unwrap());
+        for config in [block, vanilla] {
+            assert_eq!(serde_json::from_str::<ModelConfig>(&config.to_json()).unwrap(), config);
+        }
+    }
+
+    #[test]
+    fn unknown_fields_and_architectures_are_refused() {
+        let json = ModelConfig::BlockTransformer(presets::block("block_main_b4_5").unwrap()).to_json();
+        let refused = |json: String| serde_json::from_str::<ModelConfig>(&json).unwrap_err().to_string();
+        assert!(refused(json.replace("\"block_length\"", "\"block_lenght\"")).contains("block_lenght"));
+        assert!(refused(json.replace("\"lookup\"", "\"hashed\"")).contains("hashed"));
+        assert!(refused(json.replace("\"block_transformer\"", "\"mamba\"")).contains("mamba"));
+    }
+
+    #[test]
+    fn sizes_that_do_not_fit_are_refused() {
+        let device = Device::flex();
+        let good = presets::block("block_main_b4_5").unwrap();
+        let message = |config: BlockTransformerConfig| config.init(&device).unwrap_err().to_string();
+        let bad = BlockTransformerConfig { max_length: 2046, ..good.clone() };
+        assert_eq!(message(bad), "max_length is 2046, which is not a multiple of block_length (4)");
+        let bad = BlockTransformerConfig { pad_token_id: 60_000, ..good.clone() };
+        assert_eq!(message(bad), "pad_token_id is 60000, which is outside 0..vocab_size");
+        let bad = BlockTransformerConfig { max_length: 16_384, ..good };
+        assert_eq!(message(bad), "block_decoder.max_positions is 2048, but max_length needs 4096");
+    }
+}

@@ -1,0 +1,147 @@
+//! The paper's configurations by name.
+//!
+//! Sizes are those of the authors' trainer files (their repository, `conf/trainer`, and table 1 of the paper): 50,304
+//! token ids (the GPT-NeoX-20B tokenizer), blocks of 4 tokens, a context of 2,048 tokens, GPT-NeoX layers, a lookup
+//! embedder of concatenated embeddings, and a prefix token decoder with an expansion layer of ratio 2. A preset's name
+//! says the millions of its non-embedding parameters.
+
+use blockformer_embedder::{EmbedderConfig, LookupConfig, Projection};
+use blockformer_nn::TransformerConfig;
+use blockformer_token_decoder::{Expansion, PrefixConfig, TokenDecoderConfig};
+
+use crate::{BlockTransformerConfig, ModelConfig, VanillaTransformerConfig};
+
+/// Token ids of the paper's models.
+pub const VOCAB_SIZE: usize = 50_304;
+/// Context of the paper's models, in tokens.
+pub const MAX_LENGTH: usize = 2048;
+/// `<|endoftext|>` of the GPT-NeoX-20B tokenizer, which also serves as padding.
+pub const EOS_TOKEN_ID: u32 = 0;
+
+/// Name, `d_model`, layers of the block decoder, layers of the token decoder.
+const BLOCK: [(&str, usize, usize, usize); 6] = [
+    ("block_main_b4_5", 256, 3, 3),
+    ("block_main_b4_19", 512, 3, 3),
+    ("block_main_b4_85", 768, 6, 6),
+    ("block_main_b4_300", 1024, 12, 12),
+    ("block_main_b4_800", 2048, 8, 8),
+    ("block_main_b4_1.2b", 2048, 12, 12),
+];
+
+/// Name, `d_model`, layers: the shapes of Pythia 31M to 410M.
+const VANILLA: [(&str, usize, usize); 4] =
+    [("vanilla_31", 256, 6), ("vanilla_70", 512, 6), ("vanilla_160", 768, 12), ("vanilla_410", 1024, 24)];
+
+/// The names of all presets.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    BLOCK.iter().map(|preset| preset.0).chain(VANILLA.iter().map(|preset| preset.0))
+}
+
+/// A preset of either kind, or `None` if there is none of that name.
+pub fn model(name: &str) -> Option<ModelConfig> {
+    let block = block(name).map(ModelConfig::BlockTransformer);
+    block.or_else(|| vanilla(name).map(ModelConfig::VanillaTransformer))
+}
+
+/// A Block Transformer of the paper, or `None` if there is none of that name.
+pub fn block(name: &str) -> Option<BlockTransformerConfig> {
+    let &(_, d_model, block_layers, token_layers) = BLOCK.iter().find(|preset| preset.0 == name)?;
+    let stack = |layers| TransformerConfig::gpt_neox(d_model, layers, d_model / head_dim(d_model));
+    let block_length = 4;
+    Some(BlockTransformerConfig {
+        vocab_size: VOCAB_SIZE,
+        block_length,
+        n_embedding_tokens: 1,
+        max_length: MAX_LENGTH,
+        pad_token_id: EOS_TOKEN_ID,
+        eos_token_id: Some(EOS_TOKEN_ID),
+        random_pad_first_block: true,
+        pad_to_block_boundary: true,
+        embedder: EmbedderConfig::Lookup(LookupConfig {
+            d_embedding: d_model / block_length,
+            projection: Projection::Concat,
+        }),
+        block_decoder: stack(block_layers),
+        token_decoder: TokenDecoderConfig::Prefix(PrefixConfig {
+            transformer: stack(token_layers),
+            expansion: Expansion::Layer,
+            expansion_ratio: 2,
+            tied_embeddings: false,
+        }),
+    })
+}
+
+/// A vanilla transformer of Pythia's shape, or `None` if there is none of that name.
+pub fn vanilla(name: &str) -> Option<VanillaTransformerConfig> {
+    let &(_, d_model, layers) = VANILLA.iter().find(|preset| preset.0 == name)?;
+    let n_heads = if d_model == 1024 { 16 } else { d_model / head_dim(d_model) };
+    Some(VanillaTransformerConfig {
+        vocab_size: VOCAB_SIZE,
+        max_length: MAX_LENGTH,
+        eos_token_id: Some(EOS_TOKEN_ID),
+        tied_embeddings: false,
+        transformer: TransformerConfig::gpt_neox(d_model, layers, n_heads),
+    })
+}
+
+/// The authors' rule for the features of a head.
+pub(crate) fn head_dim(d_model: usize) -> usize {
+    match d_model {
+        ..=256 => 32,
+        257..=1536 => 64,
+        _ => 128,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ParameterCount;
+    use burn::tensor::Device;
+
+    /// Rounds as the paper prints: three digits.
+    fn rounds_to(got: usize, printed: f64, unit: f64) -> bool {
+        let digits = printed.log10().floor() as i32;
+        let step = 10f64.powi(digits - 2) * unit;
+        (got as f64 - printed * unit).abs() <= step
+    }
+
+    #[test]
+    fn parameter_counts_are_those_the_paper_prints() {
+        let printed = [
+            ("block_main_b4_5", 33.8e6, 4.7e6),
+            ("block_main_b4_19", 77.4e6, 18.9e6),
+            ("block_main_b4_85", 173e6, 85e6),
+            ("block_main_b4_300", 420e6, 302e6),
+            ("block_main_b4_800", 1.05e9, 806e6),
+            ("block_main_b4_1.2b", 1.45e9, 1209e6),
+        ];
+        for (name, total, non_embedding) in printed {
+            let count = ParameterCount::of(&block(name).unwrap().init(&Device::flex()).unwrap());
+            assert!(rounds_to(count.total, total, 1.0), "{name}: {} of {total}", count.total);
+            assert!((count.non_embedding as f64 / non_embedding - 1.0).abs() < 0.01, "{name}: {count:?}");
+        }
+    }
+
+    #[test]
+    fn vanilla_parameter_counts_are_those_of_pythia() {
+        // Published totals and non-embedding counts of Pythia (Biderman et al. 2023, table 1); 31M is not in it.
+        let printed = [
+            ("vanilla_70", 70_426_624, 18_915_328),
+            ("vanilla_160", 162_322_944, 85_056_000),
+            ("vanilla_410", 405_334_016, 302_311_424),
+        ];
+        for (name, total, non_embedding) in printed {
+            let count = ParameterCount::of(&vanilla(name).unwrap().init(&Device::flex()).unwrap());
+            assert_eq!((count.total, count.non_embedding), (total, non_embedding), "{name}");
+        }
+        let count = ParameterCount::of(&vanilla("vanilla_31").unwrap().init(&Device::flex()).unwrap());
+        assert!((30e6..31e6).contains(&(count.total as f64)), "{count:?}");
+    }
+
+    #[test]
+    fn every_preset_is_found_by_its_name() {
+        assert!(names().all(|name| model(name).is_some()));
+        assert_eq!(model("block_main_b4_7"), None);
+    }
+}

@@ -1,0 +1,243 @@
+//! Checkpoints of the authors' PyTorch implementation and Hugging Face GPT-NeoX directories.
+//!
+//! Both use GPT-NeoX's names and layouts; [`translate`] turns them into this library's. What differs besides names:
+//! GPT-NeoX fuses queries, keys and values head by head (`[head, (q, k, v), head_dim]`) where this library puts all
+//! queries first, then keys, then values; and the authors write the embedder's projection and the token decoder's
+//! expansion as convolutions whose stride is their width, which are linear maps of the concatenated inputs.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use blockformer_nn::TransformerConfig;
+use burn::store::bridge;
+use burn::store::burn_pack::Tensor as PackTensor;
+use burn::tensor::{Shape, TensorData};
+
+use crate::checkpoint::{CONFIG_FILE, check_float};
+use crate::{Checkpoint, CheckpointError, ModelConfig};
+
+mod gpt_neox;
+mod trainer;
+
+pub use gpt_neox::GptNeoXConfig;
+pub use trainer::{AutoEncodingLoss, BlockDecodingLoss, BlockDecodingLossKind, TrainerFile};
+
+/// The configuration of a foreign model directory and the file it stands in; `None` if `directory` is this library's
+/// own.
+///
+/// # Errors
+/// A [`CheckpointError`] if there is no configuration at all, or one that cannot be read.
+pub fn find_config(directory: &Path) -> Result<Option<(ModelConfig, PathBuf)>, CheckpointError> {
+    for name in ["trainer.yaml", "trainer.yml", "trainer.json"] {
+        let path = directory.join(name);
+        if path.exists() {
+            let config = TrainerFile::load(&path)?.model_config(&path)?;
+            return Ok(Some((ModelConfig::BlockTransformer(config), path)));
+        }
+    }
+    let path = directory.join(CONFIG_FILE);
+    if !path.exists() {
+        let expected = "config.json, trainer.yaml or trainer.json";
+        return Err(CheckpointError::NoModel { path: directory.into(), expected });
+    }
+    let config = GptNeoXConfig::load_if_hugging_face(&path)?;
+    let config = config.map(|config| config.model_config(&path)).transpose()?;
+    Ok(config.map(|config| (ModelConfig::VanillaTransformer(config), path)))
+}
+
+/// How the numbers of a tensor are arranged in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// As in this library (linear weights `[out, in]`).
+    Same,
+    /// A convolution `[out, in, width]` whose stride is its width: here `[out, width · in]`.
+    Convolution,
+    /// Rows `[head, (q, k, v), head_dim]`: here `[(q, k, v), head, head_dim]`.
+    FusedHeads {
+        /// Heads.
+        n_heads: usize,
+        /// Features a head.
+        head_dim: usize,
+    },
+}
+
+impl Layout {
+    /// The shape in this library of a tensor of `shape` in the file, or the shape that was expected there.
+    fn shape(self, shape: &[usize]) -> Result<Vec<usize>, Vec<usize>> {
+        match (self, shape) {
+            (Self::Same, _) => Ok(shape.to_vec()),
+            (Self::Convolution, &[out, input, width]) => Ok(vec![out, width * input]),
+            (Self::Convolution, &[_]) => Ok(shape.to_vec()), // its bias
+            (Self::Convolution, _) => Err(vec![shape[0], 0, 0]),
+            (Self::FusedHeads { n_heads, head_dim }, _) => {
+                let rows = 3 * n_heads * head_dim;
+                let mut expected = shape.to_vec();
+                expected[0] = rows;
+                if shape[0] == rows { Ok(expected) } else { Err(expected) }
+            }
+        }
+    }
+
+    /// For each element of this library's tensor, the index of the same element in the file.
+    fn source(self, shape_in_file: &[usize]) -> Option<Vec<usize>> {
+        match (self, shape_in_file) {
+            (Self::Convolution, &[out, input, width]) => {
+                let element = |i: usize| {
+                    let (row, column) = (i / (width * input), i % (width * input));
+                    (row * input + column % input) * width + column / input
+                };
+                Some((0..out * width * input).map(element).collect())
+            }
+            (Self::FusedHeads { n_heads, head_dim }, shape) => {
+                let columns: usize = shape[1..].iter().product();
+                let element = |i: usize| {
+                    let (row, column) = (i / columns, i % columns);
+                    let (part, head, feature) = (row / (n_heads * head_dim), row / head_dim % n_heads, row % head_dim);
+                    ((head * 3 + part) * head_dim + feature) * columns + column
+                };
+                Some((0..shape[0] * columns).map(element).collect())
+            }
+            _ => None,
+        }
+    }
+
+    /// Rearranges numbers from the file's layout into this library's.
+    ///
+    /// # Panics
+    /// If `values` are not as many as `shape_in_file` says.
+    pub fn arrange(self, values: &[f32], shape_in_file: &[usize]) -> Vec<f32> {
+        match self.source(shape_in_file) {
+            Some(source) => source.iter().map(|&from| values[from]).collect(),
+            None => values.to_vec(),
+        }
+    }
+
+    /// Rearranges numbers from this library's layout into the file's, the inverse of [`arrange`](Self::arrange).
+    ///
+    /// # Panics
+    /// If `values` are not as many as `shape_in_file` says.
+    pub fn restore(self, values: &[f32], shape_in_file: &[usize]) -> Vec<f32> {
+        let Some(source) = self.source(shape_in_file) else { return values.to_vec() };
+        let mut restored = vec![0.0; values.len()];
+        for (to, &from) in source.iter().enumerate() {
+            restored[from] = values[to];
+        }
+        restored
+    }
+}
+
+/// What becomes of a tensor of the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Translation {
+    /// It is the parameter of this name, arranged like this.
+    Parameter(String, Layout),
+    /// It is not needed: an unused table or a buffer of old versions.
+    Ignored,
+    /// It is nothing known.
+    Unknown,
+}
+
+/// Where the tensor `name` of a foreign checkpoint belongs in a model of configuration `config`.
+pub fn translate_name(name: &str, config: &ModelConfig) -> Translation {
+    match config {
+        ModelConfig::VanillaTransformer(config) => gpt_neox::translate_vanilla(name, &config.transformer),
+        ModelConfig::BlockTransformer(config) => trainer::translate_block(name, config),
+    }
+}
+
+/// Gives the tensors of a foreign checkpoint this library's names and layouts.
+///
+/// # Errors
+/// A [`CheckpointError`] naming a tensor that is unknown, or whose shape cannot be rearranged.
+pub fn translate(checkpoint: Checkpoint, config: &ModelConfig) -> Result<Checkpoint, CheckpointError> {
+    let mut tensors = BTreeMap::new();
+    let mut names_in_file = BTreeMap::new();
+    let mut unknown = Vec::new();
+    for (name, tensor) in &checkpoint.tensors {
+        match translate_name(name, config) {
+            Translation::Parameter(parameter, layout) => {
+                check_float(checkpoint.path(), name, tensor.dtype)?;
+                let arranged = arrange_tensor(tensor, &parameter, layout).map_err(|expected| CheckpointError::Shape {
+                    path: checkpoint.path().into(),
+                    name: name.clone(),
+                    expected,
+                    got: tensor.shape.to_vec(),
+                })?;
+                tensors.insert(parameter.clone(), arranged);
+                names_in_file.insert(parameter, name.clone());
+            }
+            Translation::Ignored => {}
+            Translation::Unknown => unknown.push(name.clone()),
+        }
+    }
+    if !unknown.is_empty() {
+        return Err(CheckpointError::Unknown { path: checkpoint.path().into(), names: unknown });
+    }
+    Ok(checkpoint.renamed(tensors, names_in_file))
+}
+
+fn arrange_tensor(tensor: &PackTensor, parameter: &str, layout: Layout) -> Result<PackTensor, Vec<usize>> {
+    let in_file = tensor.shape.to_vec();
+    let shape = layout.shape(&in_file)?;
+    let (dtype, here) = (burn::tensor::DType::F32, shape.clone());
+    let arrange = move |data: TensorData| {
+        let values: Vec<f32> = data.iter::<f32>().collect();
+        TensorData::new(layout.arrange(&values, &in_file), here.clone())
+    };
+    Ok(bridge::map_data(tensor.clone(), parameter.to_string(), dtype, Shape::from(shape), arrange))
+}
+
+/// Where a tensor of a GPT-NeoX stack belongs: `name` without the `gpt_neox.` prefix, the answer below `transformer.`.
+pub(crate) fn translate_stack(name: &str, config: &TransformerConfig) -> Translation {
+    let heads = Layout::FusedHeads { n_heads: config.n_heads, head_dim: config.head_dim };
+    let parameter = |path: String, layout| Translation::Parameter(format!("transformer.{path}"), layout);
+    if let Some(kind) = name.strip_prefix("final_layer_norm.") {
+        return parameter(format!("final_norm.{kind}"), Layout::Same);
+    }
+    let Some((index, rest)) = name.strip_prefix("layers.").and_then(|rest| rest.split_once('.')) else {
+        return Translation::Unknown;
+    };
+    if matches!(rest, "attention.rotary_emb.inv_freq" | "attention.bias" | "attention.masked_bias") {
+        return Translation::Ignored;
+    }
+    let modules = [
+        ("input_layernorm", "attention_norm", Layout::Same),
+        ("post_attention_layernorm", "feed_forward_norm", Layout::Same),
+        ("attention.query_key_value", "attention.qkv", heads),
+        ("attention.dense", "attention.output", Layout::Same),
+        ("mlp.dense_h_to_4h", "feed_forward.up", Layout::Same),
+        ("mlp.dense_4h_to_h", "feed_forward.down", Layout::Same),
+    ];
+    for (theirs, ours, layout) in modules {
+        if let Some(kind @ ("weight" | "bias")) = rest.strip_prefix(theirs).and_then(|kind| kind.strip_prefix('.')) {
+            return parameter(format!("layers.{index}.{ours}.{kind}"), layout);
+        }
+    }
+    Translation::Unknown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fused_heads_become_queries_then_keys_then_values() {
+        // 2 heads of 1 feature: rows q0 k0 v0 q1 k1 v1, two columns each.
+        let values: Vec<f32> = (0..12).map(|v| v as f32).collect();
+        let layout = Layout::FusedHeads { n_heads: 2, head_dim: 1 };
+        let arranged = layout.arrange(&values, &[6, 2]);
+        assert_eq!(arranged, [0.0, 1.0, 6.0, 7.0, 2.0, 3.0, 8.0, 9.0, 4.0, 5.0, 10.0, 11.0]);
+        assert_eq!(layout.restore(&arranged, &[6, 2]), values);
+        assert_eq!(layout.shape(&[5, 2]), Err(vec![6, 2]));
+    }
+
+    #[test]
+    fn convolutions_become_maps_of_concatenated_inputs() {
+        // [out 1, in 2, width 3], value = 10 · in + position.
+        let values = [0.0, 1.0, 2.0, 10.0, 11.0, 12.0];
+        let arranged = Layout::Convolution.arrange(&values, &[1, 2, 3]);
+        assert_eq!(arranged, [0.0, 10.0, 1.0, 11.0, 2.0, 12.0]);
+        assert_eq!(Layout::Convolution.restore(&arranged, &[1, 2, 3]), values);
+        assert_eq!(Layout::Convolution.shape(&[1, 2, 3]), Ok(vec![1, 6]));
+    }
+}

@@ -1,0 +1,141 @@
+//! Hugging Face GPT-NeoX directories (Pythia).
+
+use std::path::Path;
+
+use blockformer_nn::{Activation, Residual, RotaryConfig, TransformerConfig};
+use serde::Deserialize;
+
+use super::{Layout, Translation, translate_stack};
+use crate::{CheckpointError, VanillaTransformerConfig};
+
+/// The fields of a Hugging Face `GPTNeoXConfig` that matter here, with its defaults.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct GptNeoXConfig {
+    /// Number of token ids.
+    pub vocab_size: usize,
+    /// Features of the residual stream.
+    pub hidden_size: usize,
+    /// Layers.
+    pub num_hidden_layers: usize,
+    /// Heads.
+    pub num_attention_heads: usize,
+    /// Inner features of the feed-forward network.
+    pub intermediate_size: usize,
+    /// Its non-linearity.
+    pub hidden_act: String,
+    /// Rotated share of each head.
+    pub rotary_pct: f64,
+    /// Base of the rotary wavelengths.
+    pub rotary_emb_base: f64,
+    /// Context in tokens.
+    pub max_position_embeddings: usize,
+    /// Standard deviation of initial weights.
+    pub initializer_range: f64,
+    /// Epsilon of the norms.
+    pub layer_norm_eps: f64,
+    /// Parallel or sequential residual.
+    pub use_parallel_residual: bool,
+    /// Biases in attention.
+    pub attention_bias: bool,
+    /// Whether the output projection is the embedding table.
+    pub tie_word_embeddings: bool,
+    /// The token that ends a document.
+    pub eos_token_id: Option<u32>,
+    /// A scaling of rotary positions; not supported.
+    pub rope_scaling: Option<serde_json::Value>,
+}
+
+impl Default for GptNeoXConfig {
+    /// Hugging Face's defaults (GPT-NeoX-20B).
+    fn default() -> Self {
+        Self {
+            vocab_size: 50_432,
+            hidden_size: 6144,
+            num_hidden_layers: 44,
+            num_attention_heads: 64,
+            intermediate_size: 24_576,
+            hidden_act: "gelu".into(),
+            rotary_pct: 0.25,
+            rotary_emb_base: 10_000.0,
+            max_position_embeddings: 2048,
+            initializer_range: 0.02,
+            layer_norm_eps: 1e-5,
+            use_parallel_residual: true,
+            attention_bias: true,
+            tie_word_embeddings: false,
+            eos_token_id: Some(2),
+            rope_scaling: None,
+        }
+    }
+}
+
+impl GptNeoXConfig {
+    /// Reads `config.json` if it is a Hugging Face one (it has a `model_type`).
+    pub(super) fn load_if_hugging_face(path: &Path) -> Result<Option<Self>, CheckpointError> {
+        let text = std::fs::read_to_string(path).map_err(|source| CheckpointError::io("read", path, source))?;
+        let json = |source| CheckpointError::Json { path: path.into(), source };
+        let value: serde_json::Value = serde_json::from_str(&text).map_err(json)?;
+        match value.get("model_type").and_then(serde_json::Value::as_str) {
+            None => Ok(None),
+            Some("gpt_neox") => serde_json::from_value(value).map(Some).map_err(json),
+            Some(other) => Err(CheckpointError::Unsupported {
+                path: path.into(),
+                field: "model_type",
+                value: other.into(),
+                supported: "gpt_neox",
+            }),
+        }
+    }
+
+    /// The layers, or the field that this library cannot do.
+    pub(super) fn transformer(&self, path: &Path) -> Result<TransformerConfig, CheckpointError> {
+        let unsupported = |field, value: String, supported| {
+            Err(CheckpointError::Unsupported { path: path.into(), field, value, supported })
+        };
+        let activation = match self.hidden_act.as_str() {
+            "gelu" => Activation::Gelu,
+            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Activation::GeluTanh,
+            "relu" => Activation::Relu,
+            other => return unsupported("hidden_act", other.into(), "gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, relu"),
+        };
+        if let Some(scaling) = &self.rope_scaling {
+            return unsupported("rope_scaling", scaling.to_string(), "null");
+        }
+        Ok(TransformerConfig {
+            d_ff: self.intermediate_size,
+            activation,
+            norm_eps: self.layer_norm_eps,
+            residual: if self.use_parallel_residual { Residual::Parallel } else { Residual::Sequential },
+            rotary: Some(RotaryConfig { fraction: self.rotary_pct, base: self.rotary_emb_base }),
+            qkv_bias: self.attention_bias,
+            output_bias: self.attention_bias,
+            max_positions: self.max_position_embeddings,
+            initializer_range: self.initializer_range,
+            ..TransformerConfig::gpt_neox(self.hidden_size, self.num_hidden_layers, self.num_attention_heads)
+        })
+    }
+
+    /// As a vanilla transformer.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Unsupported`] naming a field this library cannot do.
+    pub fn model_config(&self, path: &Path) -> Result<VanillaTransformerConfig, CheckpointError> {
+        Ok(VanillaTransformerConfig {
+            vocab_size: self.vocab_size,
+            max_length: self.max_position_embeddings,
+            eos_token_id: self.eos_token_id,
+            tied_embeddings: self.tie_word_embeddings,
+            transformer: self.transformer(path)?,
+        })
+    }
+}
+
+/// Where a tensor of a Hugging Face GPT-NeoX checkpoint belongs.
+pub(super) fn translate_vanilla(name: &str, config: &TransformerConfig) -> Translation {
+    match name {
+        "gpt_neox.embed_in.weight" => Translation::Parameter("vocabulary.embedding.weight".into(), Layout::Same),
+        "embed_out.weight" => Translation::Parameter("vocabulary.output.weight".into(), Layout::Same),
+        _ => name.strip_prefix("gpt_neox.").map_or(Translation::Unknown, |rest| translate_stack(rest, config)),
+    }
+}

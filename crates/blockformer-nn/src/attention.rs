@@ -1,0 +1,125 @@
+//! Self-attention with grouped query heads, rotary positions and an optional cache.
+//!
+//! ```text
+//! attention(q, k, v) = softmax(q kᵀ / sqrt(head_dim)) v
+//! ```
+
+use blockformer_kv_cache::LayerCache;
+use burn::module::Module;
+use burn::nn::Linear;
+use burn::tensor::activation::softmax;
+use burn::tensor::module::attention;
+use burn::tensor::ops::AttentionModuleOptions;
+use burn::tensor::{Bool, Device, Tensor, s};
+
+use crate::{RotaryTable, TransformerConfig, linear, linear_init};
+
+/// Scores from which the fused kernel of the backend is used (it never materialises them). Below, the plain product is
+/// faster, and under autodiff it is the only one with a backward pass.
+const FUSED_FROM_SCORES: usize = 128 * 128;
+
+/// Multi-head, grouped-query or multi-query self-attention with one fused projection for queries, keys and values.
+#[derive(Module, Debug)]
+pub struct Attention {
+    /// To queries, then keys, then values: `d_model -> (n_heads + 2 · n_kv_heads) · head_dim`, heads one after another.
+    pub qkv: Linear,
+    /// From the heads back to the residual stream: `n_heads · head_dim -> d_model`.
+    pub output: Linear,
+    n_heads: usize,
+    n_kv_heads: usize,
+    head_dim: usize,
+}
+
+/// What the layers of one forward pass share.
+pub(crate) struct AttentionContext<'a> {
+    /// Rotary tables, if positions are rotated.
+    pub(crate) rotary: Option<&'a RotaryTable>,
+    /// True where a query must not look, `[batch or 1, 1, queries, keys]`.
+    pub(crate) hidden: Option<Tensor<4, Bool>>,
+    /// Whether `hidden` is exactly the causal mask.
+    pub(crate) plain_causal: bool,
+    /// The first query's position.
+    pub(crate) start: usize,
+}
+
+impl Attention {
+    /// Initialises the projections as `config` says.
+    pub fn new(config: &TransformerConfig, device: &Device) -> Self {
+        let TransformerConfig { d_model, n_heads, n_kv_heads, head_dim, initializer_range: std, .. } = *config;
+        let d_qkv = (n_heads + 2 * n_kv_heads) * head_dim;
+        Self {
+            qkv: linear_init(d_model, d_qkv, config.qkv_bias, std, device),
+            output: linear_init(n_heads * head_dim, d_model, config.output_bias, std, device),
+            n_heads,
+            n_kv_heads,
+            head_dim,
+        }
+    }
+
+    /// # Shapes
+    /// - `x`: `[batch, positions, d_model]`, returns the same.
+    ///
+    /// # Panics
+    /// If `cache` cannot take `positions` more.
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<3>,
+        context: &AttentionContext<'_>,
+        cache: Option<&mut LayerCache>,
+    ) -> Tensor<3> {
+        let [batch, positions, _] = x.dims();
+        let (heads, kv_heads, head_dim) = (self.n_heads, self.n_kv_heads, self.head_dim);
+        let qkv = linear(&self.qkv, x)
+            .reshape([batch, positions, heads + 2 * kv_heads, head_dim])
+            .swap_dims(1, 2); // [batch, heads + 2 kv_heads, positions, head_dim]
+        let mut qk = qkv.clone().slice(s![.., 0..heads + kv_heads, .., ..]);
+        let values = qkv.slice(s![.., heads + kv_heads.., .., ..]);
+        if let Some(rotary) = context.rotary {
+            qk = rotary.forward(qk, context.start);
+        }
+        let queries = qk.clone().slice(s![.., 0..heads, .., ..]);
+        let keys = qk.slice(s![.., heads.., .., ..]);
+        let (keys, values) = match cache {
+            Some(cache) => match cache.append(keys, values) {
+                Ok(held) => held,
+                Err(error) => panic!("attention with a cache: {error}"),
+            },
+            None => (keys, values),
+        };
+        let mixed = self.attend(queries, keys, values, context); // [batch, heads, positions, head_dim]
+        linear(&self.output, mixed.swap_dims(1, 2).reshape([batch, positions, heads * head_dim]))
+    }
+
+    fn attend(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, context: &AttentionContext<'_>) -> Tensor<4> {
+        let [batch, heads, n_queries, head_dim] = q.dims();
+        let n_keys = k.dims()[2];
+        if n_queries * n_keys >= FUSED_FROM_SCORES && !q.is_autodiff() {
+            let (k, v) = (self.repeat_kv(k), self.repeat_kv(v));
+            let options = AttentionModuleOptions { is_causal: context.plain_causal, ..Default::default() };
+            let hidden = context.hidden.clone().filter(|_| !context.plain_causal);
+            let hidden = hidden.map(|mask| mask.expand([batch, heads, n_queries, n_keys]));
+            return attention(q, k, v, hidden, None, options);
+        }
+        // Query heads that share a key head become further queries of it: nothing is repeated.
+        let group = heads / self.n_kv_heads;
+        let q = q.mul_scalar((head_dim as f64).powf(-0.5));
+        let q = q.reshape([batch, self.n_kv_heads, group * n_queries, head_dim]);
+        let scores = q.matmul(k.transpose()).reshape([batch, heads, n_queries, n_keys]);
+        let scores = match &context.hidden {
+            Some(hidden) => scores.mask_fill(hidden.clone().expand([batch, heads, n_queries, n_keys]), f32::NEG_INFINITY),
+            None => scores,
+        };
+        let weights = softmax(scores, 3).reshape([batch, self.n_kv_heads, group * n_queries, n_keys]);
+        weights.matmul(v).reshape([batch, heads, n_queries, head_dim])
+    }
+
+    fn repeat_kv(&self, x: Tensor<4>) -> Tensor<4> {
+        let group = self.n_heads / self.n_kv_heads;
+        if group == 1 {
+            return x;
+        }
+        let [batch, kv_heads, positions, head_dim] = x.dims();
+        let repeated: Tensor<5> = x.unsqueeze_dim::<5>(2).repeat_dim(2, group);
+        repeated.reshape([batch, kv_heads * group, positions, head_dim])
+    }
+}

@@ -1,0 +1,59 @@
+//! One transformer layer.
+
+use blockformer_kv_cache::LayerCache;
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+
+use crate::attention::AttentionContext;
+use crate::{Attention, FeedForward, Norm, Residual, TransformerConfig};
+
+/// Attention and feed-forward network, each behind its norm, added to the residual stream.
+#[derive(Module, Debug)]
+pub struct Layer {
+    /// Before attention.
+    pub attention_norm: Norm,
+    /// Self-attention.
+    pub attention: Attention,
+    /// Before the feed-forward network.
+    pub feed_forward_norm: Norm,
+    /// Feed-forward network.
+    pub feed_forward: FeedForward,
+    #[module(skip)]
+    residual: Residual,
+}
+
+impl Layer {
+    /// Initialises a layer as `config` says.
+    pub fn new(config: &TransformerConfig, device: &Device) -> Self {
+        let norm = || Norm::new(config.norm, config.d_model, config.norm_eps, device);
+        Self {
+            attention_norm: norm(),
+            attention: Attention::new(config, device),
+            feed_forward_norm: norm(),
+            feed_forward: FeedForward::new(config, device),
+            residual: config.residual,
+        }
+    }
+
+    /// # Shapes
+    /// - `x`: `[batch, positions, d_model]`, returns the same.
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<3>,
+        context: &AttentionContext<'_>,
+        cache: Option<&mut LayerCache>,
+    ) -> Tensor<3> {
+        let attended = self.attention.forward(self.attention_norm.forward(x.clone()), context, cache);
+        match self.residual {
+            Residual::Parallel => {
+                let fed = self.feed_forward.forward(self.feed_forward_norm.forward(x.clone()));
+                x + attended + fed
+            }
+            Residual::Sequential => {
+                let x = x + attended;
+                let fed = self.feed_forward.forward(self.feed_forward_norm.forward(x.clone()));
+                x + fed
+            }
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! A stack of layers.
+
+use blockformer_kv_cache::{CacheConfig, KvCache};
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+
+use crate::attention::AttentionContext;
+use crate::{AttentionMask, Layer, Norm, RotaryTable};
+
+/// Layers, rotary tables and a final norm: embeddings in, hidden states out. Made by
+/// [`TransformerConfig::init`](crate::TransformerConfig::init).
+#[derive(Module, Debug)]
+pub struct Transformer {
+    /// The layers, first to last.
+    pub layers: Vec<Layer>,
+    /// Applied to the output of the last layer.
+    pub final_norm: Norm,
+    pub(crate) rotary: Option<RotaryTable>,
+    pub(crate) n_kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) d_model: usize,
+}
+
+impl Transformer {
+    /// Runs the layers. With a cache, `x` holds the positions that follow those in the cache.
+    ///
+    /// # Shapes
+    /// - `x`: `[batch, positions, d_model]`, returns the same
+    /// - a key mask in `mask`: `[batch, cached + positions]`
+    ///
+    /// # Panics
+    /// If shapes do not fit, if positions run beyond the rotary tables, or if the cache cannot take them (ask
+    /// [`KvCache::ensure_room`] first).
+    pub fn forward(&self, x: Tensor<3>, mask: &AttentionMask, mut cache: Option<&mut KvCache>) -> Tensor<3> {
+        let [_, positions, d_model] = x.dims();
+        assert_eq!(d_model, self.d_model, "embeddings of {d_model} features in a stack of {}", self.d_model);
+        let start = cache.as_ref().map_or(0, |cache| cache.len());
+        let context = AttentionContext {
+            rotary: self.rotary.as_ref(),
+            hidden: mask.hidden(positions, start + positions, &x.device()),
+            plain_causal: mask.is_plain_causal(),
+            start,
+        };
+        let mut x = x;
+        for (index, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(x, &context, cache.as_deref_mut().map(|cache| cache.layer_mut(index)));
+        }
+        self.final_norm.forward(x)
+    }
+
+    /// The size of a cache for `batch` sequences of up to `capacity` positions.
+    pub fn cache_config(&self, batch: usize, capacity: usize) -> CacheConfig {
+        let (n_layers, n_kv_heads, head_dim) = (self.layers.len(), self.n_kv_heads, self.head_dim);
+        CacheConfig { n_layers, batch, n_kv_heads, capacity, head_dim }
+    }
+
+    /// An empty cache of that size.
+    pub fn new_cache(&self, batch: usize, capacity: usize, device: &Device) -> KvCache {
+        KvCache::new(self.cache_config(batch, capacity), device)
+    }
+
+    /// Features of the residual stream.
+    pub fn d_model(&self) -> usize {
+        self.d_model
+    }
+
+    /// Positions the rotary tables reach, if there are any.
+    pub fn max_positions(&self) -> Option<usize> {
+        self.rotary.as_ref().map(RotaryTable::max_positions)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Residual, TransformerConfig};
+    use burn::tensor::{Bool, Distribution, TensorData, s};
+
+    fn styles() -> Vec<(&'static str, TransformerConfig)> {
+        let neox = TransformerConfig { initializer_range: 0.2, ..TransformerConfig::gpt_neox(32, 2, 4) };
+        let llama = TransformerConfig { initializer_range: 0.2, ..TransformerConfig::llama(32, 2, 4) };
+        vec![
+            ("gpt-neox", neox.clone()),
+            ("gpt-neox sequential", TransformerConfig { residual: Residual::Sequential, ..neox }),
+            ("llama", llama.clone()),
+            ("llama grouped-query", llama.clone().with_n_kv_heads(2)),
+            ("llama multi-query", llama.with_n_kv_heads(1)),
+        ]
+    }
+
+    fn difference(a: Tensor<3>, b: Tensor<3>) -> f32 {
+        (a - b).abs().max().into_scalar::<f32>()
+    }
+
+    #[test]
+    fn cached_steps_match_the_full_forward() {
+        let device = Device::flex();
+        for (name, config) in styles() {
+            let stack = config.init(&device);
+            let x = Tensor::<3>::random([2, 7, 32], Distribution::Normal(0.0, 1.0), &device);
+            for mask in [AttentionMask::causal(), AttentionMask::causal_groups(1)] {
+                let full = stack.forward(x.clone(), &mask, None);
+                let mut cache = stack.new_cache(2, 7, &device);
+                let parts = [0..3, 3..4, 4..7].map(|range| {
+                    stack.forward(x.clone().slice(s![.., range, ..]), &mask, Some(&mut cache))
+                });
+                let error = difference(Tensor::cat(parts.to_vec(), 1), full);
+                assert!(error < 1e-5, "{name}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn long_prefill_through_the_fused_kernel_matches_single_steps() {
+        let device = Device::flex();
+        let config = TransformerConfig { initializer_range: 0.2, ..TransformerConfig::llama(32, 2, 4).with_n_kv_heads(2) };
+        let stack = config.init(&device);
+        let x = Tensor::<3>::random([2, 160, 32], Distribution::Normal(0.0, 1.0), &device);
+        let padding = |padded: usize| {
+            let real: Vec<bool> = (0..2 * 160).map(|i| i % 160 >= padded * (i / 160)).collect();
+            Tensor::<2, Bool>::from_data(TensorData::new(real, [2, 160]), &device)
+        };
+        for padded in [0, 5] {
+            let mask = AttentionMask::causal().with_keys((padded > 0).then(|| padding(padded)));
+            let full = stack.forward(x.clone(), &mask, None);
+            let mut cache = stack.new_cache(2, 160, &device);
+            let steps: Vec<_> = (0..160)
+                .map(|i| {
+                    let keys = (padded > 0).then(|| padding(padded).slice(s![.., 0..i + 1]));
+                    let mask = AttentionMask::causal().with_keys(keys);
+                    stack.forward(x.clone().slice(s![.., i..i + 1, ..]), &mask, Some(&mut cache))
+                })
+                .collect();
+            let real = s![.., padded.., ..];
+            let error = difference(Tensor::cat(steps, 1).slice(real), full.slice(real));
+            assert!(error < 1e-4, "padded {padded}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_future_position_changes_nothing_before_it() {
+        let device = Device::flex();
+        for (name, config) in styles() {
+            let stack = config.init(&device);
+            let x = Tensor::<3>::random([1, 6, 32], Distribution::Normal(0.0, 1.0), &device);
+            let noise = Tensor::<3>::random([1, 1, 32], Distribution::Normal(0.0, 1.0), &device);
+            let changed = x.clone().slice_assign(s![.., 4..5, ..], noise);
+            let before = stack.forward(x, &AttentionMask::causal(), None);
+            let after = stack.forward(changed, &AttentionMask::causal(), None);
+            let past = s![.., 0..4, ..];
+            assert_eq!(difference(before.clone().slice(past), after.clone().slice(past)), 0.0, "{name}");
+            assert!(difference(before, after) > 1e-3, "{name}");
+        }
+    }
+
+    #[test]
+    fn padded_positions_change_nothing_where_the_mask_is_true() {
+        let device = Device::flex();
+        let stack = styles()[0].1.init(&device);
+        let x = Tensor::<3>::random([1, 5, 32], Distribution::Normal(0.0, 1.0), &device);
+        let noise = Tensor::<3>::random([1, 2, 32], Distribution::Normal(0.0, 1.0), &device);
+        let keys = TensorData::new(vec![false, false, true, true, true], [1, 5]);
+        let mask = AttentionMask::causal().with_keys(Some(Tensor::from_data(keys, &device)));
+        let changed = x.clone().slice_assign(s![.., 0..2, ..], noise);
+        let real = s![.., 2.., ..];
+        let a = stack.forward(x, &mask, None).slice(real);
+        let b = stack.forward(changed, &mask, None).slice(real);
+        assert!(difference(a, b) < 1e-6);
+    }
+
+    #[test]
+    fn grouped_query_gradients_equal_those_of_repeated_heads() {
+        let device = Device::flex().autodiff();
+        let grouped = TransformerConfig { n_layers: 1, ..styles()[3].1.clone() }.init(&device);
+        let config = TransformerConfig { n_layers: 1, ..styles()[2].1.clone() };
+        let mut full = config.init(&device);
+        full.layers[0].feed_forward = grouped.layers[0].feed_forward.clone();
+        full.layers[0].attention.output = grouped.layers[0].attention.output.clone();
+        // 4 query heads, 2 key heads, 2 value heads of 8 features -> each key and value head twice.
+        let weight = grouped.layers[0].attention.qkv.weight.val().inner();
+        let head = |index: usize| weight.clone().slice(s![.., index * 8..index * 8 + 8]);
+        let repeated = [0, 1, 2, 3, 4, 4, 5, 5, 6, 6, 7, 7].map(head).to_vec();
+        full.layers[0].attention.qkv.weight =
+            burn::module::Param::from_tensor(Tensor::from_inner(Tensor::cat(repeated, 1)));
+        let x = Tensor::<3>::random([2, 5, 32], Distribution::Normal(0.0, 1.0), &device).require_grad();
+        let gradient = |stack: &Transformer| {
+            let y = stack.forward(x.clone(), &AttentionMask::causal(), None);
+            (y.clone().inner(), x.grad(&y.powi_scalar(3).sum().backward()).expect("x has a gradient"))
+        };
+        let ((y1, g1), (y2, g2)) = (gradient(&grouped), gradient(&full));
+        assert!(difference(y1, y2) < 1e-5);
+        let scale = g1.clone().abs().max().into_scalar::<f32>();
+        assert!(difference(g1, g2) < 1e-4 * scale);
+    }
+}

@@ -1,0 +1,112 @@
+//! The trait.
+
+use burn::module::Module;
+use burn::tensor::{Bool, Device, Int, Tensor};
+
+/// What a token decoder is given: the start of blocks (a context embedding each and, perhaps, known tokens), or the
+/// next tokens of blocks that a cache has begun. Every row is a block of its own.
+#[derive(Debug, Clone)]
+pub struct TokenInput {
+    /// Context embeddings that begin the blocks, `[rows, n_embedding_tokens, d_context]`; `None` where a cache holds
+    /// the beginning.
+    pub context: Option<Tensor<3>>,
+    /// Tokens that follow, `[rows, n]`.
+    pub ids: Option<Tensor<2, Int>>,
+    /// False where one of `ids` is padding, `[rows, n]`; `None` where there is none.
+    pub mask: Option<Tensor<2, Bool>>,
+}
+
+impl TokenInput {
+    /// Blocks that begin with these context embeddings.
+    ///
+    /// # Shapes
+    /// - `context`: `[rows, n_embedding_tokens, d_context]`
+    pub fn start(context: Tensor<3>) -> Self {
+        Self { context: Some(context), ids: None, mask: None }
+    }
+
+    /// The next tokens of blocks that a cache has begun.
+    ///
+    /// # Shapes
+    /// - `ids`: `[rows, n]`
+    pub fn next(ids: Tensor<2, Int>) -> Self {
+        Self { context: None, ids: Some(ids), mask: None }
+    }
+
+    /// The same with known tokens behind the context embedding.
+    pub fn with_ids(mut self, ids: Option<Tensor<2, Int>>) -> Self {
+        self.ids = ids;
+        self
+    }
+
+    /// The same with a mask that is false where a token is padding.
+    pub fn with_mask(mut self, mask: Option<Tensor<2, Bool>>) -> Self {
+        self.mask = mask;
+        self
+    }
+}
+
+/// Decodes the tokens of blocks from their context embeddings.
+///
+/// Implement it to try a token decoder of your own: `BlockTransformer<AnyEmbedder, MyTokenDecoder>` then trains,
+/// generates, evaluates and is saved like any other.
+pub trait TokenDecoder: Module {
+    /// What has been computed of the blocks being decoded.
+    type Cache: TokenCache;
+
+    /// Hidden states that predict tokens: where `input` begins blocks, one that predicts the first token, and then,
+    /// behind each token given, one that predicts the next. All tokens of a block of length `L` are predicted from
+    /// its first `L - 1`.
+    ///
+    /// With a cache, an input that begins blocks empties it first; any other continues the blocks it holds, and its
+    /// tokens must be real (no mask).
+    ///
+    /// # Shapes
+    /// - returns: `[rows, (1 where blocks begin) + n, d_model]`
+    ///
+    /// # Panics
+    /// If shapes do not fit, if the input neither begins nor continues blocks, or if it holds more tokens than a
+    /// block.
+    fn forward(&self, input: TokenInput, cache: Option<&mut Self::Cache>) -> Tensor<3>;
+
+    /// Logits over the vocabulary.
+    ///
+    /// # Shapes
+    /// - `hidden`: `[rows, n, d_model]`
+    /// - returns: `[rows, n, vocab_size]`
+    fn logits(&self, hidden: Tensor<3>) -> Tensor<3>;
+
+    /// An empty cache for `rows` blocks at a time, with room for a context embedding and one block.
+    fn new_cache(&self, rows: usize, device: &Device) -> Self::Cache;
+
+    /// Tokens a block.
+    fn block_length(&self) -> usize;
+
+    /// Number of token ids.
+    fn vocab_size(&self) -> usize;
+}
+
+/// The state of blocks being decoded.
+pub trait TokenCache: Clone + core::fmt::Debug + Send {
+    /// Bytes it takes on the device.
+    fn bytes(&self) -> usize;
+}
+
+impl TokenCache for blockformer_kv_cache::KvCache {
+    fn bytes(&self) -> usize {
+        self.bytes()
+    }
+}
+
+/// The sizes a token decoder takes from the model it is part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenDecoderSizes {
+    /// Number of token ids.
+    pub vocab_size: usize,
+    /// Tokens a block.
+    pub block_length: usize,
+    /// Context embeddings a block.
+    pub n_embedding_tokens: usize,
+    /// Features of a context embedding, the block decoder's `d_model`.
+    pub d_context: usize,
+}
