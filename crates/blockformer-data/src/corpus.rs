@@ -7,8 +7,8 @@ use crate::error::{DataError, Result};
 
 /// A list of tokenized documents.
 ///
-/// [`InMemoryCorpus`] and [`MegatronCorpus`](crate::MegatronCorpus) are two; a type of yours that implements this can
-/// be packed and trained on like them.
+/// [`InMemoryCorpus`](crate::InMemoryCorpus) and [`MegatronCorpus`](crate::MegatronCorpus) are two; a type of yours
+/// that implements this can be packed and trained on like them.
 pub trait TokenCorpus: Send + Sync {
     /// How many documents there are.
     fn n_documents(&self) -> usize;

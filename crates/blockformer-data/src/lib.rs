@@ -65,3 +65,8 @@ pub use packing::{PackedDataset, PackingConfig, PackingStatistics, Sample};
 pub use source::{Documents, read_documents};
 pub use tokenizer::{EOS_TOKENS, PAD_TOKENS, Tokenizer};
 pub use tokenizer_training::{END_OF_TEXT, TokenizerTraining, character_level, character_level_of};
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

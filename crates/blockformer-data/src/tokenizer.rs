@@ -47,8 +47,7 @@ impl Tokenizer {
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
-        let inner = tokenizers::Tokenizer::from_bytes(&bytes)
-            .map_err(|source| DataError::TokenizerFile { path: path.to_path_buf(), source })?;
+        let inner = parse(&bytes).map_err(|source| DataError::TokenizerFile { path: path.to_path_buf(), source })?;
         Ok(Self::from_inner(inner))
     }
 
@@ -57,8 +56,7 @@ impl Tokenizer {
     /// # Errors
     /// [`DataError::TokenizerBytes`] if they are not a tokenizer.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        let inner = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|source| DataError::TokenizerBytes { n_bytes: bytes.len(), source })?;
+        let inner = parse(bytes).map_err(|source| DataError::TokenizerBytes { n_bytes: bytes.len(), source })?;
         Ok(Self::from_inner(inner))
     }
 
@@ -200,6 +198,13 @@ impl Tokenizer {
         };
         write().map_err(DataError::io("write", path))
     }
+}
+
+/// Parses a `tokenizer.json` file. The `tokenizers` crate panics on some that are wrong: these are errors here.
+fn parse(bytes: &[u8]) -> Result<tokenizers::Tokenizer, BoxedError> {
+    let _: serde::de::IgnoredAny = serde_json::from_slice(bytes)?;
+    std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(bytes))
+        .unwrap_or_else(|_| Err("the tokenizers crate panicked over it".into()))
 }
 
 impl fmt::Debug for Tokenizer {

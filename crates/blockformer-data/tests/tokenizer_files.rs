@@ -27,6 +27,22 @@ fn files_that_are_no_tokenizer_are_refused() {
 }
 
 #[test]
+fn a_tokenizer_cut_short_anywhere_is_refused() {
+    let whole = character_level("ab").unwrap().to_json().unwrap();
+    for n_bytes in 0..whole.len() {
+        assert!(Tokenizer::from_bytes(&whole.as_bytes()[..n_bytes]).is_err(), "{n_bytes} of {} bytes", whole.len());
+    }
+}
+
+#[test]
+fn a_file_that_the_tokenizers_crate_panics_over_is_refused() {
+    let mut file: serde_json::Value = serde_json::from_str(&character_level("ab").unwrap().to_json().unwrap()).unwrap();
+    file["normalizer"] = serde_json::json!({"type": "Precompiled", "precompiled_charsmap": "not base64!"});
+    let error = Tokenizer::from_bytes(file.to_string().as_bytes()).unwrap_err();
+    assert!(matches!(error, DataError::TokenizerBytes { .. }), "{error}");
+}
+
+#[test]
 fn a_tokenizer_is_not_saved_where_there_is_no_folder() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("missing").join("tokenizer.json");

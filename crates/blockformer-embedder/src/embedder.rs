@@ -1,14 +1,14 @@
 //! The trait.
 
 use blockformer_nn::ConfigError;
-use burn::module::Module;
+use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Bool, Int, Tensor};
 
 /// Turns blocks of token ids into block embeddings.
 ///
 /// Implement it to try an embedder of your own: `BlockTransformer<MyEmbedder>` then trains, generates, evaluates and
 /// is saved like any other.
-pub trait Embedder: Module {
+pub trait Embedder: Module + ModuleDisplay {
     /// Embeds every block by itself; what one block holds never changes another's embedding.
     ///
     /// # Shapes

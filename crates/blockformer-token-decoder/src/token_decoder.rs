@@ -1,6 +1,6 @@
 //! The trait.
 
-use burn::module::Module;
+use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Bool, Device, Int, Tensor};
 
 /// What a token decoder is given: the start of blocks (a context embedding each and, perhaps, known tokens), or the
@@ -50,7 +50,7 @@ impl TokenInput {
 ///
 /// Implement it to try a token decoder of your own: `BlockTransformer<AnyEmbedder, MyTokenDecoder>` then trains,
 /// generates, evaluates and is saved like any other.
-pub trait TokenDecoder: Module {
+pub trait TokenDecoder: Module + ModuleDisplay {
     /// What has been computed of the blocks being decoded.
     type Cache: TokenCache;
 

@@ -1,0 +1,109 @@
+//! Block by block.
+
+use blockformer_embedder::Embedder;
+use blockformer_kv_cache::KvCache;
+use blockformer_model::{BlockLayout, BlockTransformer, BlockedPrompts};
+use blockformer_token_decoder::{TokenCache, TokenDecoder, TokenInput};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData, s};
+
+use crate::LanguageModel;
+
+/// The state of a Block Transformer that generates.
+#[derive(Debug, Clone)]
+pub struct BlockState<C> {
+    /// One entry a block.
+    blocks: KvCache,
+    /// The block being decoded.
+    tokens: C,
+    /// Its tokens so far, one list a sequence.
+    current: Vec<Vec<u32>>,
+    /// Blocks at the start of each sequence that are nothing but padding.
+    padded_blocks: Vec<usize>,
+    /// Blocks taken in, padding included.
+    n_blocks: usize,
+    device: Device,
+}
+
+impl<C> BlockState<C> {
+    /// `[batch, n_blocks]`, false for blocks of padding; `None` where there are none.
+    fn block_mask(&self) -> Option<Tensor<2, Bool>> {
+        if self.padded_blocks.iter().all(|padded| *padded == 0) {
+            return None;
+        }
+        let n = self.n_blocks;
+        let real: Vec<bool> = self.padded_blocks.iter().flat_map(|padded| (0..n).map(move |i| i >= *padded)).collect();
+        Some(Tensor::from_data(TensorData::new(real, [self.padded_blocks.len(), n]), &self.device))
+    }
+}
+
+impl<E: Embedder, T: TokenDecoder> LanguageModel for BlockTransformer<E, T> {
+    type State = BlockState<T::Cache>;
+
+    fn layout(&self) -> BlockLayout {
+        self.layout()
+    }
+
+    fn prefill(&self, prompts: &BlockedPrompts, new_tokens: usize, device: &Device) -> (Self::State, Tensor<2>) {
+        let [batch, n_blocks, _] = prompts.shape();
+        // The last block that is decoded is never taken in.
+        let capacity = n_blocks + self.layout().n_blocks(new_tokens) - 1;
+        let mut state = BlockState {
+            blocks: self.block_decoder.new_cache(batch, capacity, device),
+            tokens: self.token_decoder.new_cache(batch, device),
+            current: vec![Vec::with_capacity(self.layout().block_length); batch],
+            padded_blocks: prompts.padded_blocks(),
+            n_blocks: 0,
+            device: device.clone(),
+        };
+        let logits = take_in(self, &mut state, prompts.ids(device), prompts.mask(device));
+        (state, logits)
+    }
+
+    fn step(&self, state: &mut Self::State, tokens: &[u32]) -> Tensor<2> {
+        assert_eq!(tokens.len(), state.current.len(), "one token a sequence");
+        for (block, token) in state.current.iter_mut().zip(tokens) {
+            block.push(*token);
+        }
+        let length = state.current[0].len();
+        let batch = tokens.len();
+        if length == self.layout().block_length {
+            let ids = id_tensor(state.current.iter().flatten(), [batch, 1, length], &state.device);
+            state.current.iter_mut().for_each(Vec::clear);
+            return take_in(self, state, ids, None);
+        }
+        let ids = id_tensor(tokens.iter(), [batch, 1], &state.device);
+        let hidden = self.token_decoder.forward(TokenInput::next(ids), Some(&mut state.tokens)); // [batch, 1, d_model]
+        self.logits(hidden).squeeze_dim(1)
+    }
+
+    fn kv_bytes(&self, state: &Self::State) -> usize {
+        state.blocks.bytes() + state.tokens.bytes()
+    }
+}
+
+/// Takes in whole blocks and begins the next one: logits of its first token.
+fn take_in<E: Embedder, T: TokenDecoder>(
+    model: &BlockTransformer<E, T>,
+    state: &mut BlockState<T::Cache>,
+    ids: Tensor<3, Int>,
+    mask: Option<Tensor<3, Bool>>,
+) -> Tensor<2> {
+    let [batch, n_blocks, _] = ids.dims();
+    state.n_blocks += n_blocks;
+    let embeddings = model.embedder.forward(ids, mask); // [batch, n_blocks, n_embedding_tokens, d_model]
+    let mask = state.block_mask();
+    let context = model.block_decoder.forward(embeddings, mask, Some(&mut state.blocks));
+    let [_, _, n_embedding_tokens, d_model] = context.dims();
+    let last = context.slice(s![.., n_blocks - 1.., .., ..]).reshape([batch, n_embedding_tokens, d_model]);
+    let hidden = model.token_decoder.forward(TokenInput::start(last), Some(&mut state.tokens)); // [batch, 1, d_model]
+    model.logits(hidden).squeeze_dim(1)
+}
+
+pub(crate) fn id_tensor<'a, const D: usize>(
+    ids: impl Iterator<Item = &'a u32>,
+    shape: [usize; D],
+    device: &Device,
+) -> Tensor<D, Int> {
+    let ids: Vec<i32> = ids.map(|&id| id as i32).collect();
+    Tensor::from_data(TensorData::new(ids, shape), device)
+}

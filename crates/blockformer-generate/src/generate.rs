@@ -1,0 +1,126 @@
+//! The loop: prefill, then sample and step.
+
+use std::ops::ControlFlow;
+
+use burn::tensor::{Device, Tensor};
+
+use crate::{GenerateError, LanguageModel, Sampler, Sampling};
+
+/// What is to be generated.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerateOptions {
+    /// Tokens generated for each prompt, unless a stop token comes first.
+    pub max_new_tokens: usize,
+    /// How they are drawn.
+    pub sampling: Sampling,
+    /// Tokens that end a sequence; they are not part of it.
+    pub stop_tokens: Vec<u32>,
+}
+
+impl Default for GenerateOptions {
+    /// 128 tokens, greedy, no stop tokens.
+    fn default() -> Self {
+        Self { max_new_tokens: 128, sampling: Sampling::default(), stop_tokens: Vec::new() }
+    }
+}
+
+/// Why a sequence ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// It has as many tokens as were asked for.
+    Length,
+    /// A stop token came.
+    Stop,
+    /// The receiver of the tokens asked for no more.
+    Cancelled,
+}
+
+/// What was generated for one prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Generation {
+    /// The new tokens, without the prompt.
+    pub tokens: Vec<u32>,
+    /// Why there are no more.
+    pub finish: FinishReason,
+}
+
+/// Continues prompts, a batch at a time, and hands each new token to `on_token(prompt index, token)` as it is made;
+/// [`ControlFlow::Break`] ends all sequences.
+///
+/// Prompts of different lengths may be mixed; each gets what it would get alone, up to rounding.
+///
+/// # Errors
+/// [`GenerateError`] if a prompt is empty, too long or out of vocabulary, if no tokens are asked for, or if a sampling
+/// option is out of range; nothing is generated then. Also if the model's logits are not numbers.
+pub fn generate<M: LanguageModel>(
+    model: &M,
+    prompts: &[&[u32]],
+    options: &GenerateOptions,
+    device: &Device,
+    mut on_token: impl FnMut(usize, u32) -> ControlFlow<()>,
+) -> Result<Vec<Generation>, GenerateError> {
+    if options.max_new_tokens == 0 {
+        return Err(GenerateError::NothingToGenerate);
+    }
+    let blocked = model.layout().block_prompts(prompts, options.max_new_tokens)?;
+    let mut sequences = (0..prompts.len())
+        .map(|index| Sampler::new(options.sampling, index).map(Sequence::new))
+        .collect::<Result<Vec<_>, _>>()?;
+    let (mut state, mut logits) = model.prefill(&blocked, options.max_new_tokens, device);
+    let mut next = vec![model.layout().pad_token_id; prompts.len()];
+    loop {
+        let cancelled = draw(&mut sequences, logits, options, &mut next, &mut on_token)?;
+        if cancelled || sequences.iter().all(|sequence| sequence.finish.is_some()) {
+            break;
+        }
+        logits = model.step(&mut state, &next);
+    }
+    Ok(sequences.into_iter().map(Sequence::into_generation).collect())
+}
+
+struct Sequence {
+    sampler: Sampler,
+    tokens: Vec<u32>,
+    finish: Option<FinishReason>,
+}
+
+impl Sequence {
+    fn new(sampler: Sampler) -> Self {
+        Self { sampler, tokens: Vec::new(), finish: None }
+    }
+
+    fn into_generation(self) -> Generation {
+        Generation { tokens: self.tokens, finish: self.finish.unwrap_or(FinishReason::Cancelled) }
+    }
+}
+
+/// Draws the next token of every sequence that goes on; true if the receiver wants no more.
+fn draw(
+    sequences: &mut [Sequence],
+    logits: Tensor<2>,
+    options: &GenerateOptions,
+    next: &mut [u32],
+    on_token: &mut impl FnMut(usize, u32) -> ControlFlow<()>,
+) -> Result<bool, GenerateError> {
+    let [_, vocab_size] = logits.dims();
+    let logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
+    for (index, (sequence, logits)) in sequences.iter_mut().zip(logits.chunks(vocab_size)).enumerate() {
+        if sequence.finish.is_some() {
+            continue;
+        }
+        let token = sequence.sampler.sample(logits)?;
+        next[index] = token;
+        if options.stop_tokens.contains(&token) {
+            sequence.finish = Some(FinishReason::Stop);
+            continue;
+        }
+        sequence.tokens.push(token);
+        if sequence.tokens.len() == options.max_new_tokens {
+            sequence.finish = Some(FinishReason::Length);
+        }
+        if on_token(index, token).is_break() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

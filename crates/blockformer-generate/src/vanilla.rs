@@ -1,0 +1,60 @@
+//! Token by token, the baseline.
+
+use blockformer_kv_cache::KvCache;
+use blockformer_model::{BlockLayout, BlockedPrompts, VanillaTransformer};
+use burn::tensor::{Bool, Device, Tensor, TensorData, s};
+
+use crate::LanguageModel;
+use crate::block::id_tensor;
+
+/// The state of a vanilla transformer that generates.
+#[derive(Debug, Clone)]
+pub struct VanillaState {
+    /// One entry a token.
+    cache: KvCache,
+    /// Tokens at the start of each sequence that are padding.
+    padded: Vec<usize>,
+    device: Device,
+}
+
+impl VanillaState {
+    /// `[batch, n]`, false on padding; `None` where there is none.
+    fn mask(&self, n: usize) -> Option<Tensor<2, Bool>> {
+        if self.padded.iter().all(|padded| *padded == 0) {
+            return None;
+        }
+        let real: Vec<bool> = self.padded.iter().flat_map(|padded| (0..n).map(move |i| i >= *padded)).collect();
+        Some(Tensor::from_data(TensorData::new(real, [self.padded.len(), n]), &self.device))
+    }
+}
+
+impl LanguageModel for VanillaTransformer {
+    type State = VanillaState;
+
+    fn layout(&self) -> BlockLayout {
+        self.layout()
+    }
+
+    fn prefill(&self, prompts: &BlockedPrompts, new_tokens: usize, device: &Device) -> (VanillaState, Tensor<2>) {
+        let [batch, n, _] = prompts.shape();
+        let mut state = VanillaState {
+            cache: self.transformer.new_cache(batch, n + new_tokens - 1, device),
+            padded: prompts.padded_blocks(),
+            device: device.clone(),
+        };
+        let ids = prompts.ids(device).reshape([batch, n]);
+        let hidden = self.forward(ids, state.mask(n), Some(&mut state.cache));
+        (state, self.logits(hidden.slice(s![.., n - 1.., ..])).squeeze_dim(1))
+    }
+
+    fn step(&self, state: &mut VanillaState, tokens: &[u32]) -> Tensor<2> {
+        assert_eq!(tokens.len(), state.padded.len(), "one token a sequence");
+        let ids = id_tensor(tokens.iter(), [tokens.len(), 1], &state.device);
+        let mask = state.mask(state.cache.len() + 1);
+        self.logits(self.forward(ids, mask, Some(&mut state.cache))).squeeze_dim(1)
+    }
+
+    fn kv_bytes(&self, state: &VanillaState) -> usize {
+        state.cache.bytes()
+    }
+}

@@ -1,0 +1,90 @@
+//! What can go wrong in training.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use blockformer_data::DataError;
+use blockformer_model::CheckpointError;
+use thiserror::Error;
+
+/// Why training could not start or go on.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// The file system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The data does not serve.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The model could not be read or written.
+    #[error(transparent)]
+    Model(#[from] CheckpointError),
+    /// A setting outside its range.
+    #[error("{field} is {value}, expected {expected}")]
+    Setting {
+        /// The setting.
+        field: &'static str,
+        /// Its value.
+        value: f64,
+        /// What it may be, in words.
+        expected: &'static str,
+    },
+    /// Data packed for another kind of model.
+    #[error("the data has blocks of {data} tokens, the model of {model}")]
+    BlockLength {
+        /// Tokens a block of the data.
+        data: usize,
+        /// Tokens a block of the model.
+        model: usize,
+    },
+    /// A token of the data that the model does not know.
+    #[error("the data holds token id {id}, the model's vocabulary has {vocab_size}")]
+    OutOfVocabulary {
+        /// The id.
+        id: u32,
+        /// Number of token ids of the model.
+        vocab_size: usize,
+    },
+    /// The loss is no longer a number.
+    #[error("the loss of step {step} is {loss}: training diverged (a lower learning rate or more warmup helps)")]
+    Diverged {
+        /// The step.
+        step: usize,
+        /// The loss.
+        loss: f64,
+    },
+    /// A checkpoint that cannot be resumed from.
+    #[error("checkpoint {} cannot be resumed: {reason}", path.display())]
+    Checkpoint {
+        /// The checkpoint's folder or file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The loss curve could not be drawn.
+    #[error("cannot draw {}: {reason}", path.display())]
+    Curve {
+        /// The picture.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl TrainError {
+    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self::Io { action, path: path.into(), source }
+    }
+
+    pub(crate) fn checkpoint(path: &Path, reason: impl ToString) -> Self {
+        Self::Checkpoint { path: path.into(), reason: reason.to_string() }
+    }
+}
