@@ -64,6 +64,20 @@ impl AnyModel {
         Ok((config, checkpoint.load_into(model)?))
     }
 
+    /// Opens a model that is part of a program: the text of its `config.json` and the bytes of its
+    /// `model.safetensors`.
+    ///
+    /// # Errors
+    /// A [`CheckpointError`] that says what is wrong with them.
+    pub fn from_bytes(config: &str, weights: &[u8], device: &Device) -> Result<(ModelConfig, Self), CheckpointError> {
+        let path = Path::new(CONFIG_FILE);
+        let config =
+            serde_json::from_str(config).map_err(|source| CheckpointError::Json { path: path.into(), source })?;
+        let model = Self::init(&config, path, device)?;
+        let checkpoint = Checkpoint::from_bytes(WEIGHTS_FILE, weights.to_vec())?;
+        Ok((config, checkpoint.load_into(model)?))
+    }
+
     /// Writes `config.json` and `model.safetensors` into `directory`, which is made if need be.
     ///
     /// # Errors

@@ -81,6 +81,16 @@ impl Checkpoint {
         Ok(Self::new(index, tensors))
     }
 
+    /// The tensors of a safetensors file in memory; errors call it `name`.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Safetensors`] if it is cut short or not safetensors.
+    pub fn from_bytes(name: &str, bytes: Vec<u8>) -> Result<Self, CheckpointError> {
+        let path = PathBuf::from(name);
+        let tensors = tensors_of(SafetensorsStore::from_bytes(Some(bytes)), &path)?;
+        Ok(Self::new(path, tensors))
+    }
+
     fn new(path: PathBuf, tensors: BTreeMap<String, PackTensor>) -> Self {
         Self { path, tensors, names_in_file: BTreeMap::new() }
     }
@@ -183,7 +193,10 @@ pub fn save_weights<M: Module>(model: &M, path: &Path, precision: SavePrecision)
 
 fn read_tensors(path: &Path) -> Result<BTreeMap<String, PackTensor>, CheckpointError> {
     std::fs::File::open(path).map_err(|source| CheckpointError::io("read", path, source))?;
-    let mut store = SafetensorsStore::from_file(path);
+    tensors_of(SafetensorsStore::from_file(path), path)
+}
+
+fn tensors_of(mut store: SafetensorsStore, path: &Path) -> Result<BTreeMap<String, PackTensor>, CheckpointError> {
     let tensors = store
         .get_all_tensors()
         .map_err(|error| CheckpointError::Safetensors { path: path.into(), reason: error.to_string() })?;

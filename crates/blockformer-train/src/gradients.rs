@@ -21,9 +21,25 @@ impl<M: Module> GradientAccumulator<M> {
         self.sum.accumulate(model, GradientsParams::from_grads(gradients, model));
     }
 
-    /// The sum.
-    pub fn finish(mut self) -> GradientsParams {
-        self.sum.grads()
+    /// The sum. Parameters that took no part (the token table of a model with blocks of one token, say) get a gradient
+    /// of zero, so that weight decay reaches them as it does in PyTorch; frozen ones get none.
+    pub fn finish(mut self, model: &M) -> GradientsParams {
+        let mut gradients = self.sum.grads();
+        model.visit(&mut FillMissing { gradients: &mut gradients });
+        gradients
+    }
+}
+
+struct FillMissing<'a> {
+    gradients: &'a mut GradientsParams,
+}
+
+impl ModuleVisitor for FillMissing<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let value = param.val();
+        if value.is_require_grad() && self.gradients.get::<D>(param.id).is_none() {
+            self.gradients.register(param.id, value.inner().zeros_like());
+        }
     }
 }
 

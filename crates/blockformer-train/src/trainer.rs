@@ -78,7 +78,7 @@ impl<M: Trainable, C: TokenCorpus> Trainer<M, C> {
         if !loss.is_finite() {
             return Err(TrainError::Diverged { step, loss });
         }
-        let mut gradients = accumulator.finish();
+        let mut gradients = accumulator.finish(&self.model);
         let gradient_norm = clip_gradients(&self.model, &mut gradients, self.config.max_gradient_norm);
         let learning_rate = self.config.schedule().learning_rate(step);
         self.model = self.optimizer.step(learning_rate, self.model.clone(), gradients);

@@ -1,0 +1,62 @@
+//! Block Transformers (Ho et al., NeurIPS 2024, arXiv 2406.02657) on [Burn](https://burn.dev).
+//!
+//! A Block Transformer cuts text into blocks of a few tokens, models the sequence of blocks globally, and decodes the
+//! tokens of each block locally. Its KV cache has one entry a block, and prompts need no token-decoder prefill.
+//!
+//! This crate brings the family together: it re-exports the library crates as modules, chooses backends by features,
+//! opens devices by name ([`device()`]), has a bundled model ([`bundled`]), and checks any device against numbers of the
+//! authors' implementation ([`verify`]).
+//!
+//! ```no_run
+//! use blockformer::prelude::*;
+//! use std::{ops::ControlFlow, path::Path};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let device = blockformer::device("cpu")?;
+//! let (_config, model) = AnyModel::load(Path::new("my-model"), &device)?;
+//! let tokenizer = Tokenizer::from_file("my-model/tokenizer.json")?;
+//!
+//! let prompt = tokenizer.encode("Call me")?;
+//! let options = GenerateOptions { max_new_tokens: 40, ..GenerateOptions::default() };
+//! let mut text = tokenizer.decode_stream();
+//! generate(&model, &[&prompt], &options, &device, |_, token| {
+//!     if let Ok(Some(piece)) = text.push(token) {
+//!         print!("{piece}");
+//!     }
+//!     ControlFlow::Continue(())
+//! })?;
+//! # Ok(())
+//! # }
+//! ```
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+pub mod bundled;
+mod devices;
+pub mod verify;
+
+pub use blockformer_block_decoder as block_decoder;
+pub use blockformer_data as data;
+pub use blockformer_embedder as embedder;
+pub use blockformer_generate as generate;
+pub use blockformer_kv_cache as kv_cache;
+pub use blockformer_model as model;
+pub use blockformer_nn as nn;
+pub use blockformer_token_decoder as token_decoder;
+pub use blockformer_train as train;
+pub use devices::{DeviceError, available_devices, device};
+
+/// What most programs need.
+pub mod prelude {
+    pub use blockformer_data::{Documents, InMemoryCorpus, PackedDataset, PackingConfig, TokenCorpus, Tokenizer};
+    pub use blockformer_embedder::{AnyEmbedder, Embedder};
+    pub use blockformer_generate::{GenerateOptions, LanguageModel, Sampling, generate};
+    pub use blockformer_model::{
+        AnyModel, BlockTransformer, BlockTransformerConfig, ModelConfig, VanillaTransformer, VanillaTransformerConfig,
+        presets,
+    };
+    pub use blockformer_token_decoder::{AnyTokenDecoder, TokenDecoder};
+    pub use blockformer_train::{TrainConfig, Trainable, Trainer};
+    pub use burn::tensor::Device;
+
+    pub use crate::device;
+}

@@ -1,0 +1,170 @@
+//! Checks a device against numbers of the authors' implementation.
+//!
+//! A *reference case* is a folder with a small model's configuration and weights (`trainer.json` or a Hugging Face
+//! `config.json`, `model.safetensors`), inputs and answers (`cases.safetensors`, `expected.json`) that the authors'
+//! PyTorch code gave: embeddings, logits, losses, gradients, five training steps, and greedy continuations.
+//! [`directory`] runs every case in a directory on a device and reports, for each quantity, the largest error and the
+//! error allowed.
+
+mod batches;
+mod case;
+mod generation;
+mod training;
+
+use std::path::{Path, PathBuf};
+
+use blockformer_data::DataError;
+use blockformer_generate::GenerateError;
+use blockformer_model::CheckpointError;
+use blockformer_train::TrainError;
+use burn::tensor::Device;
+use thiserror::Error;
+
+use case::Case;
+
+/// Largest absolute error of logits and embeddings in float32.
+pub const LOGITS_TOLERANCE: f64 = 1e-3;
+/// Largest relative error of a loss.
+pub const LOSS_TOLERANCE: f64 = 1e-5;
+/// Largest error of a gradient, relative to its largest entry.
+pub const GRADIENT_TOLERANCE: f64 = 1e-3;
+/// Largest relative error of the losses and gradient norms of training steps.
+pub const TRAINING_TOLERANCE: f64 = 1e-4;
+
+/// Largest absolute error of a weight after the training steps, each of which moves weights by up to 1e-3; the biases of
+/// keys, whose gradients are nothing but rounding, are left out.
+pub const WEIGHTS_TOLERANCE: f64 = 2e-5;
+
+/// Why a case could not be run.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum VerifyError {
+    /// The file system refused.
+    #[error("cannot read {}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// No case in the directory.
+    #[error("{} holds no reference case: expected folders with a cases.safetensors", path.display())]
+    NoCases {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file that is not what it should be.
+    #[error("{} cannot be read: {reason}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A tensor or value that a case must have.
+    #[error("{} has no {name}", path.display())]
+    Missing {
+        /// The file.
+        path: PathBuf,
+        /// Its name.
+        name: String,
+    },
+    /// The model could not be read.
+    #[error(transparent)]
+    Model(#[from] CheckpointError),
+    /// Generation was refused.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
+    /// Training was refused.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// Data was refused.
+    #[error(transparent)]
+    Data(#[from] DataError),
+}
+
+/// One quantity of a case.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Check {
+    /// What was compared.
+    pub quantity: String,
+    /// The largest error; for token sequences, the number of tokens that differ.
+    pub error: f64,
+    /// The error allowed.
+    pub tolerance: f64,
+}
+
+impl Check {
+    /// Whether the error is allowed. An error that is not a number is not.
+    pub fn passed(&self) -> bool {
+        self.error <= self.tolerance
+    }
+}
+
+/// What came of a case.
+#[derive(Debug)]
+pub struct CaseReport {
+    /// The folder's name.
+    pub case: String,
+    /// Its quantities, or why it could not be run.
+    pub checks: Result<Vec<Check>, VerifyError>,
+}
+
+impl CaseReport {
+    /// Whether the case was run and every error is allowed.
+    pub fn passed(&self) -> bool {
+        self.checks.as_ref().is_ok_and(|checks| !checks.is_empty() && checks.iter().all(Check::passed))
+    }
+}
+
+/// Runs every case in `path` on `device`, in order of their names, and hands each report to `on_report` as it comes.
+/// `path` may also be one case.
+///
+/// # Errors
+/// [`VerifyError`] if the directory cannot be read or holds no case; what goes wrong with a case is in its report.
+pub fn directory(
+    path: &Path,
+    device: &Device,
+    mut on_report: impl FnMut(&CaseReport),
+) -> Result<Vec<CaseReport>, VerifyError> {
+    let mut reports = Vec::new();
+    for folder in folders(path)? {
+        let case = folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let report = CaseReport { case, checks: run(&folder, device) };
+        on_report(&report);
+        reports.push(report);
+    }
+    if reports.is_empty() {
+        return Err(VerifyError::NoCases { path: path.into() });
+    }
+    Ok(reports)
+}
+
+/// Runs one case on `device`.
+///
+/// # Errors
+/// [`VerifyError`] if a file is missing or damaged, or describes a model that this library does not have.
+pub fn run(folder: &Path, device: &Device) -> Result<Vec<Check>, VerifyError> {
+    let case = Case::open(folder, device)?;
+    let mut checks = batches::check(&case)?;
+    checks.extend(training::check(&case)?);
+    checks.extend(generation::check(&case)?);
+    Ok(checks)
+}
+
+/// The case folders in `path`, or `path` itself if it is one.
+fn folders(path: &Path) -> Result<Vec<PathBuf>, VerifyError> {
+    if path.join(case::CASES_FILE).exists() {
+        return Ok(vec![path.to_path_buf()]);
+    }
+    let io = |source| VerifyError::Io { path: path.into(), source };
+    let mut folders = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(io)? {
+        let folder = entry.map_err(io)?.path();
+        if folder.join(case::CASES_FILE).exists() || folder.join("model.safetensors").exists() {
+            folders.push(folder);
+        }
+    }
+    folders.sort();
+    Ok(folders)
+}

@@ -1,0 +1,148 @@
+//! Embeddings, logits, losses and gradients of whole batches.
+
+use std::collections::BTreeMap;
+
+use blockformer_model::{AnyModel, BlockTransformer, VanillaTransformer};
+use blockformer_train::{GradientAccumulator, Trainable};
+use burn::module::{Module, Param};
+use burn::optim::GradientsParams;
+use burn::tensor::{Int, Tensor, TensorData};
+
+use super::case::{Case, ParameterValue, for_each_parameter};
+use super::{Check, GRADIENT_TOLERANCE, LOGITS_TOLERANCE, LOSS_TOLERANCE, VerifyError};
+
+pub(super) fn check(case: &Case) -> Result<Vec<Check>, VerifyError> {
+    match &case.model {
+        AnyModel::Block(model) => check_block(case, model),
+        AnyModel::Vanilla(model) => check_vanilla(case, model),
+    }
+}
+
+fn check_block(case: &Case, model: &BlockTransformer) -> Result<Vec<Check>, VerifyError> {
+    let mut checks = Vec::new();
+    let names = ["full", "padded"].into_iter().filter(|name| case.has(&format!("{name}.input_ids")));
+    let names: Vec<_> = names.collect();
+    for name in &names {
+        checks.extend(check_batch(case, model, name)?);
+    }
+    if let Some(last) = names.last() {
+        let (batch, _) = case.batch(last)?;
+        let mut accumulator = GradientAccumulator::new();
+        accumulator.add(model, model.loss(&batch, batch.n_predicted as f64).graph.backward());
+        checks.push(check_gradients(case, model, accumulator.finish(model))?);
+    }
+    Ok(checks)
+}
+
+fn check_batch(case: &Case, model: &BlockTransformer, name: &str) -> Result<Vec<Check>, VerifyError> {
+    let (batch, real) = case.batch(name)?;
+    let [n_batch, n_blocks, length] = batch.ids.dims();
+    let vocab_size = model.layout().vocab_size;
+    let valid = model.valid();
+    let ids = batch.ids.clone().inner();
+    let mask = batch.mask.clone().map(|mask| mask.inner());
+    let output = valid.forward(ids, mask);
+    let logits = valid.logits(output.hidden);
+    let block_real: Vec<bool> = real.chunks(length).map(|block| block.contains(&true)).collect();
+    let predicted: Vec<bool> = (0..n_batch)
+        .flat_map(|row| real[(row * n_blocks + 1) * length..(row + 1) * n_blocks * length].iter().copied())
+        .collect();
+    let block_width = output.block_embeddings.shape().num_elements() / (n_batch * n_blocks);
+    let mut checks = Vec::new();
+    let mut compare = |quantity: &str, got: TensorData, keep: &[bool], width: usize| -> Result<(), VerifyError> {
+        let expected = &case.floats(&format!("{name}.{quantity}"))?.values;
+        let error = largest_error(&got, expected, keep, width);
+        checks.push(Check { quantity: format!("{name} {quantity}"), error, tolerance: LOGITS_TOLERANCE });
+        Ok(())
+    };
+    compare("block_embeddings", output.block_embeddings.into_data(), &block_real, block_width)?;
+    compare("context_embeddings", output.context_embeddings.into_data(), &block_real, block_width)?;
+    compare("logits", logits.into_data(), &predicted, vocab_size)?;
+    if let Some(expected) = case.scalar(&format!("{name}.loss")) {
+        let n = batch.n_predicted as f64;
+        checks.push(relative(&format!("{name} loss"), model.loss(&batch, n).sum() / n, expected, LOSS_TOLERANCE));
+    }
+    Ok(checks)
+}
+
+fn check_vanilla(case: &Case, model: &VanillaTransformer) -> Result<Vec<Check>, VerifyError> {
+    let ids = case.ints("input_ids")?;
+    let (rows, n) = (ids.shape[0], ids.shape[1]);
+    let values: Vec<i32> = ids.values.iter().map(|id| *id as i32).collect();
+    let valid = model.valid();
+    let tensor = Tensor::<2, Int>::from_data(TensorData::new(values, [rows, n]), &case.device);
+    let logits = valid.logits(valid.forward(tensor.clone(), None, None));
+    let expected = &case.floats("logits")?.values;
+    let error = largest_error(&logits.into_data(), expected, &vec![true; rows * n], model.layout().vocab_size);
+    let mut checks = vec![Check { quantity: "logits".into(), error, tolerance: LOGITS_TOLERANCE }];
+    if let Some(expected) = case.scalar("loss") {
+        let ids = Tensor::from_inner(tensor.reshape([rows, n, 1]));
+        let predicted = rows * (n - 1);
+        let batch = blockformer_train::Batch { ids, mask: None, n_predicted: predicted };
+        let loss = model.loss(&batch, predicted as f64).sum() / predicted as f64;
+        checks.push(relative("loss", loss, expected, LOSS_TOLERANCE));
+    }
+    Ok(checks)
+}
+
+struct Gradient(GradientsParams);
+
+impl ParameterValue for &Gradient {
+    fn of<const D: usize>(&self, param: &Param<Tensor<D>>) -> Option<Tensor<D>> {
+        self.0.get::<D>(param.id)
+    }
+}
+
+/// The worst gradient, relative to its largest entry.
+fn check_gradients(case: &Case, model: &BlockTransformer, gradients: GradientsParams) -> Result<Check, VerifyError> {
+    let gradients = Gradient(gradients);
+    let mut ours = BTreeMap::new();
+    for_each_parameter(model, &gradients, |path, values| {
+        ours.insert(path.to_string(), values);
+    });
+    let mut check = Check { quantity: "gradients".into(), error: 0.0, tolerance: GRADIENT_TOLERANCE };
+    let names = case.names("grad.");
+    if names.is_empty() {
+        check.error = f64::NAN;
+        check.quantity = "gradients (none in the case)".into();
+    }
+    for name in names {
+        let (path, layout) = case.parameter(&name)?;
+        let array = case.floats(&format!("grad.{name}"))?;
+        let expected = layout.arrange(&array.values, &array.shape);
+        let largest = expected.iter().fold(0f32, |max, value| max.max(value.abs()));
+        let error = match ours.get(&path) {
+            Some(got) if got.len() == expected.len() => {
+                let difference = largest_difference(got, &expected);
+                if difference == 0.0 { 0.0 } else { difference / f64::from(largest) }
+            }
+            _ => f64::INFINITY,
+        };
+        // A NaN must not be lost to a comparison that is false for it.
+        if error.is_nan() || error > check.error {
+            check.error = error;
+            check.quantity = format!("gradients (worst: {name})");
+        }
+    }
+    Ok(check)
+}
+
+pub(super) fn relative(quantity: &str, got: f64, expected: f64, tolerance: f64) -> Check {
+    Check { quantity: quantity.into(), error: ((got - expected) / expected).abs(), tolerance }
+}
+
+fn largest_difference(got: &[f32], expected: &[f32]) -> f64 {
+    let differences = got.iter().zip(expected).map(|(a, b)| f64::from((a - b).abs()));
+    differences.fold(0.0, |max, error| if error.is_nan() { f64::NAN } else { error.max(max) })
+}
+
+/// The largest error over the rows of `width` numbers that are kept; infinite if there are not as many as expected.
+fn largest_error(got: &TensorData, expected: &[f32], keep: &[bool], width: usize) -> f64 {
+    let got: Vec<f32> = got.iter::<f32>().collect();
+    if got.len() != expected.len() || got.len() != keep.len() * width {
+        return f64::INFINITY;
+    }
+    let rows = got.chunks(width).zip(expected.chunks(width)).zip(keep);
+    let errors = rows.filter(|(_, keep)| **keep).map(|((got, expected), _)| largest_difference(got, expected));
+    errors.fold(0.0, |max, error| if error.is_nan() || max.is_nan() { f64::NAN } else { error.max(max) })
+}

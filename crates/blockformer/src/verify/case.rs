@@ -1,0 +1,195 @@
+//! The files of a case.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use blockformer_model::reference::{self, Layout, Translation};
+use blockformer_model::{AnyModel, ModelConfig};
+use blockformer_train::Batch;
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+
+use super::VerifyError;
+
+pub(super) const CASES_FILE: &str = "cases.safetensors";
+const EXPECTED_FILE: &str = "expected.json";
+
+/// Numbers of the reference and their shape.
+#[derive(Debug, Clone)]
+pub(super) struct Array<T> {
+    pub(super) shape: Vec<usize>,
+    pub(super) values: Vec<T>,
+}
+
+/// A case, opened.
+pub(super) struct Case {
+    pub(super) device: Device,
+    pub(super) config: ModelConfig,
+    /// On the autodiff device.
+    pub(super) model: AnyModel,
+    cases_path: PathBuf,
+    expected_path: PathBuf,
+    floats: BTreeMap<String, Array<f32>>,
+    ints: BTreeMap<String, Array<i64>>,
+    expected: Value,
+}
+
+impl Case {
+    pub(super) fn open(folder: &Path, device: &Device) -> Result<Self, VerifyError> {
+        let (cases_path, expected_path) = (folder.join(CASES_FILE), folder.join(EXPECTED_FILE));
+        let (floats, ints) = read_arrays(&cases_path)?;
+        let text = std::fs::read(&expected_path).map_err(|e| VerifyError::Io { path: expected_path.clone(), source: e })?;
+        let expected = serde_json::from_slice(&text)
+            .map_err(|e| VerifyError::Malformed { path: expected_path.clone(), reason: e.to_string() })?;
+        let (config, model) = AnyModel::load(folder, &device.clone().autodiff())?;
+        let device = device.clone();
+        Ok(Self { device, config, model, cases_path, expected_path, floats, ints, expected })
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.floats.contains_key(name) || self.ints.contains_key(name)
+    }
+
+    pub(super) fn floats(&self, name: &str) -> Result<&Array<f32>, VerifyError> {
+        self.floats.get(name).ok_or_else(|| self.missing(name))
+    }
+
+    pub(super) fn ints(&self, name: &str) -> Result<&Array<i64>, VerifyError> {
+        self.ints.get(name).ok_or_else(|| self.missing(name))
+    }
+
+    pub(super) fn scalar(&self, name: &str) -> Option<f64> {
+        self.expected.get(name).and_then(Value::as_f64)
+    }
+
+    pub(super) fn scalars(&self, name: &str) -> Result<Vec<f64>, VerifyError> {
+        let missing = || VerifyError::Missing { path: self.expected_path.clone(), name: name.into() };
+        let values = self.expected.get(name).and_then(Value::as_array).ok_or_else(missing)?;
+        values.iter().map(|value| value.as_f64().ok_or_else(missing)).collect()
+    }
+
+    /// The batch named `name.input_ids` and `name.attention_mask`, on the autodiff device.
+    pub(super) fn batch(&self, name: &str) -> Result<(Batch, Vec<bool>), VerifyError> {
+        let ids = self.ints(&format!("{name}.input_ids"))?;
+        let mask = self.ints(&format!("{name}.attention_mask"))?;
+        let shape: [usize; 3] = ids.shape.as_slice().try_into().map_err(|_| VerifyError::Malformed {
+            path: self.cases_path.clone(),
+            reason: format!("{name}.input_ids has shape {:?}, expected [batch, blocks, block_length]", ids.shape),
+        })?;
+        if mask.shape != ids.shape {
+            return Err(VerifyError::Malformed {
+                path: self.cases_path.clone(),
+                reason: format!("{name}.attention_mask has shape {:?}, expected {:?}", mask.shape, ids.shape),
+            });
+        }
+        let device = self.device.clone().autodiff();
+        let real: Vec<bool> = mask.values.iter().map(|value| *value != 0).collect();
+        let values: Vec<i32> = ids.values.iter().map(|id| *id as i32).collect();
+        let mask = real.contains(&false).then(|| TensorData::new(real.clone(), shape));
+        let first_block = |index: usize| index % (shape[1] * shape[2]) < shape[2];
+        let batch = Batch {
+            ids: Tensor::<3, Int>::from_data(TensorData::new(values, shape), &device),
+            mask: mask.map(|mask| Tensor::<3, Bool>::from_data(mask, &device)),
+            n_predicted: real.iter().enumerate().filter(|(index, real)| **real && !first_block(*index)).count(),
+        };
+        Ok((batch, real))
+    }
+
+    /// The names of arrays that begin with `prefix`, without it.
+    pub(super) fn names(&self, prefix: &str) -> Vec<String> {
+        let names = self.floats.keys().chain(self.ints.keys());
+        names.filter_map(|name| name.strip_prefix(prefix).map(String::from)).collect()
+    }
+
+    /// Where the weight that the reference calls `name` is in the model: its path and arrangement.
+    pub(super) fn parameter(&self, name: &str) -> Result<(String, Layout), VerifyError> {
+        match reference::translate_name(name, &self.config) {
+            Translation::Parameter(path, layout) => Ok((path, layout)),
+            _ => Err(VerifyError::Malformed {
+                path: self.cases_path.clone(),
+                reason: format!("{name} is not a parameter of the model"),
+            }),
+        }
+    }
+
+    fn missing(&self, name: &str) -> VerifyError {
+        VerifyError::Missing { path: self.cases_path.clone(), name: name.into() }
+    }
+}
+
+type Arrays = (BTreeMap<String, Array<f32>>, BTreeMap<String, Array<i64>>);
+
+fn read_arrays(path: &Path) -> Result<Arrays, VerifyError> {
+    let bytes = std::fs::read(path).map_err(|source| VerifyError::Io { path: path.into(), source })?;
+    let malformed = |reason: String| VerifyError::Malformed { path: path.into(), reason };
+    let tensors = SafeTensors::deserialize(&bytes).map_err(|e| malformed(e.to_string()))?;
+    let (mut floats, mut ints) = (BTreeMap::new(), BTreeMap::new());
+    for (name, view) in tensors.tensors() {
+        let (shape, data) = (view.shape().to_vec(), view.data());
+        match view.dtype() {
+            Dtype::F32 => {
+                let values = data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+                floats.insert(name, Array { shape, values });
+            }
+            Dtype::I64 => {
+                let value = |b: &[u8]| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]);
+                ints.insert(name, Array { shape, values: data.chunks_exact(8).map(value).collect() });
+            }
+            other => return Err(malformed(format!("{name} is of type {other:?}, expected F32 or I64"))),
+        }
+    }
+    Ok((floats, ints))
+}
+
+/// Calls `visit` with every parameter's path (without enum variants, in PyTorch's words), and its numbers as
+/// `value` picks them (its values, or its gradient), linear weights as `[out, in]`.
+pub(super) fn for_each_parameter<M: Module>(
+    model: &M,
+    value: impl ParameterValue,
+    visit: impl FnMut(&str, Vec<f32>),
+) {
+    model.visit(&mut Visitor { path: Vec::new(), containers: Vec::new(), value, visit });
+}
+
+/// Picks a tensor of a parameter.
+pub(super) trait ParameterValue {
+    fn of<const D: usize>(&self, param: &Param<Tensor<D>>) -> Option<Tensor<D>>;
+}
+
+struct Visitor<V, F> {
+    path: Vec<String>,
+    containers: Vec<String>,
+    value: V,
+    visit: F,
+}
+
+impl<V: ParameterValue, F: FnMut(&str, Vec<f32>)> ModuleVisitor for Visitor<V, F> {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
+        self.containers.push(container_type.into());
+        if !container_type.starts_with("Enum:") {
+            self.path.push(name.into());
+        }
+    }
+
+    fn exit_module(&mut self, _name: &str, container_type: &str) {
+        self.containers.pop();
+        if !container_type.starts_with("Enum:") {
+            self.path.pop();
+        }
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let Some(tensor) = self.value.of(param) else { return };
+        let linear = D == 2 && self.containers.last().is_some_and(|container| container == "Struct:Linear");
+        let tensor = if linear { tensor.swap_dims(0, 1) } else { tensor };
+        let path = self.path.join(".");
+        let path = match path.rsplit_once('.') {
+            Some((module, "gamma")) => format!("{module}.weight"),
+            Some((module, "beta")) => format!("{module}.bias"),
+            _ => path,
+        };
+        (self.visit)(&path, tensor.into_data().iter::<f32>().collect());
+    }
+}

@@ -1,0 +1,101 @@
+//! Five optimizer steps.
+
+use blockformer_model::AnyModel;
+use blockformer_model::reference::Layout;
+use blockformer_train::{AdamWSettings, GradientAccumulator, Optimizer, Schedule, Trainable, clip_gradients};
+use burn::module::Param;
+use burn::tensor::Tensor;
+
+use super::batches::relative;
+use super::case::{Case, ParameterValue, for_each_parameter};
+use super::{Check, TRAINING_TOLERANCE, VerifyError, WEIGHTS_TOLERANCE};
+
+/// The schedule all cases were trained with.
+const SCHEDULE: Schedule = Schedule { peak: 1e-3, min_ratio: 0.1, warmup_steps: 2, total_steps: 10 };
+
+pub(super) fn check(case: &Case) -> Result<Vec<Check>, VerifyError> {
+    let AnyModel::Block(model) = &case.model else { return Ok(Vec::new()) };
+    if !case.has("train.0.input_ids") {
+        return Ok(Vec::new());
+    }
+    let losses = case.scalars("train.losses")?;
+    let norms = case.scalars("train.grad_norm")?;
+    let rates = case.scalars("train.lrs")?;
+    let mut worst = [0.0f64; 3];
+    let mut model = model.clone();
+    let mut optimizer = Optimizer::new(&AdamWSettings::default());
+    for (step, ((loss, norm), rate)) in losses.iter().zip(&norms).zip(&rates).enumerate() {
+        let (batch, _) = case.batch(&format!("train.{step}"))?;
+        let n = batch.n_predicted as f64;
+        let output = model.loss(&batch, n);
+        let mut accumulator = GradientAccumulator::new();
+        accumulator.add(&model, output.graph.backward());
+        let mut gradients = accumulator.finish(&model);
+        let got_norm = clip_gradients(&model, &mut gradients, 1.0);
+        let got_rate = SCHEDULE.learning_rate(step);
+        model = optimizer.step(got_rate, model, gradients);
+        let got = [output.sum() / n, got_norm, got_rate];
+        for (worst, (got, expected)) in worst.iter_mut().zip(got.into_iter().zip([*loss, *norm, *rate])) {
+            *worst = larger(*worst, relative("", got, expected, 0.0).error);
+        }
+    }
+    let names = ["training losses", "training gradient norms", "learning rates"];
+    let mut checks: Vec<Check> = names
+        .iter()
+        .zip(worst)
+        .map(|(name, error)| Check { quantity: (*name).into(), error, tolerance: TRAINING_TOLERANCE })
+        .collect();
+    checks.push(Check {
+        quantity: "trained weights".into(),
+        error: trained_weights(case, &model)?,
+        tolerance: WEIGHTS_TOLERANCE,
+    });
+    Ok(checks)
+}
+
+struct Value;
+
+impl ParameterValue for Value {
+    fn of<const D: usize>(&self, param: &Param<Tensor<D>>) -> Option<Tensor<D>> {
+        Some(param.val().inner())
+    }
+}
+
+/// The largest difference of the first numbers of each weight, in the reference's own arrangement.
+fn trained_weights(case: &Case, model: &blockformer_model::BlockTransformer) -> Result<f64, VerifyError> {
+    let mut ours = std::collections::BTreeMap::new();
+    for_each_parameter(model, Value, |path, values| {
+        ours.insert(path.to_string(), values);
+    });
+    let mut worst = 0.0;
+    for name in case.names("trained.") {
+        let Ok((path, layout)) = case.parameter(&name) else { continue }; // the unused table
+        let Some(got) = ours.get(&path) else { return Ok(f64::INFINITY) };
+        let shape = match case.floats(&format!("grad.{name}")) {
+            Ok(gradient) => gradient.shape.clone(),
+            Err(_) => continue, // no gradient, so never trained
+        };
+        let restored = layout.restore(got, &shape);
+        let expected = &case.floats(&format!("trained.{name}"))?.values;
+        for (index, (got, expected)) in restored.iter().zip(expected).enumerate() {
+            if !is_key_bias(layout, &shape, index) {
+                worst = larger(worst, f64::from((got - expected).abs()));
+            }
+        }
+    }
+    Ok(worst)
+}
+
+/// Whether an element is a key's bias. It adds the same to all scores of a query, so its gradient is zero but for
+/// rounding (and rotation), and Adam, which divides gradients by their own size, makes steps of that rounding.
+fn is_key_bias(layout: Layout, shape: &[usize], index: usize) -> bool {
+    match layout {
+        Layout::FusedHeads { head_dim, .. } => shape.len() == 1 && index / head_dim % 3 == 1,
+        _ => false,
+    }
+}
+
+/// The larger error, where one that is not a number is the largest.
+fn larger(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
+}
