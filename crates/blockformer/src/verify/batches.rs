@@ -8,7 +8,7 @@ use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Int, Tensor, TensorData};
 
-use super::case::{Case, ParameterValue, for_each_parameter};
+use super::case::{Case, CaseBatch, ParameterValue, for_each_parameter};
 use super::{Check, GRADIENT_TOLERANCE, LOGITS_TOLERANCE, LOSS_TOLERANCE, VerifyError};
 
 pub(super) fn check(case: &Case) -> Result<Vec<Check>, VerifyError> {
@@ -26,16 +26,16 @@ fn check_block(case: &Case, model: &BlockTransformer) -> Result<Vec<Check>, Veri
         checks.extend(check_batch(case, model, name)?);
     }
     if let Some(last) = names.last() {
-        let (batch, _) = case.batch(last)?;
+        let CaseBatch { batch, normalizer, .. } = case.batch(last)?;
         let mut accumulator = GradientAccumulator::new();
-        accumulator.add(model, model.loss(&batch, batch.n_predicted as f64).graph.backward());
+        accumulator.add(model, model.loss(&batch, normalizer).graph.backward());
         checks.push(check_gradients(case, model, accumulator.finish(model))?);
     }
     Ok(checks)
 }
 
 fn check_batch(case: &Case, model: &BlockTransformer, name: &str) -> Result<Vec<Check>, VerifyError> {
-    let (batch, real) = case.batch(name)?;
+    let CaseBatch { batch, real, normalizer } = case.batch(name)?;
     let [n_batch, n_blocks, length] = batch.ids.dims();
     let vocab_size = model.layout().vocab_size;
     let valid = model.valid();
@@ -59,8 +59,8 @@ fn check_batch(case: &Case, model: &BlockTransformer, name: &str) -> Result<Vec<
     compare("context_embeddings", output.context_embeddings.into_data(), &block_real, block_width)?;
     compare("logits", logits.into_data(), &predicted, vocab_size)?;
     if let Some(expected) = case.scalar(&format!("{name}.loss")) {
-        let n = batch.n_predicted as f64;
-        checks.push(relative(&format!("{name} loss"), model.loss(&batch, n).sum() / n, expected, LOSS_TOLERANCE));
+        let loss = model.loss(&batch, normalizer).sum() / normalizer;
+        checks.push(relative(&format!("{name} loss"), loss, expected, LOSS_TOLERANCE));
     }
     Ok(checks)
 }

@@ -23,6 +23,17 @@ pub(super) struct Array<T> {
     pub(super) values: Vec<T>,
 }
 
+/// A batch of a case.
+pub(super) struct CaseBatch {
+    pub(super) batch: Batch,
+    /// False on padding.
+    pub(super) real: Vec<bool>,
+    /// What the reference divided the summed loss by: all positions of the predicted blocks that hold any content.
+    /// (It leaves padding out only where the padding's id is the decoder's own `pad_token_id`, which in the cases it
+    /// is not; the padding adds no loss, but it counts. Training with this library counts content alone.)
+    pub(super) normalizer: f64,
+}
+
 /// A case, opened.
 pub(super) struct Case {
     pub(super) device: Device,
@@ -71,7 +82,7 @@ impl Case {
     }
 
     /// The batch named `name.input_ids` and `name.attention_mask`, on the autodiff device.
-    pub(super) fn batch(&self, name: &str) -> Result<(Batch, Vec<bool>), VerifyError> {
+    pub(super) fn batch(&self, name: &str) -> Result<CaseBatch, VerifyError> {
         let ids = self.ints(&format!("{name}.input_ids"))?;
         let mask = self.ints(&format!("{name}.attention_mask"))?;
         let shape: [usize; 3] = ids.shape.as_slice().try_into().map_err(|_| VerifyError::Malformed {
@@ -94,7 +105,9 @@ impl Case {
             mask: mask.map(|mask| Tensor::<3, Bool>::from_data(mask, &device)),
             n_predicted: real.iter().enumerate().filter(|(index, real)| **real && !first_block(*index)).count(),
         };
-        Ok((batch, real))
+        let blocks = real.chunks(shape[2]).enumerate();
+        let counted = blocks.filter(|(index, block)| index % shape[1] > 0 && block.contains(&true)).count();
+        Ok(CaseBatch { batch, real, normalizer: (counted * shape[2]) as f64 })
     }
 
     /// The names of arrays that begin with `prefix`, without it.

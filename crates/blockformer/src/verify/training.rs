@@ -7,7 +7,7 @@ use burn::module::Param;
 use burn::tensor::Tensor;
 
 use super::batches::relative;
-use super::case::{Case, ParameterValue, for_each_parameter};
+use super::case::{Case, CaseBatch, ParameterValue, for_each_parameter};
 use super::{Check, TRAINING_TOLERANCE, VerifyError, WEIGHTS_TOLERANCE};
 
 /// The schedule all cases were trained with.
@@ -25,8 +25,7 @@ pub(super) fn check(case: &Case) -> Result<Vec<Check>, VerifyError> {
     let mut model = model.clone();
     let mut optimizer = Optimizer::new(&AdamWSettings::default());
     for (step, ((loss, norm), rate)) in losses.iter().zip(&norms).zip(&rates).enumerate() {
-        let (batch, _) = case.batch(&format!("train.{step}"))?;
-        let n = batch.n_predicted as f64;
+        let CaseBatch { batch, normalizer: n, .. } = case.batch(&format!("train.{step}"))?;
         let output = model.loss(&batch, n);
         let mut accumulator = GradientAccumulator::new();
         accumulator.add(&model, output.graph.backward());
