@@ -1,1 +1,54 @@
-fn main() {}
+//! The `blockformer` command.
+
+mod commands;
+mod error;
+mod interrupt;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use commands::{convert, generate, inspect, train, verify};
+
+/// Burn's CPU backend allocates a tensor for every operation; mimalloc makes that several times faster.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Block Transformers: train, convert, generate.
+#[derive(Parser)]
+#[command(name = "blockformer", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Continue a prompt; the text goes to standard output, everything else to standard error.
+    Generate(generate::Arguments),
+    /// Train a model on text.
+    Train(train::Arguments),
+    /// Convert a checkpoint of the authors' implementation or a Hugging Face GPT-NeoX directory.
+    Convert(convert::Arguments),
+    /// Show a model's configuration, parameters and cache sizes.
+    Inspect(inspect::Arguments),
+    /// Check a device against the numbers of reference cases.
+    Verify(verify::Arguments),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Generate(arguments) => generate::run(&arguments),
+        Command::Train(arguments) => train::run(&arguments),
+        Command::Convert(arguments) => convert::run(&arguments),
+        Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::Verify(arguments) => verify::run(&arguments),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {}", error.chain());
+            ExitCode::FAILURE
+        }
+    }
+}

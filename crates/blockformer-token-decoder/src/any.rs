@@ -39,6 +39,13 @@ impl TokenDecoderConfig {
         }
     }
 
+    /// Positions the token decoder's cache holds: the expanded context and all but the last token of a block.
+    pub fn cache_positions(&self, n_embedding_tokens: usize, block_length: usize) -> usize {
+        match self {
+            Self::Prefix(config) => config.expansion_ratio * n_embedding_tokens + block_length - 1,
+        }
+    }
+
     /// The layers.
     pub fn transformer(&self) -> &TransformerConfig {
         match self {

@@ -1,0 +1,7 @@
+//! One file a subcommand.
+
+pub(crate) mod convert;
+pub(crate) mod generate;
+pub(crate) mod inspect;
+pub(crate) mod train;
+pub(crate) mod verify;

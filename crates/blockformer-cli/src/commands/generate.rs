@@ -1,0 +1,148 @@
+//! `blockformer generate`.
+
+use std::io::{IsTerminal, Read, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use blockformer::data::Tokenizer;
+use blockformer::generate::{FinishReason, GenerateOptions, Sampling, generate};
+use blockformer::model::{AnyModel, ModelConfig, TOKENIZER_FILE};
+use burn::tensor::Device;
+use clap::Args;
+
+use crate::error::CliError;
+use crate::interrupt::Interrupt;
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// The text to continue; standard input if not given
+    #[arg(long)]
+    prompt: Option<String>,
+    /// A model directory; the bundled model if not given
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Where to compute: cpu, cuda:0, wgpu, …
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// How many tokens to generate at most; generation ends earlier at the end of a document
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    max_new_tokens: usize,
+    /// Randomness: 0 takes the likeliest token, 1 draws as the model says
+    #[arg(long, default_value_t = 0.8)]
+    temperature: f64,
+    /// Draw only from the K likeliest tokens
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Draw only from the likeliest tokens that together have probability P
+    #[arg(long, default_value_t = 0.95, value_name = "P")]
+    top_p: f64,
+    /// The same seed gives the same text
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
+    let device = blockformer::device(&arguments.device)?;
+    let prompt = match &arguments.prompt {
+        Some(prompt) => prompt.clone(),
+        None => prompt_from_stdin()?,
+    };
+    if prompt.is_empty() {
+        return Err(CliError::EmptyPrompt);
+    }
+    let (config, model, tokenizer) = open(arguments.model.as_deref(), &device)?;
+    let ids = tokenizer.encode(&prompt)?;
+    if ids.is_empty() {
+        return Err(CliError::EmptyPrompt);
+    }
+    let sampling = Sampling {
+        temperature: arguments.temperature,
+        top_k: arguments.top_k,
+        top_p: Some(arguments.top_p),
+        seed: arguments.seed,
+    };
+    let options = GenerateOptions {
+        max_new_tokens: arguments.max_new_tokens,
+        sampling,
+        stop_tokens: config.eos_token_id().into_iter().collect(),
+    };
+    stream(&model, &tokenizer, &ids, &options, &device)
+}
+
+/// The model and its tokenizer, which must belong together.
+fn open(directory: Option<&Path>, device: &Device) -> Result<(ModelConfig, AnyModel, Tokenizer), CliError> {
+    let Some(directory) = directory else { return Ok(blockformer::bundled::load(device)?) };
+    let (config, model) = AnyModel::load(directory, device)?;
+    let path = directory.join(TOKENIZER_FILE);
+    let tokenizer = Tokenizer::from_file(&path)?;
+    let needed = tokenizer.max_token_id().map_or(0, |id| id as usize + 1);
+    if needed > config.vocab_size() {
+        return Err(CliError::Vocabulary { path, tokenizer: needed, model: config.vocab_size() });
+    }
+    Ok((config, model, tokenizer))
+}
+
+fn prompt_from_stdin() -> Result<String, CliError> {
+    let mut stdin = std::io::stdin();
+    if stdin.is_terminal() {
+        eprintln!("type a prompt, then Ctrl-D:");
+    }
+    let mut prompt = String::new();
+    stdin.read_to_string(&mut prompt).map_err(|source| CliError::Stdin { source })?;
+    // The newline that ends a line of input is not part of the text.
+    Ok(prompt.strip_suffix('\n').map_or(prompt.clone(), |text| text.strip_suffix('\r').unwrap_or(text).to_string()))
+}
+
+/// Writes the text as it is made; ends when the reader has gone.
+fn stream(
+    model: &AnyModel,
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    options: &GenerateOptions,
+    device: &Device,
+) -> Result<ExitCode, CliError> {
+    let interrupt = Interrupt::watch();
+    let mut text = tokenizer.decode_stream();
+    let mut stdout = std::io::stdout().lock();
+    let mut failure = None;
+    let mut write = |piece: Option<String>| -> Result<(), CliError> {
+        let piece = piece.unwrap_or_default();
+        let written = stdout.write_all(piece.as_bytes()).and_then(|()| stdout.flush());
+        written.map_err(|source| CliError::Stdout { source })
+    };
+    let started = Instant::now();
+    let generated = generate(model, &[prompt], options, device, |_, token| {
+        let written = text.push(token).map_err(CliError::from).and_then(&mut write);
+        match written {
+            Ok(()) if !interrupt.pressed() => ControlFlow::Continue(()),
+            Ok(()) => ControlFlow::Break(()),
+            Err(error) => {
+                failure = Some(error);
+                ControlFlow::Break(())
+            }
+        }
+    })?;
+    if let Some(error) = failure {
+        return if is_broken_pipe(&error) { Ok(ExitCode::SUCCESS) } else { Err(error) };
+    }
+    let rest = text.finish()?;
+    write(rest)?;
+    write(Some("\n".into()))?;
+    let seconds = started.elapsed().as_secs_f64();
+    for generation in &generated {
+        let n = generation.tokens.len();
+        let why = match generation.finish {
+            FinishReason::Stop => ", end of text",
+            FinishReason::Cancelled => ", interrupted",
+            FinishReason::Length => "",
+        };
+        eprintln!("[{n} tokens in {seconds:.2} s, {:.1} tokens/s{why}]", n as f64 / seconds);
+    }
+    Ok(if interrupt.pressed() { ExitCode::from(130) } else { ExitCode::SUCCESS })
+}
+
+fn is_broken_pipe(error: &CliError) -> bool {
+    matches!(error, CliError::Stdout { source } if source.kind() == std::io::ErrorKind::BrokenPipe)
+}

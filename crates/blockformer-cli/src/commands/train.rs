@@ -1,0 +1,199 @@
+//! `blockformer train`.
+
+mod data;
+mod progress;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use blockformer::data::{InMemoryCorpus, PackedDataset};
+use blockformer::model::{AnyModel, ModelConfig, TOKENIZER_FILE, presets};
+use blockformer::train::{AdamWSettings, TrainConfig, Trainer, latest_checkpoint};
+use burn::module::Module;
+use clap::Args;
+
+use super::convert::Precision;
+use crate::error::CliError;
+use crate::interrupt::Interrupt;
+use progress::Progress;
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Text to train on: .txt files (a document each), .jsonl files (a "text" field a line), or folders of them
+    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    data: Vec<PathBuf>,
+    /// Text to validate on; a part of the training text if not given
+    #[arg(long, num_args = 1.., value_name = "PATH")]
+    validation_data: Vec<PathBuf>,
+    /// The share of the training text, at its end, kept for validation
+    #[arg(long, default_value_t = 0.05, value_name = "SHARE")]
+    validation_share: f64,
+    /// A tokenizer.json; or `bpe:N` to train a byte-level BPE of N tokens on the text; or `characters`
+    #[arg(long)]
+    tokenizer: String,
+    /// A model configuration, config.json; or a preset's name
+    #[arg(long, value_name = "FILE|PRESET")]
+    config: String,
+    /// Where to write the model, its tokenizer, checkpoints and the loss curve
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+    /// Go on from the newest checkpoint in the output directory, if there is one
+    #[arg(long)]
+    resume: bool,
+    /// Where to compute: cpu, cuda:0, wgpu, …
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Tokens a sample; the configuration's context if not given
+    #[arg(long, value_name = "TOKENS")]
+    sample_length: Option<usize>,
+    /// Optimizer steps
+    #[arg(long, default_value_t = 1000)]
+    steps: usize,
+    /// Samples a step
+    #[arg(long, default_value_t = 16)]
+    batch_size: usize,
+    /// Backward passes a step; divides the batch
+    #[arg(long, default_value_t = 1)]
+    accumulation: usize,
+    /// Highest learning rate
+    #[arg(long, default_value_t = 1e-3)]
+    learning_rate: f64,
+    /// Steps of linear warmup
+    #[arg(long, default_value_t = 100)]
+    warmup_steps: usize,
+    /// Decoupled weight decay
+    #[arg(long, default_value_t = 0.1)]
+    weight_decay: f32,
+    /// Clip gradients to this global norm; 0 does not
+    #[arg(long, default_value_t = 1.0)]
+    max_gradient_norm: f64,
+    /// Initial weights, order of samples, padding
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Steps between lines of progress
+    #[arg(long, default_value_t = 10)]
+    log_every: usize,
+    /// Steps between evaluations
+    #[arg(long, default_value_t = 250)]
+    evaluate_every: usize,
+    /// Validation samples an evaluation; the last one takes all
+    #[arg(long, default_value_t = 64)]
+    evaluation_samples: usize,
+    /// Steps between checkpoints
+    #[arg(long, default_value_t = 500)]
+    save_every: usize,
+    /// Checkpoints kept
+    #[arg(long, default_value_t = 2)]
+    keep_checkpoints: usize,
+    /// The number type of the written weights
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    precision: Precision,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
+    for (option, value) in [("--log-every", arguments.log_every), ("--evaluate-every", arguments.evaluate_every), ("--save-every", arguments.save_every)] {
+        if value == 0 {
+            return Err(CliError::Option { option, reason: "it must be at least 1".into() });
+        }
+    }
+    let device = blockformer::device(&arguments.device)?.autodiff();
+    let config = read_config(&arguments.config)?;
+    let output = &arguments.output;
+    std::fs::create_dir_all(output).map_err(|source| CliError::Io {
+        action: "make directory",
+        path: output.clone(),
+        source,
+    })?;
+    let text = data::prepare(arguments, &config)?;
+    text.tokenizer.save(output.join(TOKENIZER_FILE))?;
+    device.seed(arguments.seed);
+    let model = AnyModel::new(&config, &device)?;
+    let count = model.parameters();
+    eprintln!("{} parameters, {} non-embedding", count.total, count.non_embedding);
+    let trainer = Trainer::new(model, text.train, settings(arguments), &device)?;
+    let trainer = resume(arguments, trainer)?;
+    let trainer = train(arguments, trainer, &text.validation)?;
+    let Some(trainer) = trainer else { return Ok(ExitCode::from(130)) };
+    trainer.model().valid().save(&config, output, arguments.precision.into())?;
+    eprintln!("wrote the model to {}", output.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read_config(name: &str) -> Result<ModelConfig, CliError> {
+    let path = Path::new(name);
+    if path.exists() {
+        return Ok(ModelConfig::load(path)?);
+    }
+    presets::model(name).ok_or_else(|| CliError::Option {
+        option: "--config",
+        reason: format!("{name} is neither a file nor a preset (`blockformer inspect --presets` lists them)"),
+    })
+}
+
+fn settings(arguments: &Arguments) -> TrainConfig {
+    TrainConfig {
+        steps: arguments.steps,
+        batch_size: arguments.batch_size,
+        accumulation: arguments.accumulation,
+        learning_rate: arguments.learning_rate,
+        warmup_steps: arguments.warmup_steps,
+        max_gradient_norm: arguments.max_gradient_norm,
+        optimizer: AdamWSettings { weight_decay: arguments.weight_decay, ..AdamWSettings::default() },
+        seed: arguments.seed,
+        ..TrainConfig::default()
+    }
+}
+
+type TextTrainer = Trainer<AnyModel, InMemoryCorpus>;
+
+fn resume(arguments: &Arguments, trainer: TextTrainer) -> Result<TextTrainer, CliError> {
+    let newest = latest_checkpoint(&checkpoints(arguments))?;
+    match newest {
+        Some(path) if arguments.resume => {
+            let trainer = trainer.resume(&path)?;
+            eprintln!("resumed from {} at step {}", path.display(), trainer.next_step());
+            Ok(trainer)
+        }
+        Some(path) => {
+            let reason = format!("{} is there already: add --resume, or choose another --output", path.display());
+            Err(CliError::Option { option: "--output", reason })
+        }
+        None => Ok(trainer),
+    }
+}
+
+fn checkpoints(arguments: &Arguments) -> PathBuf {
+    arguments.output.join("checkpoints")
+}
+
+/// Trains to the end; `None` if interrupted, after a checkpoint.
+fn train(
+    arguments: &Arguments,
+    mut trainer: TextTrainer,
+    validation: &PackedDataset<InMemoryCorpus>,
+) -> Result<Option<TextTrainer>, CliError> {
+    let interrupt = Interrupt::watch();
+    let mut progress = Progress::new(&arguments.output, trainer.next_step(), arguments.steps);
+    while trainer.next_step() < arguments.steps {
+        let report = trainer.step()?;
+        progress.step(&report);
+        let done = trainer.next_step();
+        let last = done == arguments.steps;
+        if last || done.is_multiple_of(arguments.evaluate_every) {
+            let samples = if last { usize::MAX } else { arguments.evaluation_samples };
+            progress.evaluated(done, trainer.evaluate(validation, samples))?;
+        } else if done.is_multiple_of(arguments.log_every) {
+            progress.log(done)?;
+        }
+        if last || done.is_multiple_of(arguments.save_every) || interrupt.pressed() {
+            trainer.save_checkpoint(&checkpoints(arguments), arguments.keep_checkpoints)?;
+        }
+        if interrupt.pressed() && !last {
+            progress.write()?;
+            eprintln!("\ninterrupted at step {done}; go on with --resume");
+            return Ok(None);
+        }
+    }
+    progress.finish()?;
+    Ok(Some(trainer))
+}

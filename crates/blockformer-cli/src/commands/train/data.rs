@@ -1,0 +1,80 @@
+//! Text to packed samples.
+
+use std::path::{Path, PathBuf};
+
+use blockformer::data::{
+    Documents, InMemoryCorpus, PackedDataset, PackingConfig, TokenCorpus, Tokenizer, TokenizerTraining, character_level_of,
+    read_documents,
+};
+use blockformer::model::ModelConfig;
+
+use super::Arguments;
+use crate::error::CliError;
+
+pub(super) struct Text {
+    pub(super) tokenizer: Tokenizer,
+    pub(super) train: PackedDataset<InMemoryCorpus>,
+    pub(super) validation: PackedDataset<InMemoryCorpus>,
+}
+
+pub(super) fn prepare(arguments: &Arguments, config: &ModelConfig) -> Result<Text, CliError> {
+    let tokenizer = tokenizer(arguments)?;
+    let path = PathBuf::from(&arguments.tokenizer);
+    let needed = tokenizer.max_token_id().map_or(0, |id| id as usize + 1);
+    if needed > config.vocab_size() {
+        return Err(CliError::Vocabulary { path, tokenizer: needed, model: config.vocab_size() });
+    }
+    let eos = tokenizer.eos_token_id().ok_or(CliError::NoEndOfText { path })?;
+    if config.eos_token_id() != Some(eos) {
+        let reason = format!("eos_token_id is {:?}, but the tokenizer's end of text is {eos}", config.eos_token_id());
+        return Err(CliError::Option { option: "--config", reason });
+    }
+    let corpus = InMemoryCorpus::tokenize_stream(Documents::open(&arguments.data)?, &tokenizer)?;
+    eprintln!("{} tokens in {} documents", corpus.n_tokens(), corpus.n_documents());
+    let (train, validation) = if arguments.validation_data.is_empty() {
+        corpus.split_tail(arguments.validation_share)?
+    } else {
+        let held_out = Documents::open(&arguments.validation_data)?;
+        (corpus, InMemoryCorpus::tokenize_stream(held_out, &tokenizer)?)
+    };
+    let packing = packing(arguments, config, eos);
+    Ok(Text {
+        tokenizer,
+        train: PackedDataset::new(train, packing)?,
+        validation: PackedDataset::new(validation, packing)?,
+    })
+}
+
+fn tokenizer(arguments: &Arguments) -> Result<Tokenizer, CliError> {
+    let name = arguments.tokenizer.as_str();
+    if name == "characters" {
+        let documents = read_documents(&arguments.data)?.into_iter().chain(if arguments.validation_data.is_empty() {
+            Vec::new()
+        } else {
+            read_documents(&arguments.validation_data)?
+        });
+        return Ok(character_level_of(documents)?);
+    }
+    let Some(size) = name.strip_prefix("bpe:") else { return Ok(Tokenizer::from_file(Path::new(name))?) };
+    let size = size.parse().map_err(|_| CliError::Option {
+        option: "--tokenizer",
+        reason: format!("{size:?} is not a number of tokens"),
+    })?;
+    Ok(TokenizerTraining::new(size).train_byte_level_bpe_on_files(&arguments.data)?)
+}
+
+fn packing(arguments: &Arguments, config: &ModelConfig, eos: u32) -> PackingConfig {
+    let max_length = arguments.sample_length.unwrap_or(config.max_length());
+    match config {
+        ModelConfig::VanillaTransformer(_) => {
+            PackingConfig { seed: arguments.seed, ..PackingConfig::vanilla(max_length, eos) }
+        }
+        ModelConfig::BlockTransformer(config) => PackingConfig {
+            random_pad_first_block: config.random_pad_first_block,
+            pad_to_block_boundary: config.pad_to_block_boundary,
+            pad_token_id: config.pad_token_id,
+            seed: arguments.seed,
+            ..PackingConfig::new(config.block_length, max_length, eos)
+        },
+    }
+}

@@ -1,0 +1,64 @@
+//! What can go wrong in a command.
+
+use std::error::Error as _;
+use std::path::PathBuf;
+
+use blockformer::DeviceError;
+use blockformer::bundled::BundledError;
+use blockformer::data::DataError;
+use blockformer::generate::GenerateError;
+use blockformer::model::CheckpointError;
+use blockformer::train::TrainError;
+use blockformer::verify::VerifyError;
+use thiserror::Error;
+
+#[derive(Debug, Error)]
+pub(crate) enum CliError {
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error(transparent)]
+    Bundled(#[from] BundledError),
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
+    #[error(transparent)]
+    Model(#[from] CheckpointError),
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io { action: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("cannot read the prompt from standard input: {source}")]
+    Stdin { source: std::io::Error },
+    #[error("cannot write the text: {source}")]
+    Stdout { source: std::io::Error },
+    #[error("the prompt is empty: give some text with --prompt or on standard input")]
+    EmptyPrompt,
+    #[error(
+        "{} has {tokenizer} tokens, but the model's vocabulary has {model}: they do not belong together",
+        path.display()
+    )]
+    Vocabulary { path: PathBuf, tokenizer: usize, model: usize },
+    #[error("{} has no end-of-text token, which training needs", path.display())]
+    NoEndOfText { path: PathBuf },
+    #[error("{option}: {reason}")]
+    Option { option: &'static str, reason: String },
+}
+
+impl CliError {
+    /// The message with its causes, each said once.
+    pub(crate) fn chain(&self) -> String {
+        let mut message = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if !message.contains(&text) {
+                message = format!("{message}: {text}");
+            }
+            cause = error.source();
+        }
+        message
+    }
+}
