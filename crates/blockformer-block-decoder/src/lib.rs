@@ -48,12 +48,7 @@ impl BlockDecoder {
     ///
     /// # Panics
     /// If shapes do not fit or `cache` cannot take the blocks.
-    pub fn forward(
-        &self,
-        blocks: Tensor<4>,
-        mask: Option<Tensor<2, Bool>>,
-        cache: Option<&mut KvCache>,
-    ) -> Tensor<4> {
+    pub fn forward(&self, blocks: Tensor<4>, mask: Option<Tensor<2, Bool>>, cache: Option<&mut KvCache>) -> Tensor<4> {
         let [batch, n_blocks, n_embedding_tokens, d_model] = blocks.dims();
         assert_eq!(n_embedding_tokens, self.n_embedding_tokens, "embedding tokens a block");
         let keys = mask.map(|mask| self.per_embedding_token(mask));

@@ -42,7 +42,12 @@ impl BlockProjection {
         let d_joined = d_embedding * tokens_per_embedding;
         let layer = match kind {
             Projection::Concat => {
-                ConfigError::equal("the concatenated embedding", d_joined, "the block decoder's d_model", sizes.d_model)?;
+                ConfigError::equal(
+                    "the concatenated embedding",
+                    d_joined,
+                    "the block decoder's d_model",
+                    sizes.d_model,
+                )?;
                 None
             }
             Projection::ProjectionLayer => {

@@ -197,7 +197,13 @@ mod tests {
             sorted.sort_by(by_weight);
             let total: f64 = sorted.iter().map(|candidate| f64::from(candidate.0)).sum();
             let mut mass = 0.0;
-            let expected = 1 + sorted.iter().take_while(|c| { mass += f64::from(c.0); mass < p * total }).count();
+            let expected = 1 + sorted
+                .iter()
+                .take_while(|c| {
+                    mass += f64::from(c.0);
+                    mass < p * total
+                })
+                .count();
             let mut kept = weights.clone();
             keep_nucleus(&mut kept, p);
             assert!(kept.len().abs_diff(expected.min(5000)) <= 1, "p {p}: {} instead of {expected}", kept.len());

@@ -18,7 +18,9 @@ fn block_model(style: fn(usize, usize, usize) -> TransformerConfig) -> BlockTran
     config.block_decoder = transformer.clone();
     let TokenDecoderConfig::Prefix(prefix) = &mut config.token_decoder else { panic!("a prefix decoder") };
     prefix.transformer = transformer;
-    let blockformer_embedder::EmbedderConfig::Lookup(lookup) = &mut config.embedder else { panic!("a lookup embedder") };
+    let blockformer_embedder::EmbedderConfig::Lookup(lookup) = &mut config.embedder else {
+        panic!("a lookup embedder")
+    };
     lookup.d_embedding = 8;
     let config = BlockTransformerConfig { vocab_size: VOCAB_SIZE, max_length: 64, ..config };
     config.init(&Device::flex()).unwrap()

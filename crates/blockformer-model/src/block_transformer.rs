@@ -54,7 +54,8 @@ impl<E: Embedder, T: TokenDecoder> BlockTransformer<E, T> {
         let [_, _, n_embedding_tokens, d_model] = context_embeddings.dims();
         let context = context_embeddings.clone().slice(s![.., 0..n_blocks - 1, .., ..]);
         let context = context.reshape([batch * (n_blocks - 1), n_embedding_tokens, d_model]);
-        let hidden = self.decode_blocks(context, ids.slice(s![.., 1.., ..]), mask.map(|mask| mask.slice(s![.., 1.., ..])));
+        let hidden =
+            self.decode_blocks(context, ids.slice(s![.., 1.., ..]), mask.map(|mask| mask.slice(s![.., 1.., ..])));
         BlockOutput { block_embeddings, context_embeddings, hidden }
     }
 
@@ -82,12 +83,7 @@ impl<E: Embedder, T: TokenDecoder> BlockTransformer<E, T> {
     ///
     /// # Panics
     /// If shapes do not fit.
-    pub fn decode_blocks(
-        &self,
-        context: Tensor<3>,
-        ids: Tensor<3, Int>,
-        mask: Option<Tensor<3, Bool>>,
-    ) -> Tensor<3> {
+    pub fn decode_blocks(&self, context: Tensor<3>, ids: Tensor<3, Int>, mask: Option<Tensor<3, Bool>>) -> Tensor<3> {
         let [batch, n_blocks, length] = ids.dims();
         let (rows, known) = (batch * n_blocks, length - 1); // the last token of a block predicts nothing
         let ids = (known > 0).then(|| ids.reshape([rows, length]).slice(s![.., 0..known]));

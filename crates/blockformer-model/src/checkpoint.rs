@@ -106,7 +106,11 @@ impl Checkpoint {
     }
 
     /// The same tensors under other names.
-    pub(crate) fn renamed(self, tensors: BTreeMap<String, PackTensor>, names_in_file: BTreeMap<String, String>) -> Self {
+    pub(crate) fn renamed(
+        self,
+        tensors: BTreeMap<String, PackTensor>,
+        names_in_file: BTreeMap<String, String>,
+    ) -> Self {
         Self { path: self.path, tensors, names_in_file }
     }
 
@@ -186,9 +190,7 @@ pub fn save_weights<M: Module>(model: &M, path: &Path, precision: SavePrecision)
         SavePrecision::Float16 => store.with_to_adapter(cast(DType::F16)),
         SavePrecision::BFloat16 => store.with_to_adapter(cast(DType::BF16)),
     };
-    model
-        .save_into(&mut store)
-        .map_err(|error| CheckpointError::Write { path: path.into(), reason: error.to_string() })
+    model.save_into(&mut store).map_err(|error| CheckpointError::Write { path: path.into(), reason: error.to_string() })
 }
 
 fn read_tensors(path: &Path) -> Result<BTreeMap<String, PackTensor>, CheckpointError> {

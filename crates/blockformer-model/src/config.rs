@@ -122,7 +122,12 @@ impl BlockTransformerConfig {
     ) -> Result<BlockTransformer<E, T>, ConfigError> {
         self.validate()?;
         ConfigError::equal("embedder.block_length", embedder.block_length(), "block_length", self.block_length)?;
-        ConfigError::equal("embedder.d_model", embedder.d_model(), "block_decoder.d_model", self.block_decoder.d_model)?;
+        ConfigError::equal(
+            "embedder.d_model",
+            embedder.d_model(),
+            "block_decoder.d_model",
+            self.block_decoder.d_model,
+        )?;
         let n = embedder.n_embedding_tokens();
         ConfigError::equal("embedder.n_embedding_tokens", n, "n_embedding_tokens", self.n_embedding_tokens)?;
         let length = token_decoder.block_length();

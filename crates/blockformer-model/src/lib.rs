@@ -35,7 +35,7 @@ mod vanilla;
 pub use any::AnyModel;
 pub use block_transformer::{BlockOutput, BlockTransformer};
 pub use blocks::{BlockLayout, BlockedPrompts};
-pub use checkpoint::{Checkpoint, CONFIG_FILE, SavePrecision, TOKENIZER_FILE, WEIGHTS_FILE, save_weights};
+pub use checkpoint::{CONFIG_FILE, Checkpoint, SavePrecision, TOKENIZER_FILE, WEIGHTS_FILE, save_weights};
 pub use config::{BlockTransformerConfig, ModelConfig, VanillaTransformerConfig};
 pub use error::{CheckpointError, PromptError};
 pub use parameters::ParameterCount;

@@ -157,12 +157,13 @@ pub fn translate(checkpoint: Checkpoint, config: &ModelConfig) -> Result<Checkpo
         match translate_name(name, config) {
             Translation::Parameter(parameter, layout) => {
                 check_float(checkpoint.path(), name, tensor.dtype)?;
-                let arranged = arrange_tensor(tensor, &parameter, layout).map_err(|expected| CheckpointError::Shape {
-                    path: checkpoint.path().into(),
-                    name: name.clone(),
-                    expected,
-                    got: tensor.shape.to_vec(),
-                })?;
+                let arranged =
+                    arrange_tensor(tensor, &parameter, layout).map_err(|expected| CheckpointError::Shape {
+                        path: checkpoint.path().into(),
+                        name: name.clone(),
+                        expected,
+                        got: tensor.shape.to_vec(),
+                    })?;
                 tensors.insert(parameter.clone(), arranged);
                 names_in_file.insert(parameter, name.clone());
             }

@@ -69,9 +69,7 @@ impl Attention {
     ) -> Tensor<3> {
         let [batch, positions, _] = x.dims();
         let (heads, kv_heads, head_dim) = (self.n_heads, self.n_kv_heads, self.head_dim);
-        let qkv = linear(&self.qkv, x)
-            .reshape([batch, positions, heads + 2 * kv_heads, head_dim])
-            .swap_dims(1, 2); // [batch, heads + 2 kv_heads, positions, head_dim]
+        let qkv = linear(&self.qkv, x).reshape([batch, positions, heads + 2 * kv_heads, head_dim]).swap_dims(1, 2); // [batch, heads + 2 kv_heads, positions, head_dim]
         let mut qk = qkv.clone().slice(s![.., 0..heads + kv_heads, .., ..]);
         let values = qkv.slice(s![.., heads + kv_heads.., .., ..]);
         if let Some(rotary) = context.rotary {
@@ -106,7 +104,9 @@ impl Attention {
         let q = q.reshape([batch, self.n_kv_heads, group * n_queries, head_dim]);
         let scores = q.matmul(k.transpose()).reshape([batch, heads, n_queries, n_keys]);
         let scores = match &context.hidden {
-            Some(hidden) => scores.mask_fill(hidden.clone().expand([batch, heads, n_queries, n_keys]), f32::NEG_INFINITY),
+            Some(hidden) => {
+                scores.mask_fill(hidden.clone().expand([batch, heads, n_queries, n_keys]), f32::NEG_INFINITY)
+            }
             None => scores,
         };
         let weights = softmax(scores, 3).reshape([batch, self.n_kv_heads, group * n_queries, n_keys]);

@@ -77,12 +77,7 @@ impl ConfigError {
     ///
     /// # Errors
     /// [`ConfigError::Mismatch`].
-    pub fn equal(
-        field: &'static str,
-        value: usize,
-        expected_field: &'static str,
-        expected: usize,
-    ) -> Result<(), Self> {
+    pub fn equal(field: &'static str, value: usize, expected_field: &'static str, expected: usize) -> Result<(), Self> {
         if value == expected { Ok(()) } else { Err(Self::Mismatch { field, value, expected_field, expected }) }
     }
 }

@@ -19,9 +19,7 @@ impl Norm {
     /// A norm with scale one (and shift zero).
     pub fn new(kind: NormKind, d_model: usize, eps: f64, device: &Device) -> Self {
         match kind {
-            NormKind::LayerNorm => {
-                Self::LayerNorm(LayerNormConfig::new(d_model).with_epsilon(eps).init(device))
-            }
+            NormKind::LayerNorm => Self::LayerNorm(LayerNormConfig::new(d_model).with_epsilon(eps).init(device)),
             NormKind::RmsNorm => Self::RmsNorm(RmsNormConfig::new(d_model).with_epsilon(eps).init(device)),
         }
     }

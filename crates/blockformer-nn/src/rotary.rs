@@ -46,7 +46,12 @@ impl RotaryTable {
     pub fn forward(&self, x: Tensor<4>, start: usize) -> Tensor<4> {
         let [_, _, positions, head_dim] = x.dims();
         let end = start + positions;
-        assert!(end <= self.max_positions(), "position {} is beyond the {} rotary positions", end, self.max_positions());
+        assert!(
+            end <= self.max_positions(),
+            "position {} is beyond the {} rotary positions",
+            end,
+            self.max_positions()
+        );
         let half = self.cos.dims()[1];
         let dtype = x.dtype();
         let cos = self.cos.clone().slice(s![start..end, ..]).cast(dtype).unsqueeze::<4>(); // [1, 1, positions, half]

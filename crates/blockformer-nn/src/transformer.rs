@@ -101,9 +101,8 @@ mod tests {
             for mask in [AttentionMask::causal(), AttentionMask::causal_groups(1)] {
                 let full = stack.forward(x.clone(), &mask, None);
                 let mut cache = stack.new_cache(2, 7, &device);
-                let parts = [0..3, 3..4, 4..7].map(|range| {
-                    stack.forward(x.clone().slice(s![.., range, ..]), &mask, Some(&mut cache))
-                });
+                let parts = [0..3, 3..4, 4..7]
+                    .map(|range| stack.forward(x.clone().slice(s![.., range, ..]), &mask, Some(&mut cache)));
                 let error = difference(Tensor::cat(parts.to_vec(), 1), full);
                 assert!(error < 1e-5, "{name}: {error}");
             }
@@ -113,7 +112,8 @@ mod tests {
     #[test]
     fn long_prefill_through_the_fused_kernel_matches_single_steps() {
         let device = Device::flex();
-        let config = TransformerConfig { initializer_range: 0.2, ..TransformerConfig::llama(32, 2, 4).with_n_kv_heads(2) };
+        let config =
+            TransformerConfig { initializer_range: 0.2, ..TransformerConfig::llama(32, 2, 4).with_n_kv_heads(2) };
         let stack = config.init(&device);
         let x = Tensor::<3>::random([2, 160, 32], Distribution::Normal(0.0, 1.0), &device);
         let padding = |padded: usize| {

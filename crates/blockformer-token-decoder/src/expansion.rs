@@ -46,7 +46,12 @@ impl ContextExpansion {
                 Some(linear_init(sizes.d_context, ratio * d_model, true, std, device))
             }
             Expansion::Repeat => {
-                ConfigError::equal("the token decoder's d_model", d_model, "a repeated context embedding", sizes.d_context)?;
+                ConfigError::equal(
+                    "the token decoder's d_model",
+                    d_model,
+                    "a repeated context embedding",
+                    sizes.d_context,
+                )?;
                 None
             }
         };

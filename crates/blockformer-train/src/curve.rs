@@ -75,8 +75,7 @@ impl LossCurve {
     /// # Errors
     /// [`TrainError::Curve`] if it cannot be written.
     pub fn draw(&self, path: &Path, title: &str) -> Result<(), TrainError> {
-        self.try_draw(path, title)
-            .map_err(|error| TrainError::Curve { path: path.into(), reason: error.to_string() })
+        self.try_draw(path, title).map_err(|error| TrainError::Curve { path: path.into(), reason: error.to_string() })
     }
 
     fn try_draw(&self, path: &Path, title: &str) -> Result<(), Box<dyn std::error::Error>> {

@@ -6,7 +6,9 @@ use std::time::Instant;
 use blockformer_data::{BatchOrder, PackedDataset, TokenCorpus};
 use burn::tensor::Device;
 
-use crate::{Batch, Evaluation, GradientAccumulator, Optimizer, TrainConfig, TrainError, Trainable, checkpoint, clip_gradients};
+use crate::{
+    Batch, Evaluation, GradientAccumulator, Optimizer, TrainConfig, TrainError, Trainable, checkpoint, clip_gradients,
+};
 
 /// Trains a model on packed samples, step by step. Everything a step depends on follows from its number: the samples
 /// from the seed, the learning rate from the schedule.

@@ -10,7 +10,9 @@ fn cases() -> PathBuf {
 
 fn table(report: &CaseReport) -> String {
     match &report.checks {
-        Ok(checks) => checks.iter().map(|c| format!("{}: {:.2e} of {:.0e}\n", c.quantity, c.error, c.tolerance)).collect(),
+        Ok(checks) => {
+            checks.iter().map(|c| format!("{}: {:.2e} of {:.0e}\n", c.quantity, c.error, c.tolerance)).collect()
+        }
         Err(error) => error.to_string(),
     }
 }

@@ -78,7 +78,11 @@ fn print_caches(config: &ModelConfig) {
         ModelConfig::VanillaTransformer(config) => {
             let entry = per_position(&config.transformer);
             println!("KV cache, float32");
-            println!("  {entry} bytes a token, {} bytes a sequence of {} tokens", entry * config.max_length, config.max_length);
+            println!(
+                "  {entry} bytes a token, {} bytes a sequence of {} tokens",
+                entry * config.max_length,
+                config.max_length
+            );
         }
     }
 }

@@ -10,7 +10,7 @@ use blockformer::data::{InMemoryCorpus, PackedDataset};
 use blockformer::model::{AnyModel, ModelConfig, TOKENIZER_FILE, presets};
 use blockformer::train::{AdamWSettings, TrainConfig, Trainer, latest_checkpoint};
 use burn::module::Module;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::convert::Precision;
 use crate::error::CliError;
@@ -25,9 +25,12 @@ pub(crate) struct Arguments {
     /// Text to validate on; a part of the training text if not given
     #[arg(long, num_args = 1.., value_name = "PATH")]
     validation_data: Vec<PathBuf>,
-    /// The share of the training text, at its end, kept for validation
+    /// The share of the training text kept for validation
     #[arg(long, default_value_t = 0.05, value_name = "SHARE")]
     validation_share: f64,
+    /// Which part that is
+    #[arg(long, value_enum, default_value_t = Split::Documents)]
+    validation_split: Split,
     /// A tokenizer.json; or `bpe:N` to train a byte-level BPE of N tokens on the text; or `characters`
     #[arg(long)]
     tokenizer: String,
@@ -90,14 +93,28 @@ pub(crate) struct Arguments {
     precision: Precision,
 }
 
+/// Which part of the text is kept for validation.
+#[derive(Clone, Copy, ValueEnum)]
+enum Split {
+    /// Some whole documents, drawn by the seed
+    Documents,
+    /// The end, cut at a token
+    Tail,
+}
+
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
-    for (option, value) in [("--log-every", arguments.log_every), ("--evaluate-every", arguments.evaluate_every), ("--save-every", arguments.save_every)] {
+    for (option, value) in [
+        ("--log-every", arguments.log_every),
+        ("--evaluate-every", arguments.evaluate_every),
+        ("--save-every", arguments.save_every),
+    ] {
         if value == 0 {
             return Err(CliError::Option { option, reason: "it must be at least 1".into() });
         }
     }
     let device = blockformer::device(&arguments.device)?.autodiff();
     let config = read_config(&arguments.config)?;
+    let checkpoint = checkpoint_to_resume(arguments)?;
     let output = &arguments.output;
     std::fs::create_dir_all(output).map_err(|source| CliError::Io {
         action: "make directory",
@@ -111,7 +128,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
     let count = model.parameters();
     eprintln!("{} parameters, {} non-embedding", count.total, count.non_embedding);
     let trainer = Trainer::new(model, text.train, settings(arguments), &device)?;
-    let trainer = resume(arguments, trainer)?;
+    let trainer = match checkpoint {
+        Some(path) => {
+            let trainer = trainer.resume(&path)?;
+            eprintln!("resumed from {} at step {}", path.display(), trainer.next_step());
+            trainer
+        }
+        None => trainer,
+    };
     let trainer = train(arguments, trainer, &text.validation)?;
     let Some(trainer) = trainer else { return Ok(ExitCode::from(130)) };
     trainer.model().valid().save(&config, output, arguments.precision.into())?;
@@ -146,19 +170,14 @@ fn settings(arguments: &Arguments) -> TrainConfig {
 
 type TextTrainer = Trainer<AnyModel, InMemoryCorpus>;
 
-fn resume(arguments: &Arguments, trainer: TextTrainer) -> Result<TextTrainer, CliError> {
-    let newest = latest_checkpoint(&checkpoints(arguments))?;
-    match newest {
-        Some(path) if arguments.resume => {
-            let trainer = trainer.resume(&path)?;
-            eprintln!("resumed from {} at step {}", path.display(), trainer.next_step());
-            Ok(trainer)
-        }
-        Some(path) => {
+/// The checkpoint to go on from; none for a run that begins, which must not overwrite another.
+fn checkpoint_to_resume(arguments: &Arguments) -> Result<Option<PathBuf>, CliError> {
+    match latest_checkpoint(&checkpoints(arguments))? {
+        Some(path) if !arguments.resume => {
             let reason = format!("{} is there already: add --resume, or choose another --output", path.display());
             Err(CliError::Option { option: "--output", reason })
         }
-        None => Ok(trainer),
+        newest => Ok(newest),
     }
 }
 

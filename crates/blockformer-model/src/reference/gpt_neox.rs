@@ -97,7 +97,9 @@ impl GptNeoXConfig {
             "gelu" => Activation::Gelu,
             "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Activation::GeluTanh,
             "relu" => Activation::Relu,
-            other => return unsupported("hidden_act", other.into(), "gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, relu"),
+            other => {
+                return unsupported("hidden_act", other.into(), "gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, relu");
+            }
         };
         if let Some(scaling) = &self.rope_scaling {
             return unsupported("rope_scaling", scaling.to_string(), "null");

@@ -51,7 +51,8 @@ impl Case {
     pub(super) fn open(folder: &Path, device: &Device) -> Result<Self, VerifyError> {
         let (cases_path, expected_path) = (folder.join(CASES_FILE), folder.join(EXPECTED_FILE));
         let (floats, ints) = read_arrays(&cases_path)?;
-        let text = std::fs::read(&expected_path).map_err(|e| VerifyError::Io { path: expected_path.clone(), source: e })?;
+        let text =
+            std::fs::read(&expected_path).map_err(|e| VerifyError::Io { path: expected_path.clone(), source: e })?;
         let expected = serde_json::from_slice(&text)
             .map_err(|e| VerifyError::Malformed { path: expected_path.clone(), reason: e.to_string() })?;
         let (config, model) = AnyModel::load(folder, &device.clone().autodiff())?;
@@ -158,11 +159,7 @@ fn read_arrays(path: &Path) -> Result<Arrays, VerifyError> {
 
 /// Calls `visit` with every parameter's path (without enum variants, in PyTorch's words), and its numbers as
 /// `value` picks them (its values, or its gradient), linear weights as `[out, in]`.
-pub(super) fn for_each_parameter<M: Module>(
-    model: &M,
-    value: impl ParameterValue,
-    visit: impl FnMut(&str, Vec<f32>),
-) {
+pub(super) fn for_each_parameter<M: Module>(model: &M, value: impl ParameterValue, visit: impl FnMut(&str, Vec<f32>)) {
     model.visit(&mut Visitor { path: Vec::new(), containers: Vec::new(), value, visit });
 }
 

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use blockformer::data::{
-    Documents, InMemoryCorpus, PackedDataset, PackingConfig, TokenCorpus, Tokenizer, TokenizerTraining, character_level_of,
-    read_documents,
+    Documents, InMemoryCorpus, PackedDataset, PackingConfig, TokenCorpus, Tokenizer, TokenizerTraining,
+    character_level_of, read_documents,
 };
 use blockformer::model::ModelConfig;
 
-use super::Arguments;
+use super::{Arguments, Split};
 use crate::error::CliError;
 
 pub(super) struct Text {
@@ -32,7 +32,10 @@ pub(super) fn prepare(arguments: &Arguments, config: &ModelConfig) -> Result<Tex
     let corpus = InMemoryCorpus::tokenize_stream(Documents::open(&arguments.data)?, &tokenizer)?;
     eprintln!("{} tokens in {} documents", corpus.n_tokens(), corpus.n_documents());
     let (train, validation) = if arguments.validation_data.is_empty() {
-        corpus.split_tail(arguments.validation_share)?
+        match arguments.validation_split {
+            Split::Documents => corpus.split_documents(arguments.validation_share, arguments.seed)?,
+            Split::Tail => corpus.split_tail(arguments.validation_share)?,
+        }
     } else {
         let held_out = Documents::open(&arguments.validation_data)?;
         (corpus, InMemoryCorpus::tokenize_stream(held_out, &tokenizer)?)

@@ -28,7 +28,16 @@ impl Progress {
         let tokens = curve.points.last().map_or(0, |point| point.tokens);
         let terminal = std::io::stderr().is_terminal();
         let directory = directory.to_path_buf();
-        Self { directory, curve, total_steps, tokens, recent: Vec::new(), started: Instant::now(), first_step, terminal }
+        Self {
+            directory,
+            curve,
+            total_steps,
+            tokens,
+            recent: Vec::new(),
+            started: Instant::now(),
+            first_step,
+            terminal,
+        }
     }
 
     pub(super) fn step(&mut self, report: &StepReport) {
@@ -44,8 +53,10 @@ impl Progress {
     pub(super) fn evaluated(&mut self, done: usize, evaluation: Evaluation) -> Result<(), CliError> {
         self.row(done, Some(evaluation.loss));
         if done == self.total_steps {
-            let by_position: Vec<String> = evaluation.loss_by_position.iter().map(|loss| format!("{loss:.3}")).collect();
-            let by_position = if by_position.len() > 1 { format!(", by position {}", by_position.join(" ")) } else { String::new() };
+            let by_position: Vec<String> =
+                evaluation.loss_by_position.iter().map(|loss| format!("{loss:.3}")).collect();
+            let by_position =
+                if by_position.len() > 1 { format!(", by position {}", by_position.join(" ")) } else { String::new() };
             eprintln!("validation loss {:.4} on {} tokens{by_position}", evaluation.loss, evaluation.n_tokens);
         }
         self.write()
@@ -56,7 +67,8 @@ impl Progress {
         let Some(last) = self.recent.last().copied() else { return };
         let tokens: usize = self.recent.iter().map(|report| report.n_tokens).sum();
         let seconds: f64 = self.recent.iter().map(|report| report.seconds).sum();
-        let loss = self.recent.iter().map(|report| report.loss * report.n_tokens as f64).sum::<f64>() / tokens.max(1) as f64;
+        let loss =
+            self.recent.iter().map(|report| report.loss * report.n_tokens as f64).sum::<f64>() / tokens.max(1) as f64;
         let tokens_per_second = tokens as f64 / seconds;
         let point = CurvePoint {
             step,
