@@ -5,15 +5,17 @@ use burn::module::Module;
 use burn::tensor::{Bool, Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::{Embedder, EmbedderSizes, LookupConfig, LookupEmbedder};
+use crate::{Embedder, EmbedderSizes, EncoderConfig, EncoderEmbedder, LookupConfig, LookupEmbedder};
 
 /// Which embedder, and its configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum EmbedderConfig {
     /// A [`LookupEmbedder`].
     Lookup(LookupConfig),
+    /// An [`EncoderEmbedder`], with or without CLS tokens.
+    Encoder(EncoderConfig),
 }
 
 impl EmbedderConfig {
@@ -24,6 +26,7 @@ impl EmbedderConfig {
     pub fn try_init(&self, sizes: &EmbedderSizes, device: &Device) -> Result<AnyEmbedder, ConfigError> {
         match self {
             Self::Lookup(config) => config.init(sizes, device).map(AnyEmbedder::Lookup),
+            Self::Encoder(config) => config.init(sizes, device).map(AnyEmbedder::Encoder),
         }
     }
 
@@ -44,30 +47,36 @@ impl EmbedderConfig {
 pub enum AnyEmbedder {
     /// See [`LookupEmbedder`].
     Lookup(LookupEmbedder),
+    /// See [`EncoderEmbedder`].
+    Encoder(EncoderEmbedder),
 }
 
 impl Embedder for AnyEmbedder {
     fn forward(&self, ids: Tensor<3, Int>, mask: Option<Tensor<3, Bool>>) -> Tensor<4> {
         match self {
             Self::Lookup(embedder) => embedder.forward(ids, mask),
+            Self::Encoder(embedder) => embedder.forward(ids, mask),
         }
     }
 
     fn block_length(&self) -> usize {
         match self {
             Self::Lookup(embedder) => embedder.block_length(),
+            Self::Encoder(embedder) => embedder.block_length(),
         }
     }
 
     fn n_embedding_tokens(&self) -> usize {
         match self {
             Self::Lookup(embedder) => embedder.n_embedding_tokens(),
+            Self::Encoder(embedder) => embedder.n_embedding_tokens(),
         }
     }
 
     fn d_model(&self) -> usize {
         match self {
             Self::Lookup(embedder) => embedder.d_model(),
+            Self::Encoder(embedder) => embedder.d_model(),
         }
     }
 }

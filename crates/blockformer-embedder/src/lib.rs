@@ -2,7 +2,8 @@
 //! the block decoder (Ho et al. 2024, section 2.2).
 //!
 //! An embedder implements [`Embedder`]. [`LookupEmbedder`] is the paper's main choice: an embedding table whose
-//! vectors of one block are concatenated, or projected together. [`AnyEmbedder`] is the closed set that configurations
+//! vectors of one block are concatenated, or projected together. [`EncoderEmbedder`] reads each block with
+//! a small RoBERTa-style encoder, with or without CLS tokens. [`AnyEmbedder`] is the closed set that configurations
 //! choose from ([`EmbedderConfig`]).
 //!
 //! ```
@@ -21,10 +22,12 @@
 
 mod any;
 mod embedder;
+mod encoder;
 mod lookup;
 mod projection;
 
 pub use any::{AnyEmbedder, EmbedderConfig};
 pub use embedder::{Embedder, EmbedderSizes};
+pub use encoder::{ClsTokens, EncoderConfig, EncoderEmbedder};
 pub use lookup::{LookupConfig, LookupEmbedder};
 pub use projection::{BlockProjection, Projection};

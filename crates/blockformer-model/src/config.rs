@@ -147,7 +147,7 @@ impl BlockTransformerConfig {
         check_token("pad_token_id", Some(self.pad_token_id), self.vocab_size)?;
         check_token("eos_token_id", self.eos_token_id, self.vocab_size)?;
         let positions = self.max_blocks() * self.n_embedding_tokens;
-        check_positions("block_decoder.max_positions", &self.block_decoder, positions)
+        self.block_decoder.check_positions("block_decoder.max_positions", positions, "max_length")
     }
 }
 
@@ -161,7 +161,7 @@ impl VanillaTransformerConfig {
         ConfigError::positive("max_length", self.max_length)?;
         self.transformer.validate()?;
         check_token("eos_token_id", self.eos_token_id, self.vocab_size)?;
-        check_positions("transformer.max_positions", &self.transformer, self.max_length)?;
+        self.transformer.check_positions("transformer.max_positions", self.max_length, "max_length")?;
         let TransformerConfig { d_model, initializer_range, .. } = self.transformer;
         let vocabulary = Vocabulary::new(self.vocab_size, d_model, self.tied_embeddings, initializer_range, device);
         let layout = BlockLayout {
@@ -231,14 +231,6 @@ fn check_token(field: &'static str, id: Option<u32>, vocab_size: usize) -> Resul
         }
         _ => Ok(()),
     }
-}
-
-fn check_positions(field: &'static str, config: &TransformerConfig, needed: usize) -> Result<(), ConfigError> {
-    if config.rotary.is_some() && config.max_positions < needed {
-        let (value, expected) = (config.max_positions, needed);
-        return Err(ConfigError::Mismatch { field, value, expected_field: "max_length", expected });
-    }
-    Ok(())
 }
 
 #[cfg(test)]

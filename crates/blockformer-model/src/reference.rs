@@ -6,6 +6,7 @@
 //! expansion as convolutions whose stride is their width, which are linear maps of the concatenated inputs.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use blockformer_nn::TransformerConfig;
@@ -17,6 +18,9 @@ use crate::checkpoint::{CONFIG_FILE, check_float};
 use crate::{Checkpoint, CheckpointError, ModelConfig};
 
 mod gpt_neox;
+mod parts;
+mod roberta;
+mod t5;
 mod trainer;
 
 pub use gpt_neox::GptNeoXConfig;
@@ -59,13 +63,20 @@ pub enum Layout {
         /// Features a head.
         head_dim: usize,
     },
+    /// As in this library, but only some rows of a parameter of `total` rows: separate queries, keys and values.
+    Rows {
+        /// The first of the rows.
+        offset: usize,
+        /// Rows of the whole parameter.
+        total: usize,
+    },
 }
 
 impl Layout {
     /// The shape in this library of a tensor of `shape` in the file, or the shape that was expected there.
     fn shape(self, shape: &[usize]) -> Result<Vec<usize>, Vec<usize>> {
         match (self, shape) {
-            (Self::Same, _) => Ok(shape.to_vec()),
+            (Self::Same | Self::Rows { .. }, _) => Ok(shape.to_vec()),
             (Self::Convolution, &[out, input, width]) => Ok(vec![out, width * input]),
             (Self::Convolution, &[_]) => Ok(shape.to_vec()), // its bias
             (Self::Convolution, _) => Err(vec![shape[0], 0, 0]),
@@ -75,6 +86,18 @@ impl Layout {
                 expected[0] = rows;
                 if shape[0] == rows { Ok(expected) } else { Err(expected) }
             }
+        }
+    }
+
+    /// Where the tensor's numbers are among those of the parameter.
+    pub fn range(self, shape_in_file: &[usize]) -> Range<usize> {
+        let n: usize = shape_in_file.iter().product();
+        match self {
+            Self::Rows { offset, .. } => {
+                let columns: usize = shape_in_file[1..].iter().product();
+                offset * columns..offset * columns + n
+            }
+            _ => 0..n,
         }
     }
 
@@ -152,6 +175,7 @@ pub fn translate_name(name: &str, config: &ModelConfig) -> Translation {
 pub fn translate(checkpoint: Checkpoint, config: &ModelConfig) -> Result<Checkpoint, CheckpointError> {
     let mut tensors = BTreeMap::new();
     let mut names_in_file = BTreeMap::new();
+    let mut parts = parts::Parts::default();
     let mut unknown = Vec::new();
     for (name, tensor) in &checkpoint.tensors {
         match translate_name(name, config) {
@@ -164,7 +188,12 @@ pub fn translate(checkpoint: Checkpoint, config: &ModelConfig) -> Result<Checkpo
                         expected,
                         got: tensor.shape.to_vec(),
                     })?;
-                tensors.insert(parameter.clone(), arranged);
+                match layout {
+                    Layout::Rows { offset, total } => parts.add(&parameter, name, offset, total, arranged),
+                    _ => {
+                        tensors.insert(parameter.clone(), arranged);
+                    }
+                }
                 names_in_file.insert(parameter, name.clone());
             }
             Translation::Ignored => {}
@@ -174,6 +203,7 @@ pub fn translate(checkpoint: Checkpoint, config: &ModelConfig) -> Result<Checkpo
     if !unknown.is_empty() {
         return Err(CheckpointError::Unknown { path: checkpoint.path().into(), names: unknown });
     }
+    tensors.extend(parts.join(checkpoint.path())?);
     Ok(checkpoint.renamed(tensors, names_in_file))
 }
 

@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ConfigError, Layer, Norm, RotaryTable, Transformer};
 
+/// More positions than any rotary table is made for: a damaged file must not ask for all memory.
+const MAX_POSITIONS: usize = 1 << 24;
+
 /// The non-linearity of a feed-forward network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -42,6 +45,18 @@ pub enum Residual {
     Sequential,
 }
 
+/// Where a sublayer's norm stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum NormPosition {
+    /// Before it, on a branch of the residual stream; the stack ends with a norm of its own.
+    #[default]
+    Pre,
+    /// After it, on the residual stream itself (BERT, RoBERTa): `norm(x + sublayer(x))`. Always sequential.
+    Post,
+}
+
 /// Rotary position embedding in its half-split form (GPT-NeoX, Llama).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -76,6 +91,9 @@ pub struct TransformerConfig {
     pub norm: NormKind,
     /// The normalisation's epsilon.
     pub norm_eps: f64,
+    /// Where the norms stand.
+    #[serde(default)]
+    pub norm_position: NormPosition,
     /// How sublayers are added.
     pub residual: Residual,
     /// The position embedding; without one the stack knows positions only by causality.
@@ -107,6 +125,7 @@ impl TransformerConfig {
             gated: false,
             norm: NormKind::LayerNorm,
             norm_eps: 1e-5,
+            norm_position: NormPosition::Pre,
             residual: Residual::Parallel,
             rotary: Some(RotaryConfig { fraction: 0.25, base: 10_000.0 }),
             qkv_bias: true,
@@ -134,6 +153,13 @@ impl TransformerConfig {
         }
     }
 
+    /// RoBERTa layers: post-norm (layer norm, eps 1e-5), no rotary embedding, exact GELU, biases everywhere,
+    /// `d_ff = 4 · d_model`.
+    pub fn roberta(d_model: usize, n_layers: usize, n_heads: usize) -> Self {
+        let (norm_position, residual) = (NormPosition::Post, Residual::Sequential);
+        Self { norm_position, residual, rotary: None, ..Self::gpt_neox(d_model, n_layers, n_heads) }
+    }
+
     /// The same with another number of key/value heads (grouped-query attention).
     pub fn with_n_kv_heads(mut self, n_kv_heads: usize) -> Self {
         self.n_kv_heads = n_kv_heads;
@@ -158,6 +184,10 @@ impl TransformerConfig {
         ConfigError::positive("head_dim", self.head_dim)?;
         ConfigError::positive("d_ff", self.d_ff)?;
         ConfigError::positive("max_positions", self.max_positions)?;
+        if self.max_positions > MAX_POSITIONS {
+            let (value, range) = (self.max_positions as f64, "1..=16777216");
+            return Err(ConfigError::OutOfRange { field: "max_positions", value, range });
+        }
         ConfigError::multiple("n_heads", self.n_heads, "n_kv_heads", self.n_kv_heads)?;
         if let Some(rotary) = self.rotary {
             let inside = rotary.fraction > 0.0 && rotary.fraction <= 1.0;
@@ -170,6 +200,19 @@ impl TransformerConfig {
             }
             ConfigError::positive("rotary features", self.rotary_dim())?;
             ConfigError::multiple("rotary features", self.rotary_dim(), "2", 2)?;
+        }
+        Ok(())
+    }
+
+    /// Checks that the rotary tables, if there are any, reach `needed` positions; `field` and `what` say in an error
+    /// which tables, and what needs so many.
+    ///
+    /// # Errors
+    /// [`ConfigError::Mismatch`].
+    pub fn check_positions(&self, field: &'static str, needed: usize, what: &'static str) -> Result<(), ConfigError> {
+        if self.rotary.is_some() && self.max_positions < needed {
+            let value = self.max_positions;
+            return Err(ConfigError::Mismatch { field, value, expected_field: what, expected: needed });
         }
         Ok(())
     }
@@ -188,9 +231,10 @@ impl TransformerConfig {
         if let Err(error) = self.validate() {
             panic!("invalid transformer configuration: {error}");
         }
+        let final_norm = self.norm_position == NormPosition::Pre;
         Transformer {
             layers: (0..self.n_layers).map(|_| Layer::new(self, device)).collect(),
-            final_norm: Norm::new(self.norm, self.d_model, self.norm_eps, device),
+            final_norm: final_norm.then(|| Norm::new(self.norm, self.d_model, self.norm_eps, device)),
             rotary: self.rotary.map(|r| RotaryTable::new(self.rotary_dim(), r.base, self.max_positions, device)),
             n_kv_heads: self.n_kv_heads,
             head_dim: self.head_dim,

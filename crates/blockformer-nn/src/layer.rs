@@ -5,7 +5,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
 use crate::attention::AttentionContext;
-use crate::{Attention, FeedForward, Norm, Residual, TransformerConfig};
+use crate::{Attention, FeedForward, Norm, NormPosition, Residual, TransformerConfig};
 
 /// Attention and feed-forward network, each behind its norm, added to the residual stream.
 #[derive(Module, Debug)]
@@ -19,6 +19,8 @@ pub struct Layer {
     /// Feed-forward network.
     pub feed_forward: FeedForward,
     #[module(skip)]
+    norm_position: NormPosition,
+    #[module(skip)]
     residual: Residual,
 }
 
@@ -31,6 +33,7 @@ impl Layer {
             attention: Attention::new(config, device),
             feed_forward_norm: norm(),
             feed_forward: FeedForward::new(config, device),
+            norm_position: config.norm_position,
             residual: config.residual,
         }
     }
@@ -43,6 +46,10 @@ impl Layer {
         context: &AttentionContext<'_>,
         cache: Option<&mut LayerCache>,
     ) -> Tensor<3> {
+        if self.norm_position == NormPosition::Post {
+            let x = self.attention_norm.forward(x.clone() + self.attention.forward(x, context, cache));
+            return self.feed_forward_norm.forward(x.clone() + self.feed_forward.forward(x));
+        }
         let attended = self.attention.forward(self.attention_norm.forward(x.clone()), context, cache);
         match self.residual {
             Residual::Parallel => {

@@ -38,7 +38,7 @@ mod rotary;
 mod transformer;
 
 pub use attention::Attention;
-pub use config::{Activation, NormKind, Residual, RotaryConfig, TransformerConfig};
+pub use config::{Activation, NormKind, NormPosition, Residual, RotaryConfig, TransformerConfig};
 pub use error::ConfigError;
 pub use feed_forward::FeedForward;
 pub use layer::Layer;

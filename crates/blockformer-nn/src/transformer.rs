@@ -13,8 +13,8 @@ use crate::{AttentionMask, Layer, Norm, RotaryTable};
 pub struct Transformer {
     /// The layers, first to last.
     pub layers: Vec<Layer>,
-    /// Applied to the output of the last layer.
-    pub final_norm: Norm,
+    /// Applied to the output of the last layer; none where every layer ends with a norm.
+    pub final_norm: Option<Norm>,
     pub(crate) rotary: Option<RotaryTable>,
     pub(crate) n_kv_heads: usize,
     pub(crate) head_dim: usize,
@@ -45,7 +45,10 @@ impl Transformer {
         for (index, layer) in self.layers.iter().enumerate() {
             x = layer.forward(x, &context, cache.as_deref_mut().map(|cache| cache.layer_mut(index)));
         }
-        self.final_norm.forward(x)
+        match &self.final_norm {
+            Some(norm) => norm.forward(x),
+            None => x,
+        }
     }
 
     /// The size of a cache for `batch` sequences of up to `capacity` positions.
@@ -82,6 +85,7 @@ mod tests {
         vec![
             ("gpt-neox", neox.clone()),
             ("gpt-neox sequential", TransformerConfig { residual: Residual::Sequential, ..neox }),
+            ("post-norm", TransformerConfig { initializer_range: 0.2, ..TransformerConfig::roberta(32, 2, 4) }),
             ("llama", llama.clone()),
             ("llama grouped-query", llama.clone().with_n_kv_heads(2)),
             ("llama multi-query", llama.with_n_kv_heads(1)),
@@ -171,8 +175,8 @@ mod tests {
     #[test]
     fn grouped_query_gradients_equal_those_of_repeated_heads() {
         let device = Device::flex().autodiff();
-        let grouped = TransformerConfig { n_layers: 1, ..styles()[3].1.clone() }.init(&device);
-        let config = TransformerConfig { n_layers: 1, ..styles()[2].1.clone() };
+        let grouped = TransformerConfig { n_layers: 1, ..styles()[4].1.clone() }.init(&device);
+        let config = TransformerConfig { n_layers: 1, ..styles()[3].1.clone() };
         let mut full = config.init(&device);
         full.layers[0].feed_forward = grouped.layers[0].feed_forward.clone();
         full.layers[0].attention.output = grouped.layers[0].attention.output.clone();

@@ -3,7 +3,9 @@
 //!
 //! A token decoder implements [`TokenDecoder`]. It sees nothing of the past but the context embedding, so blocks are
 //! independent rows, and its cache holds no more than the expanded context and one block. [`PrefixDecoder`] is the
-//! paper's main choice: the context embedding, expanded to a few positions, stands before the block's tokens.
+//! paper's main choice: the context embedding, expanded to a few positions, stands before the block's tokens;
+//! [`SummationDecoder`] adds it to them;
+//! [`CrossAttentionDecoder`] attends to it.
 //! [`AnyTokenDecoder`] is the closed set that configurations choose from ([`TokenDecoderConfig`]).
 //!
 //! ```
@@ -26,13 +28,17 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod any;
+mod cross_attention;
 mod expansion;
 mod prefix;
+mod summation;
 mod token_decoder;
 mod vocabulary;
 
 pub use any::{AnyTokenCache, AnyTokenDecoder, TokenDecoderConfig};
+pub use cross_attention::{CrossAttentionCache, CrossAttentionConfig, CrossAttentionDecoder, CrossAttentionLayer};
 pub use expansion::{ContextExpansion, Expansion};
 pub use prefix::{PrefixConfig, PrefixDecoder};
+pub use summation::{SummationCache, SummationConfig, SummationDecoder};
 pub use token_decoder::{TokenCache, TokenDecoder, TokenDecoderSizes, TokenInput};
 pub use vocabulary::Vocabulary;

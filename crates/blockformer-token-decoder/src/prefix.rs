@@ -31,18 +31,10 @@ impl PrefixConfig {
     pub fn init(&self, sizes: &TokenDecoderSizes, device: &Device) -> Result<PrefixDecoder, ConfigError> {
         let Self { transformer, expansion, expansion_ratio, tied_embeddings } = self;
         transformer.validate()?;
-        ConfigError::positive("block_length", sizes.block_length)?;
-        ConfigError::positive("vocab_size", sizes.vocab_size)?;
+        sizes.validate()?;
         let prefix_len = expansion_ratio * sizes.n_embedding_tokens;
-        let capacity = prefix_len + sizes.block_length - 1;
-        if transformer.rotary.is_some() && transformer.max_positions < capacity {
-            return Err(ConfigError::Mismatch {
-                field: "token_decoder.max_positions",
-                value: transformer.max_positions,
-                expected_field: "prefix and block together",
-                expected: capacity,
-            });
-        }
+        let positions = prefix_len + sizes.block_length - 1;
+        transformer.check_positions("token_decoder.max_positions", positions, "prefix and block together")?;
         let d_model = transformer.d_model;
         let std = transformer.initializer_range;
         Ok(PrefixDecoder {

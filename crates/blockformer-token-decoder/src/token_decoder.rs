@@ -1,5 +1,6 @@
 //! The trait.
 
+use blockformer_nn::ConfigError;
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Bool, Device, Int, Tensor};
 
@@ -109,4 +110,17 @@ pub struct TokenDecoderSizes {
     pub n_embedding_tokens: usize,
     /// Features of a context embedding, the block decoder's `d_model`.
     pub d_context: usize,
+}
+
+impl TokenDecoderSizes {
+    /// Checks that no size is zero.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] naming the first that is.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        ConfigError::positive("vocab_size", self.vocab_size)?;
+        ConfigError::positive("block_length", self.block_length)?;
+        ConfigError::positive("n_embedding_tokens", self.n_embedding_tokens)?;
+        ConfigError::positive("d_context", self.d_context)
+    }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{AdamWSettings, Schedule, TrainError};
+use crate::{AdamWSettings, LossConfig, Schedule, TrainError};
 
 /// The settings of a run. With the same settings, data and initial model, a run on one CPU gives the same weights bit
 /// for bit, also when it was stopped and resumed.
@@ -23,6 +23,9 @@ pub struct TrainConfig {
     pub warmup_steps: usize,
     /// Gradients are scaled down to this global norm; 0 leaves them alone.
     pub max_gradient_norm: f64,
+    /// Losses besides the cross-entropy of tokens.
+    #[serde(default)]
+    pub losses: LossConfig,
     /// AdamW.
     pub optimizer: AdamWSettings,
     /// Order of the samples.
@@ -40,6 +43,7 @@ impl Default for TrainConfig {
             min_learning_rate_ratio: 0.1,
             warmup_steps: 100,
             max_gradient_norm: 1.0,
+            losses: LossConfig::default(),
             optimizer: AdamWSettings::default(),
             seed: 0,
         }

@@ -31,6 +31,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod batch;
+mod block_losses;
 mod checkpoint;
 mod config;
 mod curve;
@@ -44,6 +45,7 @@ mod trainable;
 mod trainer;
 
 pub use batch::Batch;
+pub use block_losses::{BlockDecodingLoss, BlockDecodingLossKind, LossConfig};
 pub use checkpoint::latest_checkpoint;
 pub use config::TrainConfig;
 pub use curve::{CurvePoint, LossCurve};
@@ -53,5 +55,5 @@ pub use gradients::{GradientAccumulator, clip_gradients};
 pub use loss::{TokenLoss, token_loss};
 pub use optimizer::{AdamWSettings, Optimizer};
 pub use schedule::Schedule;
-pub use trainable::Trainable;
+pub use trainable::{Losses, Trainable};
 pub use trainer::{StepReport, Trainer};

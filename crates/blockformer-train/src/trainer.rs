@@ -73,9 +73,9 @@ impl<M: Trainable, C: TokenCorpus> Trainer<M, C> {
         let mut loss = 0.0;
         let mut accumulator = GradientAccumulator::new();
         for batch in &batches {
-            let output = self.model.loss(batch, normalizer);
-            loss += output.sum() / normalizer;
-            accumulator.add(&self.model, output.graph.backward());
+            let losses = self.model.losses(batch, &self.config.losses, normalizer);
+            loss += losses.tokens.sum() / normalizer;
+            accumulator.add(&self.model, losses.graph().backward());
         }
         if !loss.is_finite() {
             return Err(TrainError::Diverged { step, loss });

@@ -26,9 +26,9 @@ use case::Case;
 pub const LOGITS_TOLERANCE: f64 = 1e-3;
 /// Largest relative error of a loss.
 pub const LOSS_TOLERANCE: f64 = 1e-5;
-/// Largest error of a gradient, relative to its largest entry.
+/// Largest error of a gradient, relative to its largest entry, and of the norm of all gradients.
 pub const GRADIENT_TOLERANCE: f64 = 1e-3;
-/// Largest relative error of the losses and gradient norms of training steps.
+/// Largest relative error of the losses of training steps.
 pub const TRAINING_TOLERANCE: f64 = 1e-4;
 
 /// Largest absolute error of a weight after the training steps, each of which moves weights by up to 1e-3; the biases of

@@ -67,8 +67,7 @@ fn print_caches(config: &ModelConfig) {
     match config {
         ModelConfig::BlockTransformer(config) => {
             let entry = per_position(&config.block_decoder) * config.n_embedding_tokens;
-            let token = per_position(config.token_decoder.transformer());
-            let handful = config.token_decoder.cache_positions(config.n_embedding_tokens, config.block_length);
+            let (handful, token) = config.token_decoder.cache_size(config.n_embedding_tokens, config.block_length, 4);
             println!("KV cache, float32");
             println!("  block decoder   {entry} bytes a block, {} bytes a token", entry / config.block_length);
             println!("  token decoder   {} bytes altogether ({handful} positions of {token} bytes)", handful * token);

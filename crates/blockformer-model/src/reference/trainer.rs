@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use blockformer_embedder::{EmbedderConfig, LookupConfig, Projection};
+use blockformer_embedder::{ClsTokens, EmbedderConfig, EncoderConfig, LookupConfig, Projection};
 use blockformer_nn::TransformerConfig;
-use blockformer_token_decoder::{Expansion, PrefixConfig, TokenDecoderConfig};
+use blockformer_token_decoder::{CrossAttentionConfig, Expansion, PrefixConfig, SummationConfig, TokenDecoderConfig};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{GptNeoXConfig, Layout, Translation, translate_stack};
+use super::{GptNeoXConfig, Layout, Translation, roberta, t5, translate_stack};
 use crate::presets::{EOS_TOKEN_ID, MAX_LENGTH, head_dim};
 use crate::{BlockTransformerConfig, CheckpointError};
 
@@ -87,6 +87,8 @@ struct EmbedderSection {
     #[serde(default)]
     projection_method: Option<String>,
     #[serde(default)]
+    n_cls_tokens: Option<usize>,
+    #[serde(default)]
     config: Value,
 }
 
@@ -158,43 +160,100 @@ impl TrainerFile {
     }
 
     fn embedder(&self, block_decoder: &TransformerConfig, path: &Path) -> Result<EmbedderConfig, CheckpointError> {
-        if self.embedder.cls != "lookup" {
-            return Err(unsupported(path, "embedder.cls", &self.embedder.cls, "lookup"));
-        }
-        let projection = match self.embedder.projection_method.as_deref() {
-            None | Some("concat") => Projection::Concat,
-            Some("projection_layer") => Projection::ProjectionLayer,
-            Some(other) => {
+        let projection = match (self.embedder.projection_method.as_deref(), self.embedder.cls.as_str()) {
+            (None, "lookup") | (Some("concat"), _) => Projection::Concat,
+            (None, _) | (Some("projection_layer"), _) => Projection::ProjectionLayer,
+            (Some(other), _) => {
                 return Err(unsupported(path, "embedder.projection_method", other, "concat, projection_layer"));
             }
         };
-        let tokens = self.block_length / self.embedder.n_embedding_tokens.max(1);
-        let d_embedding = self.embedder.config.get("hidden_size").and_then(Value::as_u64).map(|size| size as usize);
-        let d_embedding = d_embedding.unwrap_or(block_decoder.d_model / tokens.max(1));
-        Ok(EmbedderConfig::Lookup(LookupConfig { d_embedding, projection }))
+        let size = |key: &str| self.embedder.config.get(key).and_then(Value::as_u64).map(|size| size as usize);
+        match self.embedder.cls.as_str() {
+            "lookup" => {
+                let tokens = self.block_length / self.embedder.n_embedding_tokens.max(1);
+                let d_embedding = size("hidden_size").unwrap_or(block_decoder.d_model / tokens.max(1));
+                Ok(EmbedderConfig::Lookup(LookupConfig { d_embedding, projection }))
+            }
+            cls @ ("roberta" | "roberta_cls") => {
+                let d_model = size("hidden_size").unwrap_or(768);
+                let n_heads = size("num_attention_heads").unwrap_or(d_model / head_dim(d_model));
+                let n_layers = size("num_hidden_layers").unwrap_or(12);
+                let mut config = EncoderConfig { projection, ..EncoderConfig::roberta(d_model, n_layers, n_heads) };
+                config.transformer.d_ff = size("intermediate_size").unwrap_or(4 * d_model);
+                // RoBERTa's `<s>` has id 0.
+                let cls_tokens = ClsTokens { n: self.embedder.n_cls_tokens.unwrap_or(1), token_id: 0 };
+                config.cls = (cls == "roberta_cls").then_some(cls_tokens);
+                Ok(EmbedderConfig::Encoder(config))
+            }
+            other => Err(unsupported(path, "embedder.cls", other, "lookup, roberta, roberta_cls")),
+        }
     }
 
     fn token_decoder(&self, path: &Path) -> Result<TokenDecoderConfig, CheckpointError> {
         let section = &self.token_decoder;
-        let transformer = gpt_neox("token_decoder.cls", &section.cls, &section.config, path)?;
-        let expansion = match section.expansion_method.as_deref() {
-            Some("expansion_layer") => Expansion::Layer,
-            None => Expansion::Repeat,
-            Some(other) => {
-                return Err(unsupported(path, "token_decoder.expansion_method", other, "expansion_layer, null"));
-            }
-        };
-        if section.decoding_strategy != "prefix" {
-            let strategy = &section.decoding_strategy;
-            return Err(unsupported(path, "token_decoder.decoding_strategy", strategy, "prefix"));
+        if section.cls == "t5" {
+            return self.t5(path);
         }
-        let Some(expansion_ratio) = section.expansion_ratio else {
-            return Err(unsupported(path, "token_decoder.expansion_ratio", "null", "a number, for a prefix decoder"));
-        };
+        let transformer = gpt_neox("token_decoder.cls", &section.cls, &section.config, path)?;
+        let expansion = self.expansion(path)?;
         let tied_embeddings = false;
-        Ok(TokenDecoderConfig::Prefix(PrefixConfig { transformer, expansion, expansion_ratio, tied_embeddings }))
+        match (section.decoding_strategy.as_str(), section.expansion_ratio) {
+            ("prefix", Some(expansion_ratio)) => Ok(TokenDecoderConfig::Prefix(PrefixConfig {
+                transformer,
+                expansion,
+                expansion_ratio,
+                tied_embeddings,
+            })),
+            ("prefix", None) => {
+                Err(unsupported(path, "token_decoder.expansion_ratio", "null", "a number, for a prefix decoder"))
+            }
+            ("summation", _) => Ok(TokenDecoderConfig::Summation(SummationConfig {
+                transformer,
+                expansion,
+                start_token_id: EOS_TOKEN_ID,
+                tied_embeddings,
+            })),
+            (other, _) => Err(unsupported(path, "token_decoder.decoding_strategy", other, "prefix, summation")),
+        }
     }
 }
+
+impl TrainerFile {
+    fn expansion(&self, path: &Path) -> Result<Expansion, CheckpointError> {
+        match self.token_decoder.expansion_method.as_deref() {
+            Some("expansion_layer") => Ok(Expansion::Layer),
+            None => Ok(Expansion::Repeat),
+            Some(other) => Err(unsupported(path, "token_decoder.expansion_method", other, "expansion_layer, null")),
+        }
+    }
+
+    /// T5's decoder, on top of the configuration of T5 small.
+    fn t5(&self, path: &Path) -> Result<TokenDecoderConfig, CheckpointError> {
+        let section = &self.token_decoder;
+        if section.decoding_strategy != "cross_attention" {
+            let strategy = &section.decoding_strategy;
+            return Err(unsupported(path, "token_decoder.decoding_strategy", strategy, "cross_attention, for t5"));
+        }
+        let size =
+            |key: &str, default: usize| section.config.get(key).and_then(Value::as_u64).map_or(default, |n| n as usize);
+        Ok(TokenDecoderConfig::CrossAttention(CrossAttentionConfig {
+            d_model: size("d_model", 512),
+            n_layers: size("num_decoder_layers", size("num_layers", 6)),
+            n_heads: size("num_heads", 8),
+            head_dim: size("d_kv", 64),
+            d_ff: size("d_ff", 2048),
+            norm_eps: 1e-6,
+            expansion: self.expansion(path)?,
+            expansion_ratio: section.expansion_ratio.unwrap_or(self.block_length),
+            start_token_id: section.config.get("bos_token_id").and_then(Value::as_u64).map_or(T5_EOS, |id| id as u32),
+            relative_buckets: 32,
+            relative_max_distance: 128,
+        }))
+    }
+}
+
+/// T5's end of text, which the authors' code also begins blocks with.
+const T5_EOS: u32 = 1;
 
 fn unsupported(path: &Path, field: &'static str, value: &str, supported: &'static str) -> CheckpointError {
     CheckpointError::Unsupported { path: path.into(), field, value: value.into(), supported }
@@ -252,9 +311,17 @@ pub(super) fn translate_block(name: &str, config: &BlockTransformerConfig) -> Tr
             if let Some(rest) = name.strip_prefix("block_decoder.gpt_neox.") {
                 return below("block_decoder", translate_stack(rest, &config.block_decoder));
             }
-            match name.strip_prefix("token_decoder.gpt_neox.") {
-                Some(rest) => below("token_decoder", translate_stack(rest, config.token_decoder.transformer())),
-                None => Translation::Unknown,
+            if let (Some(rest), EmbedderConfig::Encoder(encoder)) = (name.strip_prefix("embedder."), &config.embedder) {
+                return below("embedder", roberta::translate(rest, &encoder.transformer));
+            }
+            let (gpt_neox, any) = (name.strip_prefix("token_decoder.gpt_neox."), name.strip_prefix("token_decoder."));
+            match (&config.token_decoder, gpt_neox, any) {
+                (TokenDecoderConfig::CrossAttention(_), _, Some(rest)) => below("token_decoder", t5::translate(rest)),
+                (TokenDecoderConfig::Prefix(PrefixConfig { transformer, .. }), Some(rest), _)
+                | (TokenDecoderConfig::Summation(SummationConfig { transformer, .. }), Some(rest), _) => {
+                    below("token_decoder", translate_stack(rest, transformer))
+                }
+                _ => Translation::Unknown,
             }
         }
     }

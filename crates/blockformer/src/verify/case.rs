@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use blockformer_model::reference::{self, Layout, Translation};
+use blockformer_model::reference::{self, Layout, TrainerFile, Translation};
 use blockformer_model::{AnyModel, ModelConfig};
-use blockformer_train::Batch;
+use blockformer_token_decoder::TokenDecoderConfig;
+use blockformer_train::{Batch, BlockDecodingLoss, BlockDecodingLossKind, LossConfig};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors};
@@ -28,9 +29,9 @@ pub(super) struct CaseBatch {
     pub(super) batch: Batch,
     /// False on padding.
     pub(super) real: Vec<bool>,
-    /// What the reference divided the summed loss by: all positions of the predicted blocks that hold any content.
-    /// (It leaves padding out only where the padding's id is the decoder's own `pad_token_id`, which in the cases it
-    /// is not; the padding adds no loss, but it counts. Training with this library counts content alone.)
+    /// What the reference divided the summed loss by. It leaves padding out only where the padding's id is the token
+    /// decoder's own `pad_token_id`: 0 for T5, as in the cases, but 1 for GPT-NeoX, where padding in blocks that hold
+    /// any content adds no loss, but counts. (Training with this library counts content alone.)
     pub(super) normalizer: f64,
 }
 
@@ -40,6 +41,8 @@ pub(super) struct Case {
     pub(super) config: ModelConfig,
     /// On the autodiff device.
     pub(super) model: AnyModel,
+    /// The losses the reference trained on.
+    pub(super) losses: LossConfig,
     cases_path: PathBuf,
     expected_path: PathBuf,
     floats: BTreeMap<String, Array<f32>>,
@@ -57,7 +60,8 @@ impl Case {
             .map_err(|e| VerifyError::Malformed { path: expected_path.clone(), reason: e.to_string() })?;
         let (config, model) = AnyModel::load(folder, &device.clone().autodiff())?;
         let device = device.clone();
-        Ok(Self { device, config, model, cases_path, expected_path, floats, ints, expected })
+        let losses = losses(folder)?;
+        Ok(Self { device, config, model, losses, cases_path, expected_path, floats, ints, expected })
     }
 
     pub(super) fn has(&self, name: &str) -> bool {
@@ -90,6 +94,11 @@ impl Case {
             path: self.cases_path.clone(),
             reason: format!("{name}.input_ids has shape {:?}, expected [batch, blocks, block_length]", ids.shape),
         })?;
+        self.check_ids(&format!("{name}.input_ids"), &ids.values)?;
+        if shape[1] < 2 || shape[2] != self.config.block_length() {
+            let expected = self.config.block_length();
+            return Err(self.malformed(format!("{name}: {shape:?}, expected two blocks or more of {expected} tokens")));
+        }
         if mask.shape != ids.shape {
             return Err(VerifyError::Malformed {
                 path: self.cases_path.clone(),
@@ -108,7 +117,8 @@ impl Case {
         };
         let blocks = real.chunks(shape[2]).enumerate();
         let counted = blocks.filter(|(index, block)| index % shape[1] > 0 && block.contains(&true)).count();
-        Ok(CaseBatch { batch, real, normalizer: (counted * shape[2]) as f64 })
+        let normalizer = if self.counts_padding() { counted * shape[2] } else { batch.n_predicted };
+        Ok(CaseBatch { batch, real, normalizer: normalizer as f64 })
     }
 
     /// The names of arrays that begin with `prefix`, without it.
@@ -128,9 +138,61 @@ impl Case {
         }
     }
 
+    /// Checks that token ids are in the vocabulary.
+    fn check_ids(&self, name: &str, ids: &[i64]) -> Result<(), VerifyError> {
+        let size = self.config.vocab_size() as i64;
+        match ids.iter().find(|id| !(0..size).contains(*id)) {
+            Some(id) => Err(self.malformed(format!("{name} holds token id {id}, the vocabulary has {size}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Token ids `[rows, n]` of the vocabulary, with at least one row and `min` columns.
+    pub(super) fn token_rows(&self, name: &str, min: usize) -> Result<(usize, &[i64]), VerifyError> {
+        let array = self.ints(name)?;
+        match array.shape[..] {
+            [rows, n] if rows > 0 && n >= min => {
+                self.check_ids(name, &array.values)?;
+                Ok((n, &array.values))
+            }
+            _ => Err(self.malformed(format!("{name} has shape {:?}, expected [rows, at least {min}]", array.shape))),
+        }
+    }
+
+    fn counts_padding(&self) -> bool {
+        match &self.config {
+            ModelConfig::BlockTransformer(config) => {
+                !matches!(config.token_decoder, TokenDecoderConfig::CrossAttention(_))
+            }
+            ModelConfig::VanillaTransformer(_) => false,
+        }
+    }
+
+    pub(super) fn malformed(&self, reason: impl ToString) -> VerifyError {
+        VerifyError::Malformed { path: self.cases_path.clone(), reason: reason.to_string() }
+    }
+
     fn missing(&self, name: &str) -> VerifyError {
         VerifyError::Missing { path: self.cases_path.clone(), name: name.into() }
     }
+}
+
+/// The losses a trainer file switches on.
+fn losses(folder: &Path) -> Result<LossConfig, VerifyError> {
+    let path = folder.join("trainer.json");
+    if !path.exists() {
+        return Ok(LossConfig::default());
+    }
+    let file = TrainerFile::load(&path)?;
+    let kind = |kind| match kind {
+        reference::BlockDecodingLossKind::Mse => BlockDecodingLossKind::Mse,
+        reference::BlockDecodingLossKind::Contrastive => BlockDecodingLossKind::Contrastive,
+    };
+    let block_decoding = file.block_decoding_loss.filter(|loss| loss.enable);
+    Ok(LossConfig {
+        block_decoding: block_decoding.map(|loss| BlockDecodingLoss { kind: kind(loss.kind), weight: loss.weight }),
+        auto_encoding_weight: file.auto_encoding_loss.filter(|loss| loss.enable).map(|loss| loss.weight),
+    })
 }
 
 type Arrays = (BTreeMap<String, Array<f32>>, BTreeMap<String, Array<i64>>);

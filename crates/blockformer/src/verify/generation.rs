@@ -16,11 +16,10 @@ pub(super) fn check(case: &Case) -> Result<Vec<Check>, VerifyError> {
         if !case.has(&format!("{name}.prompt")) {
             break;
         }
-        let prompt = case.ints(&format!("{name}.prompt"))?;
-        let greedy = case.ints(&format!("{name}.greedy"))?;
-        let (prompt_len, total) = (prompt.shape[1], greedy.shape[1]);
+        let (prompt_len, prompt) = case.token_rows(&format!("{name}.prompt"), 1)?;
+        let (total, greedy) = case.token_rows(&format!("{name}.greedy"), prompt_len + 1)?;
         let rows: Vec<Vec<u32>> =
-            prompt.values.chunks(prompt_len).map(|row| row.iter().map(|id| *id as u32).collect()).collect();
+            prompt.chunks(prompt_len).map(|row| row.iter().map(|id| *id as u32).collect()).collect();
         let prompts: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
         let options = GenerateOptions { max_new_tokens: total - prompt_len, ..GenerateOptions::default() };
         let generated = generate(&model, &prompts, &options, &case.device, |_, _| ControlFlow::Continue(()))?;
@@ -29,7 +28,7 @@ pub(super) fn check(case: &Case) -> Result<Vec<Check>, VerifyError> {
             wrong + (total - prompt_len).abs_diff(got.len())
         };
         let error: usize =
-            greedy.values.chunks(total).zip(generated.iter().map(|generation| &generation.tokens)).map(differing).sum();
+            greedy.chunks(total).zip(generated.iter().map(|generation| &generation.tokens)).map(differing).sum();
         let quantity = format!("greedy tokens from {prompt_len}");
         checks.push(Check { quantity, error: error as f64, tolerance: 0.0 });
     }

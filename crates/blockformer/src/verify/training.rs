@@ -6,9 +6,9 @@ use blockformer_train::{AdamWSettings, GradientAccumulator, Optimizer, Schedule,
 use burn::module::Param;
 use burn::tensor::Tensor;
 
-use super::batches::relative;
+use super::batches::{larger, relative};
 use super::case::{Case, CaseBatch, ParameterValue, for_each_parameter};
-use super::{Check, TRAINING_TOLERANCE, VerifyError, WEIGHTS_TOLERANCE};
+use super::{Check, GRADIENT_TOLERANCE, TRAINING_TOLERANCE, VerifyError, WEIGHTS_TOLERANCE};
 
 /// The schedule all cases were trained with.
 const SCHEDULE: Schedule = Schedule { peak: 1e-3, min_ratio: 0.1, warmup_steps: 2, total_steps: 10 };
@@ -21,28 +21,35 @@ pub(super) fn check(case: &Case) -> Result<Vec<Check>, VerifyError> {
     let losses = case.scalars("train.losses")?;
     let norms = case.scalars("train.grad_norm")?;
     let rates = case.scalars("train.lrs")?;
+    if losses.is_empty() || losses.len() != norms.len() || losses.len() != rates.len() {
+        return Err(case.malformed("train.losses, train.grad_norm and train.lrs are not of one length above zero"));
+    }
     let mut worst = [0.0f64; 3];
     let mut model = model.clone();
     let mut optimizer = Optimizer::new(&AdamWSettings::default());
     for (step, ((loss, norm), rate)) in losses.iter().zip(&norms).zip(&rates).enumerate() {
         let CaseBatch { batch, normalizer: n, .. } = case.batch(&format!("train.{step}"))?;
-        let output = model.loss(&batch, n);
+        let output = model.losses(&batch, &case.losses, n);
         let mut accumulator = GradientAccumulator::new();
-        accumulator.add(&model, output.graph.backward());
+        accumulator.add(&model, output.graph().backward());
         let mut gradients = accumulator.finish(&model);
         let got_norm = clip_gradients(&model, &mut gradients, 1.0);
         let got_rate = SCHEDULE.learning_rate(step);
         model = optimizer.step(got_rate, model, gradients);
-        let got = [output.sum() / n, got_norm, got_rate];
+        let got = [output.value(n), got_norm, got_rate];
         for (worst, (got, expected)) in worst.iter_mut().zip(got.into_iter().zip([*loss, *norm, *rate])) {
             *worst = larger(*worst, relative("", got, expected, 0.0).error);
         }
     }
-    let names = ["training losses", "training gradient norms", "learning rates"];
+    let names = [
+        ("training losses", TRAINING_TOLERANCE),
+        ("training gradient norms", GRADIENT_TOLERANCE),
+        ("learning rates", TRAINING_TOLERANCE),
+    ];
     let mut checks: Vec<Check> = names
         .iter()
         .zip(worst)
-        .map(|(name, error)| Check { quantity: (*name).into(), error, tolerance: TRAINING_TOLERANCE })
+        .map(|((name, tolerance), error)| Check { quantity: (*name).into(), error, tolerance: *tolerance })
         .collect();
     checks.push(Check {
         quantity: "trained weights".into(),
@@ -74,10 +81,10 @@ fn trained_weights(case: &Case, model: &blockformer_model::BlockTransformer) -> 
             Ok(gradient) => gradient.shape.clone(),
             Err(_) => continue, // no gradient, so never trained
         };
-        let restored = layout.restore(got, &shape);
+        let restored = layout.restore(&got[layout.range(&shape)], &shape);
         let expected = &case.floats(&format!("trained.{name}"))?.values;
         for (index, (got, expected)) in restored.iter().zip(expected).enumerate() {
-            if !is_key_bias(layout, &shape, index) {
+            if !is_key_bias(&name, layout, &shape, index) {
                 worst = larger(worst, f64::from((got - expected).abs()));
             }
         }
@@ -87,14 +94,9 @@ fn trained_weights(case: &Case, model: &blockformer_model::BlockTransformer) -> 
 
 /// Whether an element is a key's bias. It adds the same to all scores of a query, so its gradient is zero but for
 /// rounding (and rotation), and Adam, which divides gradients by their own size, makes steps of that rounding.
-fn is_key_bias(layout: Layout, shape: &[usize], index: usize) -> bool {
+fn is_key_bias(name: &str, layout: Layout, shape: &[usize], index: usize) -> bool {
     match layout {
         Layout::FusedHeads { head_dim, .. } => shape.len() == 1 && index / head_dim % 3 == 1,
-        _ => false,
+        _ => name.ends_with(".key.bias"),
     }
-}
-
-/// The larger error, where one that is not a number is the largest.
-fn larger(a: f64, b: f64) -> f64 {
-    if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
 }

@@ -1,0 +1,64 @@
+//! Parameters that stand in a file in parts.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::store::bridge;
+use burn::store::burn_pack::Tensor as PackTensor;
+use burn::tensor::TensorData;
+
+use crate::CheckpointError;
+
+/// Groups of consecutive rows of parameters.
+#[derive(Default)]
+pub(super) struct Parts(BTreeMap<String, Vec<Part>>);
+
+struct Part {
+    name: String,
+    offset: usize,
+    total: usize,
+    tensor: PackTensor,
+}
+
+impl Parts {
+    pub(super) fn add(&mut self, parameter: &str, name: &str, offset: usize, total: usize, tensor: PackTensor) {
+        let part = Part { name: name.into(), offset, total, tensor };
+        self.0.entry(parameter.into()).or_default().push(part);
+    }
+
+    /// Joins the parts of each parameter, which must be complete.
+    pub(super) fn join(self, path: &Path) -> Result<Vec<(String, PackTensor)>, CheckpointError> {
+        self.0.into_iter().map(|(parameter, parts)| Ok((parameter.clone(), join(&parameter, parts, path)?))).collect()
+    }
+}
+
+fn join(parameter: &str, mut parts: Vec<Part>, path: &Path) -> Result<PackTensor, CheckpointError> {
+    parts.sort_by_key(|part| part.offset);
+    let mut shape = parts[0].tensor.shape.to_vec();
+    let (mut values, mut rows) = (Vec::new(), 0);
+    let total = parts[0].total;
+    let mut names = Vec::new();
+    for part in parts {
+        let got = part.tensor.shape.to_vec();
+        if part.offset != rows {
+            let names = vec![format!("{parameter} (its rows {rows} to {})", part.offset)];
+            return Err(CheckpointError::Missing { path: path.into(), names });
+        }
+        if got[1..] != shape[1..] || rows + got[0] > total {
+            let mut expected = shape.clone();
+            expected[0] = total - rows;
+            return Err(CheckpointError::Shape { path: path.into(), name: part.name, expected, got });
+        }
+        rows += got[0];
+        names.push(part.name);
+        let data = bridge::into_data(part.tensor)
+            .map_err(|error| CheckpointError::Safetensors { path: path.into(), reason: error.to_string() })?;
+        values.extend(data.iter::<f32>());
+    }
+    if rows != total {
+        let names = vec![format!("{parameter} (its rows {rows} to {total}, behind {})", names.join(", "))];
+        return Err(CheckpointError::Missing { path: path.into(), names });
+    }
+    shape[0] = total;
+    Ok(bridge::from_data(TensorData::new(values, shape), parameter.to_string(), None))
+}
