@@ -32,7 +32,7 @@ pub(crate) enum CliError {
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error("cannot read the prompt from standard input: {source}")]
     Stdin { source: std::io::Error },
-    #[error("cannot write the text: {source}")]
+    #[error("cannot write to standard output: {source}")]
     Stdout { source: std::io::Error },
     #[error("the prompt is empty: give some text with --prompt or on standard input")]
     EmptyPrompt,
@@ -41,6 +41,11 @@ pub(crate) enum CliError {
         path.display()
     )]
     Vocabulary { path: PathBuf, tokenizer: usize, model: usize },
+    #[error(
+        "{} ends text with token {tokenizer}, but the model with {model}: they do not belong together",
+        path.display()
+    )]
+    EndOfText { path: PathBuf, tokenizer: u32, model: u32 },
     #[error("{} has no end-of-text token, which training needs", path.display())]
     NoEndOfText { path: PathBuf },
     #[error("{option}: {reason}")]

@@ -3,10 +3,13 @@
 mod commands;
 mod error;
 mod interrupt;
+mod vocabulary;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use error::CliError;
 
 use commands::{convert, generate, inspect, train, verify};
 
@@ -46,6 +49,8 @@ fn main() -> ExitCode {
     };
     match result {
         Ok(code) => code,
+        // The reader of the output has gone: nothing is wrong.
+        Err(CliError::Stdout { source }) if source.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", error.chain());
             ExitCode::FAILURE

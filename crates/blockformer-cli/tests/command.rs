@@ -151,18 +151,114 @@ fn tensors_that_are_unknown_or_missing_are_named() {
 }
 
 #[test]
-fn conversion_keeps_what_the_model_says() {
-    for case in ["lookup_projection_prefix_b4", "vanilla_gpt_neox_sequential"] {
-        let directory = copy_of(case);
+fn a_converted_model_passes_the_case_it_came_from() {
+    for case in ["lookup_projection_prefix_b4", "cls_cross_attention_b4", "vanilla_gpt_neox_sequential"] {
         let converted = tempfile::tempdir().expect("a temporary directory");
-        let run = blockformer(&["convert", text(directory.path()), text(converted.path())]);
+        let directory = converted.path().join(case);
+        let run = blockformer(&["convert", text(&cases().join(case)), text(&directory)]);
         assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-        // Verify the converted weights by putting them in the place of the originals.
         for file in ["cases.safetensors", "expected.json"] {
-            fs::copy(directory.path().join(file), converted.path().join(file)).expect("a copy");
+            fs::copy(cases().join(case).join(file), directory.join(file)).expect("a copy");
         }
-        let inspected = blockformer(&["inspect", text(converted.path())]);
-        assert!(stdout(&inspected).contains("\"architecture\""), "{}", stdout(&inspected));
+        let verified = stdout(&blockformer(&["verify", text(&directory)]));
+        assert!(verified.contains("1 cases, 1 passed, 0 failed"), "{verified}");
+    }
+}
+
+#[test]
+fn half_precision_keeps_weights_to_its_precision() {
+    let case = cases().join("lookup_prefix_b4");
+    for (precision, digits) in [("f16", 1e-3), ("bf16", 8e-3)] {
+        let converted = tempfile::tempdir().expect("a temporary directory");
+        let run = blockformer(&["convert", text(&case), text(&converted.path().join("m")), "--precision", precision]);
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        let back = converted.path().join("back");
+        assert!(blockformer(&["convert", text(&converted.path().join("m")), text(&back)]).status.success());
+        let exact = converted.path().join("exact");
+        assert!(blockformer(&["convert", text(&case), text(&exact)]).status.success());
+        let values = |directory: &Path| {
+            let bytes = fs::read(directory.join("model.safetensors")).expect("weights");
+            let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
+            let view = tensors.tensor("token_decoder.vocabulary.output.weight").expect("the output projection");
+            let float = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            view.data().chunks_exact(4).map(float).collect::<Vec<_>>()
+        };
+        let (rounded, exact) = (values(&back), values(&exact));
+        assert_ne!(rounded, exact, "{precision} rounds nothing");
+        let close = |(a, b): (&f32, &f32)| (a - b).abs() <= digits * b.abs() + 1e-6;
+        assert!(rounded.iter().zip(&exact).all(close), "{precision}");
+    }
+}
+
+#[test]
+fn trainer_files_may_be_yaml_and_weights_in_shards() {
+    let directory = copy_of("lookup_prefix_b4");
+    let path = |name: &str| directory.path().join(name);
+    // JSON is YAML; that the reader goes by the name is what matters, and real files have comments.
+    let trainer = fs::read_to_string(path("trainer.json")).expect("read");
+    fs::write(path("trainer.yaml"), format!("# a comment\n{trainer}")).expect("written");
+    fs::remove_file(path("trainer.json")).expect("removed");
+    let bytes = fs::read(path("model.safetensors")).expect("weights");
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors").tensors();
+    let (first, second) = tensors.split_at(tensors.len() / 2);
+    let mut map = serde_json::Map::new();
+    for (shard, part) in [("a.safetensors", first), ("b.safetensors", second)] {
+        let views = part.iter().map(|(name, view)| (name.clone(), view));
+        fs::write(path(shard), safetensors::serialize(views, None).expect("serialized")).expect("written");
+        map.extend(part.iter().map(|(name, _)| (name.clone(), shard.into())));
+    }
+    fs::remove_file(path("model.safetensors")).expect("removed");
+    let write_index = |map: &serde_json::Map<String, serde_json::Value>| {
+        let index = serde_json::json!({ "weight_map": map }).to_string();
+        fs::write(path("model.safetensors.index.json"), index).expect("written");
+    };
+    write_index(&map);
+    let verified = stdout(&blockformer(&["verify", text(directory.path())]));
+    assert!(verified.contains("1 cases, 1 passed, 0 failed"), "{verified}");
+
+    let convert = || refusal(&["convert", text(directory.path()), text(&path("out"))]);
+    let name = first[0].0.clone();
+    map.insert(name.clone(), "../a.safetensors".into());
+    write_index(&map);
+    assert!(convert().contains("is not a file's name"));
+    map.insert(name, "b.safetensors".into());
+    write_index(&map);
+    assert!(convert().contains("which the index puts elsewhere"));
+}
+
+#[test]
+fn a_model_is_never_converted_onto_another() {
+    let directory = copy_of("lookup_prefix_b4");
+    let message = refusal(&["convert", text(directory.path()), text(directory.path())]);
+    assert!(message.contains("is there already: choose another directory"), "{message}");
+}
+
+#[test]
+fn hostile_configurations_are_refused() {
+    let config = stdout(&blockformer(&["inspect"]));
+    let config = config.split("parameters  ").next().expect("the JSON part").to_string();
+    let parsed: serde_json::Value = serde_json::from_str(&config).expect("JSON");
+    for (pointer, value) in [
+        ("/block_length", serde_json::json!(0)),
+        ("/block_length", serde_json::json!(1u64 << 40)),
+        ("/vocab_size", serde_json::json!(1u64 << 60)),
+        ("/max_length", serde_json::json!(511)),
+        ("/block_decoder/n_heads", serde_json::json!(0)),
+        ("/block_decoder/n_layers", serde_json::json!(1_000_000_000_000u64)),
+        ("/block_decoder/norm_eps", serde_json::json!(-1.0)),
+        ("/block_decoder/rotary/base", serde_json::json!(0.0)),
+        ("/token_decoder/expansion_ratio", serde_json::json!(1u64 << 63)),
+        ("/embedder/d_embedding", serde_json::json!(3)),
+        ("/pad_token_id", serde_json::json!(1_000_000)),
+    ] {
+        let mut spoiled = parsed.clone();
+        *spoiled.pointer_mut(pointer).expect("the field") = value;
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        fs::write(directory.path().join("config.json"), spoiled.to_string()).expect("written");
+        let message = refusal(&["inspect", text(directory.path())]);
+        let field = pointer.rsplit('/').next().expect("a name");
+        let named = message.contains(field) || (field == "d_embedding" && message.contains("concatenated embedding"));
+        assert!(named || field == "base" && message.contains("rotary.base"), "{pointer}: {message}");
     }
 }
 

@@ -31,12 +31,25 @@ fn workspace() -> tempfile::TempDir {
     directory
 }
 
+/// Trains in `directory` with small settings, which `more` may replace.
 fn train(directory: &Path, output: &str, more: &[&str]) -> Output {
+    let defaults = [
+        ("--data", "text.txt"),
+        ("--tokenizer", "characters"),
+        ("--config", "config.json"),
+        ("--sample-length", "32"),
+        ("--batch-size", "4"),
+        ("--warmup-steps", "5"),
+        ("--learning-rate", "0.01"),
+        ("--validation-split", "tail"),
+        ("--evaluate-every", "20"),
+        ("--save-every", "10"),
+    ];
+    let kept = defaults.iter().filter(|(option, _)| !more.contains(option)).flat_map(|(option, value)| [*option, *value]);
     Command::new(env!("CARGO_BIN_EXE_blockformer"))
         .current_dir(directory)
-        .args(["train", "--data", "text.txt", "--tokenizer", "characters", "--config", "config.json"])
-        .args(["--output", output, "--sample-length", "32", "--batch-size", "4", "--warmup-steps", "5"])
-        .args(["--learning-rate", "0.01", "--validation-split", "tail", "--evaluate-every", "20", "--save-every", "10"])
+        .args(["train", "--output", output])
+        .args(kept)
         .args(more)
         .stdin(Stdio::null())
         .output()
@@ -81,38 +94,88 @@ fn a_resumed_run_ends_with_the_very_same_weights() {
     assert!(weights("straight") == weights("stopped"), "the weights differ");
 }
 
+/// Standard error of a run that must fail, without a panic and without writing anything.
+fn refused(directory: &Path, more: &[&str]) -> String {
+    let run = train(directory, "refused", more);
+    assert!(!run.status.success(), "{more:?} succeeded");
+    let message = stderr(&run);
+    assert!(!message.contains("panicked"), "{message}");
+    assert!(!directory.join("refused").exists(), "{more:?} left files behind");
+    message
+}
+
 #[test]
-fn wrong_input_is_named_and_nothing_is_overwritten() {
+fn settings_out_of_range_are_named() {
     let directory = workspace();
-    let refused = |output: &str, more: &[&str]| {
-        let run = train(directory.path(), output, more);
-        assert!(!run.status.success(), "{more:?} succeeded");
-        let message = stderr(&run);
-        assert!(!message.contains("panicked"), "{message}");
-        message
-    };
-    assert!(refused("a", &["--steps", "0"]).contains("steps is 0"));
-    assert!(refused("a", &["--learning-rate", "0", "--steps", "1"]).contains("cannot be used multiple times"));
-    assert!(refused("a", &["--steps", "5", "--accumulation", "3"]).contains("accumulation is 3"));
-    fs::write(directory.path().join("text.txt"), TEXT).expect("written");
-    assert!(refused("a", &["--steps", "5"]).contains("32"), "a corpus shorter than a sample");
-    fs::write(directory.path().join("text.txt"), "").expect("written");
-    assert!(refused("a", &["--steps", "5"]).contains("text.txt"), "an empty corpus");
+    let refused = |more: &[&str]| refused(directory.path(), more);
+    assert!(refused(&["--steps", "0"]).contains("steps is 0, expected at least 1"));
+    assert!(refused(&["--learning-rate", "0"]).contains("learning_rate is 0, expected a positive number"));
+    assert!(refused(&["--accumulation", "3"]).contains("accumulation is 3, expected a divisor of batch_size"));
+    assert!(refused(&["--weight-decay", "nan"]).contains("weight_decay is NaN"));
+    assert!(refused(&["--evaluation-samples", "0"]).contains("--evaluation-samples: it must be at least 1"));
+    assert!(refused(&["--config", "nonsense"]).contains("nonsense is neither a file nor a preset"));
+    let long = refused(&["--sample-length", "256", "--validation-share", "0.2"]);
+    assert!(long.contains("samples of 256 tokens do not fit the model's context of 128"), "{long}");
+}
+
+#[test]
+fn text_that_cannot_be_trained_on_is_named() {
+    let directory = workspace();
+    let refused = |more: &[&str]| refused(directory.path(), more);
+    let write = |text: &str| fs::write(directory.path().join("text.txt"), text).expect("written");
+    write(&TEXT[..20]);
+    let short = refused(&[]);
+    assert!(short.contains("32") && short.contains("token"), "a corpus shorter than a sample: {short}");
+    write("");
+    assert!(refused(&[]).contains("text.txt"), "an empty corpus");
+    write(&('!'..='~').collect::<String>().repeat(40));
+    assert!(refused(&[]).contains("the model's vocabulary has 32"));
     fs::remove_file(directory.path().join("text.txt")).expect("removed");
-    assert!(refused("a", &["--steps", "5"]).contains("text.txt"), "a missing corpus");
+    assert!(refused(&[]).contains("text.txt"), "a missing corpus");
+}
 
-    let directory = workspace();
-    let many = ('!'..='~').collect::<String>().repeat(40);
-    fs::write(directory.path().join("text.txt"), many).expect("written");
-    let run = train(directory.path(), "b", &["--steps", "5"]);
-    assert!(stderr(&run).contains("the model's vocabulary has 32"), "{}", stderr(&run));
-
+#[test]
+fn a_run_that_is_there_is_not_overwritten() {
     let directory = workspace();
     assert!(train(directory.path(), "c", &["--steps", "10"]).status.success());
-    let before = fs::read(directory.path().join("c/model.safetensors")).expect("weights");
-    let again = train(directory.path(), "c", &["--steps", "10"]);
-    assert!(stderr(&again).contains("add --resume"), "{}", stderr(&again));
-    let other = train(directory.path(), "c", &["--steps", "20", "--resume"]);
-    assert!(stderr(&other).contains("other settings"), "{}", stderr(&other));
-    assert_eq!(fs::read(directory.path().join("c/model.safetensors")).expect("weights"), before);
+    let read = |file: &str| fs::read(directory.path().join("c").join(file)).expect("a file of the run");
+    let before = (read("model.safetensors"), read("tokenizer.json"));
+    let again = |more: &[&str]| {
+        let run = train(directory.path(), "c", more);
+        assert!(!run.status.success(), "{more:?} succeeded");
+        stderr(&run)
+    };
+    assert!(again(&["--steps", "10"]).contains("add --resume"));
+    assert!(again(&["--steps", "20", "--resume"]).contains("other settings"));
+    let other = again(&["--steps", "10", "--resume", "--sample-length", "64"]);
+    assert!(other.contains("another data") || other.contains("another packing"), "{other}");
+    fs::remove_dir_all(directory.path().join("c/checkpoints")).expect("removed");
+    assert!(again(&["--steps", "10"]).contains("add --resume"), "a finished model");
+    assert!(before == (read("model.safetensors"), read("tokenizer.json")), "files of the run changed");
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_writes_a_checkpoint_to_go_on_from() {
+    let directory = workspace();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_blockformer"))
+        .current_dir(directory.path())
+        .args(["train", "--data", "text.txt", "--tokenizer", "characters", "--config", "config.json"])
+        .args(["--output", "d", "--sample-length", "32", "--steps", "1000000", "--save-every", "1000000"])
+        .args(["--log-every", "1", "--warmup-steps", "5", "--validation-split", "tail"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the command runs");
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stderr.take().expect("standard error")));
+    let training = lines.by_ref().map_while(Result::ok).any(|line| line.starts_with("step "));
+    assert!(training, "it never trained");
+    let pid = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &pid]).status().expect("kill runs").success());
+    let rest: Vec<String> = lines.map_while(Result::ok).collect();
+    assert_eq!(child.wait().expect("it ends").code(), Some(130));
+    assert!(rest.iter().any(|line| line.contains("go on with --resume")), "{rest:?}");
+    let checkpoint = fs::read_dir(directory.path().join("d/checkpoints")).expect("checkpoints").next();
+    assert!(checkpoint.expect("one").expect("readable").path().join("model.bpk").exists());
+    assert!(!directory.path().join("d/model.safetensors").exists());
 }

@@ -6,8 +6,8 @@ use burn::tensor::{Bool, Int, Tensor};
 
 /// Turns blocks of token ids into block embeddings.
 ///
-/// Implement it to try an embedder of your own: `BlockTransformer<MyEmbedder>` then trains, generates, evaluates and
-/// is saved like any other.
+/// Implement it to try an embedder of your own: `BlockTransformer<MyEmbedder>` then trains, generates and evaluates
+/// like any other; its weights are saved by `save_weights` and loaded by `Checkpoint::load_into`.
 pub trait Embedder: Module + ModuleDisplay {
     /// Embeds every block by itself; what one block holds never changes another's embedding.
     ///
@@ -52,6 +52,7 @@ impl EmbedderSizes {
         ConfigError::positive("vocab_size", self.vocab_size)?;
         ConfigError::positive("block_length", self.block_length)?;
         ConfigError::positive("d_model", self.d_model)?;
+        ConfigError::bounded("block_length", self.block_length)?;
         ConfigError::multiple("block_length", self.block_length, "n_embedding_tokens", self.n_embedding_tokens)?;
         Ok(self.block_length / self.n_embedding_tokens)
     }

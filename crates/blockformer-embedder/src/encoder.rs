@@ -61,11 +61,12 @@ impl EncoderConfig {
         let n_cls = self.cls.map_or(0, |cls| cls.n);
         if let Some(cls) = self.cls {
             ConfigError::positive("embedder.cls.n", cls.n)?;
-            if cls.token_id as usize >= sizes.vocab_size {
-                let (field, value) = ("embedder.cls.token_id", f64::from(cls.token_id));
-                return Err(ConfigError::OutOfRange { field, value, range: "0..vocab_size" });
-            }
+            ConfigError::bounded("embedder.cls.n", cls.n)?;
+            let (id, last) = (f64::from(cls.token_id), sizes.vocab_size as f64 - 1.0);
+            ConfigError::in_range("embedder.cls.token_id", id, 0.0, last)?;
         }
+        ConfigError::bounded("embedder.n_positions", self.n_positions)?;
+        ConfigError::bounded("embedder.padding_idx", self.padding_idx)?;
         let needed = self.padding_idx + 1 + n_cls + sizes.block_length;
         if self.n_positions < needed {
             let (field, value) = ("embedder.n_positions", self.n_positions);

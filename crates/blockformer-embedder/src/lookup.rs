@@ -28,6 +28,7 @@ impl LookupConfig {
     /// A [`ConfigError`] if the sizes do not fit together.
     pub fn init(&self, sizes: &EmbedderSizes, device: &Device) -> Result<LookupEmbedder, ConfigError> {
         ConfigError::positive("embedder.d_embedding", self.d_embedding)?;
+        ConfigError::bounded("embedder.d_embedding", self.d_embedding)?;
         Ok(LookupEmbedder {
             projection: BlockProjection::new(self.projection, self.d_embedding, sizes, device)?,
             embedding: normal_embedding(sizes.vocab_size, self.d_embedding, INITIALIZER_RANGE, device),

@@ -46,7 +46,7 @@ impl<E: Embedder, T: TokenDecoder> LanguageModel for BlockTransformer<E, T> {
     fn prefill(&self, prompts: &BlockedPrompts, new_tokens: usize, device: &Device) -> (Self::State, Tensor<2>) {
         let [batch, n_blocks, _] = prompts.shape();
         // The last block that is decoded is never taken in.
-        let capacity = n_blocks + self.layout().n_blocks(new_tokens) - 1;
+        let capacity = n_blocks + self.layout().n_blocks(new_tokens.max(1)) - 1;
         let mut state = BlockState {
             blocks: self.block_decoder.new_cache(batch, capacity, device),
             tokens: self.token_decoder.new_cache(batch, device),

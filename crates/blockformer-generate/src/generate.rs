@@ -47,7 +47,8 @@ pub struct Generation {
 /// Continues prompts, a batch at a time, and hands each new token to `on_token(prompt index, token)` as it is made;
 /// [`ControlFlow::Break`] ends all sequences.
 ///
-/// Prompts of different lengths may be mixed; each gets what it would get alone, up to rounding.
+/// Prompts of different lengths may be mixed. Each gets the logits it would get alone, up to rounding; sampled tokens
+/// also depend on the prompt's place in the batch, which has random numbers of its own.
 ///
 /// # Errors
 /// [`GenerateError`] if a prompt is empty, too long or out of vocabulary, if no tokens are asked for, or if a sampling

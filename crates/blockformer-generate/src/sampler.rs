@@ -70,7 +70,7 @@ impl Sampler {
     /// Draws a token. Among equal logits the smallest id is the likeliest.
     ///
     /// # Errors
-    /// [`GenerateError::NotANumber`] if a logit is not a number or none is finite.
+    /// [`GenerateError::NotANumber`] if a logit is not a number or infinite, or none is finite.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32, GenerateError> {
         let best = argmax(logits)?;
         if self.sampling.temperature == 0.0 || self.sampling.top_k == Some(1) {
@@ -84,7 +84,7 @@ impl Sampler {
         if let Some(k) = self.sampling.top_k {
             keep_likeliest(&mut self.candidates, k);
         }
-        if let Some(p) = self.sampling.top_p {
+        if let Some(p) = self.sampling.top_p.filter(|p| *p < 1.0) {
             keep_nucleus(&mut self.candidates, p);
         }
         let total: f64 = self.candidates.iter().map(|candidate| f64::from(candidate.0)).sum();
@@ -102,7 +102,7 @@ impl Sampler {
 fn argmax(logits: &[f32]) -> Result<u32, GenerateError> {
     let mut best = None;
     for (id, &logit) in logits.iter().enumerate() {
-        if logit.is_nan() {
+        if logit.is_nan() || logit == f32::INFINITY {
             return Err(GenerateError::NotANumber);
         }
         if logit.is_finite() && best.is_none_or(|(_, top)| logit > top) {
@@ -240,5 +240,6 @@ mod tests {
         let mut sampler = Sampler::new(Sampling::greedy(), 0).unwrap();
         assert_eq!(sampler.sample(&[1.0, f32::NAN]), Err(GenerateError::NotANumber));
         assert_eq!(sampler.sample(&[f32::NEG_INFINITY]), Err(GenerateError::NotANumber));
+        assert_eq!(sampler.sample(&[1.0, f32::INFINITY]), Err(GenerateError::NotANumber));
     }
 }

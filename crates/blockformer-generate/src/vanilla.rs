@@ -38,7 +38,7 @@ impl LanguageModel for VanillaTransformer {
     fn prefill(&self, prompts: &BlockedPrompts, new_tokens: usize, device: &Device) -> (VanillaState, Tensor<2>) {
         let [batch, n, _] = prompts.shape();
         let mut state = VanillaState {
-            cache: self.transformer.new_cache(batch, n + new_tokens - 1, device),
+            cache: self.transformer.new_cache(batch, n + new_tokens.max(1) - 1, device),
             padded: prompts.padded_blocks(),
             device: device.clone(),
         };

@@ -50,6 +50,8 @@ impl<E: Embedder, T: TokenDecoder> BlockTransformer<E, T> {
     pub fn forward(&self, ids: Tensor<3, Int>, mask: Option<Tensor<3, Bool>>) -> BlockOutput {
         let [batch, n_blocks, _] = ids.dims();
         assert!(n_blocks > 1, "{n_blocks} blocks: predicting the next block needs at least two");
+        let (tokens, max_length) = (n_blocks * self.layout.block_length, self.layout.max_length);
+        assert!(tokens <= max_length, "{tokens} tokens in a context of {max_length}");
         let (block_embeddings, context_embeddings) = self.context(ids.clone(), mask.clone());
         let [_, _, n_embedding_tokens, d_model] = context_embeddings.dims();
         let context = context_embeddings.clone().slice(s![.., 0..n_blocks - 1, .., ..]);

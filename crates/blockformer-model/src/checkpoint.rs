@@ -5,7 +5,7 @@
 //! norms `weight` and `bias`), so a model loads alike through [`AnyEmbedder`](blockformer_embedder::AnyEmbedder) and
 //! through a concrete type.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use burn::module::Module;
@@ -71,14 +71,7 @@ impl Checkpoint {
         let text = std::fs::read_to_string(&index).map_err(|e| CheckpointError::io("read", &index, e))?;
         let parsed: ShardIndex =
             serde_json::from_str(&text).map_err(|source| CheckpointError::Json { path: index.clone(), source })?;
-        let mut shards: Vec<&String> = parsed.weight_map.values().collect();
-        shards.sort_unstable();
-        shards.dedup();
-        let mut tensors = BTreeMap::new();
-        for shard in shards {
-            tensors.extend(read_tensors(&path.join(shard))?);
-        }
-        Ok(Self::new(index, tensors))
+        Ok(Self::new(index.clone(), read_shards(path, &index, &parsed.weight_map)?))
     }
 
     /// The tensors of a safetensors file in memory; errors call it `name`.
@@ -191,6 +184,33 @@ pub fn save_weights<M: Module>(model: &M, path: &Path, precision: SavePrecision)
         SavePrecision::BFloat16 => store.with_to_adapter(cast(DType::BF16)),
     };
     model.save_into(&mut store).map_err(|error| CheckpointError::Write { path: path.into(), reason: error.to_string() })
+}
+
+/// Reads every tensor from the shard that the index names.
+fn read_shards(
+    directory: &Path,
+    index: &Path,
+    weight_map: &BTreeMap<String, String>,
+) -> Result<BTreeMap<String, PackTensor>, CheckpointError> {
+    let mut tensors = BTreeMap::new();
+    let shards: BTreeSet<&String> = weight_map.values().collect();
+    for shard in shards {
+        // A name and nothing else: an index must not lead out of its directory.
+        if Path::new(shard).file_name().is_none_or(|name| name != shard.as_str()) {
+            let reason = format!("the shard {shard:?} is not a file's name");
+            return Err(CheckpointError::Safetensors { path: index.into(), reason });
+        }
+        let path = directory.join(shard);
+        for (name, tensor) in read_tensors(&path)? {
+            if weight_map.get(&name) != Some(shard) {
+                let reason = format!("it holds tensor {name}, which the index puts elsewhere or does not know");
+                return Err(CheckpointError::Safetensors { path, reason });
+            }
+            tensors.insert(name, tensor);
+        }
+    }
+    let names: Vec<String> = weight_map.keys().filter(|name| !tensors.contains_key(*name)).cloned().collect();
+    if names.is_empty() { Ok(tensors) } else { Err(CheckpointError::Missing { path: index.into(), names }) }
 }
 
 fn read_tensors(path: &Path) -> Result<BTreeMap<String, PackTensor>, CheckpointError> {

@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{BlockLayout, BlockTransformer, CheckpointError, VanillaTransformer};
 
+/// More token ids than any tokenizer has, and fewer than 32-bit tensors can hold.
+const MAX_VOCAB_SIZE: f64 = 16_777_216.0;
+
 /// Either kind of model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "architecture", rename_all = "snake_case")]
@@ -104,6 +107,7 @@ impl BlockTransformerConfig {
     /// # Errors
     /// A [`ConfigError`] that names what does not fit together.
     pub fn init(&self, device: &Device) -> Result<BlockTransformer, ConfigError> {
+        self.validate()?;
         let embedder = self.embedder.try_init(&self.embedder_sizes(), device)?;
         let token_decoder = self.token_decoder.try_init(&self.token_decoder_sizes(), device)?;
         self.init_with(embedder, token_decoder, device)
@@ -133,6 +137,10 @@ impl BlockTransformerConfig {
         let length = token_decoder.block_length();
         ConfigError::equal("token_decoder.block_length", length, "block_length", self.block_length)?;
         ConfigError::equal("token_decoder.vocab_size", token_decoder.vocab_size(), "vocab_size", self.vocab_size)?;
+        let n = token_decoder.n_embedding_tokens();
+        ConfigError::equal("token_decoder.n_embedding_tokens", n, "n_embedding_tokens", self.n_embedding_tokens)?;
+        let (d, expected) = (token_decoder.d_context(), self.block_decoder.d_model);
+        ConfigError::equal("token_decoder.d_context", d, "block_decoder.d_model", expected)?;
         let block_decoder = BlockDecoder::new(&self.block_decoder, self.n_embedding_tokens, device);
         Ok(BlockTransformer { embedder, block_decoder, token_decoder, layout: self.layout() })
     }
@@ -142,6 +150,9 @@ impl BlockTransformerConfig {
         ConfigError::positive("block_length", self.block_length)?;
         ConfigError::positive("n_embedding_tokens", self.n_embedding_tokens)?;
         ConfigError::positive("max_length", self.max_length)?;
+        let sizes = [("block_length", self.block_length), ("n_embedding_tokens", self.n_embedding_tokens)];
+        sizes.into_iter().try_for_each(|(field, value)| ConfigError::bounded(field, value))?;
+        ConfigError::in_range("vocab_size", self.vocab_size as f64, 1.0, MAX_VOCAB_SIZE)?;
         ConfigError::multiple("max_length", self.max_length, "block_length", self.block_length)?;
         self.block_decoder.validate()?;
         check_token("pad_token_id", Some(self.pad_token_id), self.vocab_size)?;
@@ -159,6 +170,7 @@ impl VanillaTransformerConfig {
     pub fn init(&self, device: &Device) -> Result<VanillaTransformer, ConfigError> {
         ConfigError::positive("vocab_size", self.vocab_size)?;
         ConfigError::positive("max_length", self.max_length)?;
+        ConfigError::in_range("vocab_size", self.vocab_size as f64, 1.0, MAX_VOCAB_SIZE)?;
         self.transformer.validate()?;
         check_token("eos_token_id", self.eos_token_id, self.vocab_size)?;
         self.transformer.check_positions("transformer.max_positions", self.max_length, "max_length")?;
@@ -225,12 +237,7 @@ impl ModelConfig {
 }
 
 fn check_token(field: &'static str, id: Option<u32>, vocab_size: usize) -> Result<(), ConfigError> {
-    match id {
-        Some(id) if id as usize >= vocab_size => {
-            Err(ConfigError::OutOfRange { field, value: f64::from(id), range: "0..vocab_size" })
-        }
-        _ => Ok(()),
-    }
+    id.map_or(Ok(()), |id| ConfigError::in_range(field, f64::from(id), 0.0, vocab_size as f64 - 1.0))
 }
 
 #[cfg(test)]
@@ -264,7 +271,7 @@ mod tests {
         let bad = BlockTransformerConfig { max_length: 2046, ..good.clone() };
         assert_eq!(message(bad), "max_length is 2046, which is not a multiple of block_length (4)");
         let bad = BlockTransformerConfig { pad_token_id: 60_000, ..good.clone() };
-        assert_eq!(message(bad), "pad_token_id is 60000, which is outside 0..vocab_size");
+        assert_eq!(message(bad), "pad_token_id is 60000, expected a number from 0 to 50303");
         let bad = BlockTransformerConfig { max_length: 16_384, ..good };
         assert_eq!(message(bad), "block_decoder.max_positions is 2048, but max_length needs 4096");
     }

@@ -2,8 +2,9 @@
 //!
 //! Sizes are those of the authors' trainer files (their repository, `conf/trainer`, and table 1 of the paper): 50,304
 //! token ids (the GPT-NeoX-20B tokenizer), blocks of 4 tokens, a context of 2,048 tokens, GPT-NeoX layers, a lookup
-//! embedder of concatenated embeddings, and a prefix token decoder with an expansion layer of ratio 2. A preset's name
-//! says the millions of its non-embedding parameters.
+//! embedder of concatenated embeddings, and a prefix token decoder with an expansion layer of ratio 2. The number in
+//! a block model's name is that of its non-embedding parameters in millions (or, with a `b`, billions); in a vanilla
+//! model's it is that of all parameters, as in Pythia's names.
 
 use blockformer_embedder::{EmbedderConfig, LookupConfig, Projection};
 use blockformer_nn::TransformerConfig;
@@ -18,7 +19,8 @@ pub const MAX_LENGTH: usize = 2048;
 /// `<|endoftext|>` of the GPT-NeoX-20B tokenizer, which also serves as padding.
 pub const EOS_TOKEN_ID: u32 = 0;
 
-/// Name, `d_model`, layers of the block decoder, layers of the token decoder.
+/// Name (that of the trainer file `conf/trainer/NAME.yaml` in the authors' repository), `d_model`, layers of the block
+/// decoder, layers of the token decoder.
 const BLOCK: [(&str, usize, usize, usize); 6] = [
     ("block_main_b4_5", 256, 3, 3),
     ("block_main_b4_19", 512, 3, 3),
@@ -28,7 +30,8 @@ const BLOCK: [(&str, usize, usize, usize); 6] = [
     ("block_main_b4_1.2b", 2048, 12, 12),
 ];
 
-/// Name, `d_model`, layers: the shapes of Pythia 31M to 410M.
+/// Name (that of the trainer file `conf/trainer/NAME.yaml`), `d_model`, layers: the shapes of Pythia 31M to 410M
+/// (Biderman et al. 2023, table 1)
 const VANILLA: [(&str, usize, usize); 4] =
     [("vanilla_31", 256, 6), ("vanilla_70", 512, 6), ("vanilla_160", 768, 12), ("vanilla_410", 1024, 24)];
 
@@ -74,7 +77,7 @@ pub fn block(name: &str) -> Option<BlockTransformerConfig> {
 /// A vanilla transformer of Pythia's shape, or `None` if there is none of that name.
 pub fn vanilla(name: &str) -> Option<VanillaTransformerConfig> {
     let &(_, d_model, layers) = VANILLA.iter().find(|preset| preset.0 == name)?;
-    let n_heads = if d_model == 1024 { 16 } else { d_model / head_dim(d_model) };
+    let n_heads = d_model / head_dim(d_model);
     Some(VanillaTransformerConfig {
         vocab_size: VOCAB_SIZE,
         max_length: MAX_LENGTH,

@@ -76,16 +76,18 @@ impl Layout {
     /// The shape in this library of a tensor of `shape` in the file, or the shape that was expected there.
     fn shape(self, shape: &[usize]) -> Result<Vec<usize>, Vec<usize>> {
         match (self, shape) {
-            (Self::Same | Self::Rows { .. }, _) => Ok(shape.to_vec()),
+            (Self::Same | Self::Rows { .. }, [_, ..]) => Ok(shape.to_vec()),
+            (Self::Same, []) => Ok(Vec::new()),
+            (Self::Rows { total, .. }, []) => Err(vec![total]),
             (Self::Convolution, &[out, input, width]) => Ok(vec![out, width * input]),
             (Self::Convolution, &[_]) => Ok(shape.to_vec()), // its bias
-            (Self::Convolution, _) => Err(vec![shape[0], 0, 0]),
-            (Self::FusedHeads { n_heads, head_dim }, _) => {
+            (Self::Convolution, _) => Err(vec![shape.first().copied().unwrap_or(1), 1, 1]),
+            (Self::FusedHeads { n_heads, head_dim }, [got, columns @ ..]) => {
                 let rows = 3 * n_heads * head_dim;
-                let mut expected = shape.to_vec();
-                expected[0] = rows;
-                if shape[0] == rows { Ok(expected) } else { Err(expected) }
+                let expected = [&[rows], columns].concat();
+                if *got == rows { Ok(expected) } else { Err(expected) }
             }
+            (Self::FusedHeads { n_heads, head_dim }, []) => Err(vec![3 * n_heads * head_dim]),
         }
     }
 
@@ -174,7 +176,7 @@ pub fn translate_name(name: &str, config: &ModelConfig) -> Translation {
 /// A [`CheckpointError`] naming a tensor that is unknown, or whose shape cannot be rearranged.
 pub fn translate(checkpoint: Checkpoint, config: &ModelConfig) -> Result<Checkpoint, CheckpointError> {
     let mut tensors = BTreeMap::new();
-    let mut names_in_file = BTreeMap::new();
+    let mut names_in_file = possible_names(config);
     let mut parts = parts::Parts::default();
     let mut unknown = Vec::new();
     for (name, tensor) in &checkpoint.tensors {
@@ -218,9 +220,33 @@ fn arrange_tensor(tensor: &PackTensor, parameter: &str, layout: Layout) -> Resul
     Ok(bridge::map_data(tensor.clone(), parameter.to_string(), dtype, Shape::from(shape), arrange))
 }
 
+/// The modules of a GPT-NeoX layer, and what they are called here.
+const GPT_NEOX_MODULES: [(&str, &str); 6] = [
+    ("input_layernorm", "attention_norm"),
+    ("post_attention_layernorm", "feed_forward_norm"),
+    ("attention.query_key_value", "attention.qkv"),
+    ("attention.dense", "attention.output"),
+    ("mlp.dense_h_to_4h", "feed_forward.up"),
+    ("mlp.dense_4h_to_h", "feed_forward.down"),
+];
+
+/// The names that a checkpoint of this configuration can have in its file, each with the parameter it belongs to: what
+/// a missing parameter would be called there.
+fn possible_names(config: &ModelConfig) -> BTreeMap<String, String> {
+    let stems = match config {
+        ModelConfig::VanillaTransformer(config) => gpt_neox::stems("", config.transformer.n_layers),
+        ModelConfig::BlockTransformer(config) => trainer::stems(config),
+    };
+    let names = stems.into_iter().flat_map(|stem| [format!("{stem}.weight"), format!("{stem}.bias")]);
+    let parameter = |name: String| match translate_name(&name, config) {
+        Translation::Parameter(parameter, _) => Some((parameter, name)),
+        _ => None,
+    };
+    names.filter_map(parameter).collect()
+}
+
 /// Where a tensor of a GPT-NeoX stack belongs: `name` without the `gpt_neox.` prefix, the answer below `transformer.`.
 pub(crate) fn translate_stack(name: &str, config: &TransformerConfig) -> Translation {
-    let heads = Layout::FusedHeads { n_heads: config.n_heads, head_dim: config.head_dim };
     let parameter = |path: String, layout| Translation::Parameter(format!("transformer.{path}"), layout);
     if let Some(kind) = name.strip_prefix("final_layer_norm.") {
         return parameter(format!("final_norm.{kind}"), Layout::Same);
@@ -231,15 +257,11 @@ pub(crate) fn translate_stack(name: &str, config: &TransformerConfig) -> Transla
     if matches!(rest, "attention.rotary_emb.inv_freq" | "attention.bias" | "attention.masked_bias") {
         return Translation::Ignored;
     }
-    let modules = [
-        ("input_layernorm", "attention_norm", Layout::Same),
-        ("post_attention_layernorm", "feed_forward_norm", Layout::Same),
-        ("attention.query_key_value", "attention.qkv", heads),
-        ("attention.dense", "attention.output", Layout::Same),
-        ("mlp.dense_h_to_4h", "feed_forward.up", Layout::Same),
-        ("mlp.dense_4h_to_h", "feed_forward.down", Layout::Same),
-    ];
-    for (theirs, ours, layout) in modules {
+    for (theirs, ours) in GPT_NEOX_MODULES {
+        let layout = match ours {
+            "attention.qkv" => Layout::FusedHeads { n_heads: config.n_heads, head_dim: config.head_dim },
+            _ => Layout::Same,
+        };
         if let Some(kind @ ("weight" | "bias")) = rest.strip_prefix(theirs).and_then(|kind| kind.strip_prefix('.')) {
             return parameter(format!("layers.{index}.{ours}.{kind}"), layout);
         }

@@ -12,10 +12,11 @@ use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Bool, Device, Tensor, s};
 
-use crate::{RotaryTable, TransformerConfig, linear, linear_init};
+use crate::{AttentionMask, RotaryTable, TransformerConfig, linear, linear_init};
 
-/// Scores from which the fused kernel of the backend is used (it never materialises them). Below, the plain product is
-/// faster, and under autodiff it is the only one with a backward pass.
+/// Scores from which the fused kernel of the backend is used, which never materialises them. Below, the plain product
+/// is faster. Under autodiff the plain product is always used: Burn would fall back to it anyway, and its fallback is
+/// wrong for grouped queries.
 const FUSED_FROM_SCORES: usize = 128 * 128;
 
 /// Multi-head, grouped-query or multi-query self-attention with one fused projection for queries, keys and values.
@@ -34,12 +35,27 @@ pub struct Attention {
 pub(crate) struct AttentionContext<'a> {
     /// Rotary tables, if positions are rotated.
     pub(crate) rotary: Option<&'a RotaryTable>,
-    /// True where a query must not look, `[batch or 1, 1, queries, keys]`.
+    /// True where a query must not look, `[batch or 1, 1, queries, keys]`; also none where `fused` does the causal
+    /// mask itself.
     pub(crate) hidden: Option<Tensor<4, Bool>>,
-    /// Whether `hidden` is exactly the causal mask.
+    /// Whether the backend's fused kernel is used.
+    pub(crate) fused: bool,
+    /// Whether the mask is exactly the causal one.
     pub(crate) plain_causal: bool,
     /// The first query's position.
     pub(crate) start: usize,
+}
+
+impl<'a> AttentionContext<'a> {
+    /// For `positions` new positions of `x` behind `start` others.
+    pub(crate) fn new(x: &Tensor<3>, mask: &AttentionMask, rotary: Option<&'a RotaryTable>, start: usize) -> Self {
+        let positions = x.dims()[1];
+        let n_keys = start + positions;
+        let fused = positions * n_keys >= FUSED_FROM_SCORES && !x.is_autodiff();
+        let plain_causal = mask.is_plain_causal();
+        let hidden = if fused && plain_causal { None } else { mask.hidden(positions, n_keys, &x.device()) };
+        Self { rotary, hidden, fused, plain_causal, start }
+    }
 }
 
 impl Attention {
@@ -91,11 +107,10 @@ impl Attention {
     fn attend(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, context: &AttentionContext<'_>) -> Tensor<4> {
         let [batch, heads, n_queries, head_dim] = q.dims();
         let n_keys = k.dims()[2];
-        if n_queries * n_keys >= FUSED_FROM_SCORES && !q.is_autodiff() {
+        if context.fused {
             let (k, v) = (self.repeat_kv(k), self.repeat_kv(v));
             let options = AttentionModuleOptions { is_causal: context.plain_causal, ..Default::default() };
-            let hidden = context.hidden.clone().filter(|_| !context.plain_causal);
-            let hidden = hidden.map(|mask| mask.expand([batch, heads, n_queries, n_keys]));
+            let hidden = context.hidden.clone().map(|mask| mask.expand([batch, heads, n_queries, n_keys]));
             return attention(q, k, v, hidden, None, options);
         }
         // Query heads that share a key head become further queries of it: nothing is repeated.

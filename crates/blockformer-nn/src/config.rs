@@ -1,12 +1,10 @@
 //! The configuration of a stack of layers.
 
+use blockformer_kv_cache::CacheConfig;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 use crate::{ConfigError, Layer, Norm, RotaryTable, Transformer};
-
-/// More positions than any rotary table is made for: a damaged file must not ask for all memory.
-const MAX_POSITIONS: usize = 1 << 24;
 
 /// The non-linearity of a feed-forward network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -184,20 +182,22 @@ impl TransformerConfig {
         ConfigError::positive("head_dim", self.head_dim)?;
         ConfigError::positive("d_ff", self.d_ff)?;
         ConfigError::positive("max_positions", self.max_positions)?;
-        if self.max_positions > MAX_POSITIONS {
-            let (value, range) = (self.max_positions as f64, "1..=16777216");
-            return Err(ConfigError::OutOfRange { field: "max_positions", value, range });
-        }
+        let sizes = [
+            ("d_model", self.d_model),
+            ("n_layers", self.n_layers),
+            ("n_heads", self.n_heads),
+            ("n_kv_heads", self.n_kv_heads),
+            ("head_dim", self.head_dim),
+            ("d_ff", self.d_ff),
+            ("max_positions", self.max_positions),
+        ];
+        sizes.into_iter().try_for_each(|(field, value)| ConfigError::bounded(field, value))?;
+        ConfigError::in_range("norm_eps", self.norm_eps, 0.0, 1.0)?;
+        ConfigError::in_range("initializer_range", self.initializer_range, 0.0, 100.0)?;
         ConfigError::multiple("n_heads", self.n_heads, "n_kv_heads", self.n_kv_heads)?;
         if let Some(rotary) = self.rotary {
-            let inside = rotary.fraction > 0.0 && rotary.fraction <= 1.0;
-            if !inside {
-                return Err(ConfigError::OutOfRange {
-                    field: "rotary.fraction",
-                    value: rotary.fraction,
-                    range: "(0, 1]",
-                });
-            }
+            ConfigError::in_range("rotary.fraction", rotary.fraction, 0.0, 1.0)?;
+            ConfigError::in_range("rotary.base", rotary.base, 1.0, 1e12)?;
             ConfigError::positive("rotary features", self.rotary_dim())?;
             ConfigError::multiple("rotary features", self.rotary_dim(), "2", 2)?;
         }
@@ -215,6 +215,12 @@ impl TransformerConfig {
             return Err(ConfigError::Mismatch { field, value, expected_field: what, expected: needed });
         }
         Ok(())
+    }
+
+    /// The size of the stack's cache for `batch` sequences of up to `capacity` positions.
+    pub fn cache_config(&self, batch: usize, capacity: usize) -> CacheConfig {
+        let Self { n_layers, n_kv_heads, head_dim, .. } = *self;
+        CacheConfig { n_layers, batch, n_kv_heads, capacity, head_dim }
     }
 
     /// Features of each head that are rotated.

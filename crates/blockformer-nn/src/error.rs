@@ -37,14 +37,16 @@ pub enum ConfigError {
         expected: usize,
     },
     /// A number outside its range.
-    #[error("{field} is {value}, which is outside {range}")]
+    #[error("{field} is {value}, expected a number from {low} to {high}")]
     OutOfRange {
         /// The field's name.
         field: &'static str,
         /// Its value.
         value: f64,
-        /// The allowed range, in words.
-        range: &'static str,
+        /// The lowest it may be.
+        low: f64,
+        /// The highest it may be.
+        high: f64,
     },
 }
 
@@ -55,6 +57,23 @@ impl ConfigError {
     /// [`ConfigError::Zero`].
     pub fn positive(field: &'static str, value: usize) -> Result<(), Self> {
         if value == 0 { Err(Self::Zero { field }) } else { Ok(()) }
+    }
+
+    /// Checks that `value` is not larger than any real model needs: a damaged file must not ask for all memory, and
+    /// products of sizes must not overflow.
+    ///
+    /// # Errors
+    /// [`ConfigError::OutOfRange`].
+    pub fn bounded(field: &'static str, value: usize) -> Result<(), Self> {
+        Self::in_range(field, value as f64, 0.0, f64::from(1 << 20))
+    }
+
+    /// Checks that `value` is a number from `low` to `high`.
+    ///
+    /// # Errors
+    /// [`ConfigError::OutOfRange`].
+    pub fn in_range(field: &'static str, value: f64, low: f64, high: f64) -> Result<(), Self> {
+        if (low..=high).contains(&value) { Ok(()) } else { Err(Self::OutOfRange { field, value, low, high }) }
     }
 
     /// Checks that `value` is a multiple of `divisor`.

@@ -32,15 +32,10 @@ impl Transformer {
     /// If shapes do not fit, if positions run beyond the rotary tables, or if the cache cannot take them (ask
     /// [`KvCache::ensure_room`] first).
     pub fn forward(&self, x: Tensor<3>, mask: &AttentionMask, mut cache: Option<&mut KvCache>) -> Tensor<3> {
-        let [_, positions, d_model] = x.dims();
+        let [_, _, d_model] = x.dims();
         assert_eq!(d_model, self.d_model, "embeddings of {d_model} features in a stack of {}", self.d_model);
         let start = cache.as_ref().map_or(0, |cache| cache.len());
-        let context = AttentionContext {
-            rotary: self.rotary.as_ref(),
-            hidden: mask.hidden(positions, start + positions, &x.device()),
-            plain_causal: mask.is_plain_causal(),
-            start,
-        };
+        let context = AttentionContext::new(&x, mask, self.rotary.as_ref(), start);
         let mut x = x;
         for (index, layer) in self.layers.iter().enumerate() {
             x = layer.forward(x, &context, cache.as_deref_mut().map(|cache| cache.layer_mut(index)));

@@ -150,4 +150,20 @@ impl TokenDecoder for AnyTokenDecoder {
             Self::CrossAttention(decoder) => decoder.vocab_size(),
         }
     }
+
+    fn n_embedding_tokens(&self) -> usize {
+        match self {
+            Self::Prefix(decoder) => decoder.n_embedding_tokens(),
+            Self::Summation(decoder) => decoder.n_embedding_tokens(),
+            Self::CrossAttention(decoder) => decoder.n_embedding_tokens(),
+        }
+    }
+
+    fn d_context(&self) -> usize {
+        match self {
+            Self::Prefix(decoder) => decoder.d_context(),
+            Self::Summation(decoder) => decoder.d_context(),
+            Self::CrossAttention(decoder) => decoder.d_context(),
+        }
+    }
 }

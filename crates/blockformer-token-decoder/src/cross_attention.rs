@@ -62,6 +62,8 @@ impl CrossAttentionConfig {
             layers: (0..self.n_layers).map(|_| CrossAttentionLayer::new(self, device)).collect(),
             final_norm: RmsNormConfig::new(d_model).with_epsilon(self.norm_eps).init(device),
             block_length: sizes.block_length,
+            n_embedding_tokens: sizes.n_embedding_tokens,
+            d_context: sizes.d_context,
             d_model,
             n_heads: self.n_heads,
             head_dim: self.head_dim,
@@ -78,17 +80,16 @@ impl CrossAttentionConfig {
             ("token_decoder.head_dim", self.head_dim),
             ("token_decoder.d_ff", self.d_ff),
         ];
-        positive.into_iter().try_for_each(|(field, value)| ConfigError::positive(field, value))?;
-        let (buckets, distance) = (self.relative_buckets, self.relative_max_distance);
-        if buckets < 2 || distance <= buckets / 2 {
-            let (field, value) = ("token_decoder.relative_buckets", buckets as f64);
-            return Err(ConfigError::OutOfRange { field, value, range: "2..2 · relative_max_distance" });
+        for (field, value) in positive {
+            ConfigError::positive(field, value)?;
+            ConfigError::bounded(field, value)?;
         }
-        if self.start_token_id as usize >= sizes.vocab_size {
-            let (field, value) = ("token_decoder.start_token_id", f64::from(self.start_token_id));
-            return Err(ConfigError::OutOfRange { field, value, range: "0..vocab_size" });
-        }
-        Ok(())
+        ConfigError::bounded("token_decoder.expansion_ratio", self.expansion_ratio)?;
+        ConfigError::in_range("token_decoder.norm_eps", self.norm_eps, 0.0, 1.0)?;
+        ConfigError::bounded("token_decoder.relative_max_distance", self.relative_max_distance)?;
+        let buckets = self.relative_buckets as f64;
+        ConfigError::in_range("token_decoder.relative_buckets", buckets, 2.0, self.relative_max_distance as f64)?;
+        sizes.check_token("token_decoder.start_token_id", self.start_token_id)
     }
 }
 
@@ -106,6 +107,8 @@ pub struct CrossAttentionDecoder {
     /// Applied to the output of the last layer.
     pub final_norm: RmsNorm,
     block_length: usize,
+    n_embedding_tokens: usize,
+    d_context: usize,
     d_model: usize,
     n_heads: usize,
     head_dim: usize,
@@ -219,6 +222,14 @@ impl TokenDecoder for CrossAttentionDecoder {
 
     fn vocab_size(&self) -> usize {
         self.vocabulary.vocab_size()
+    }
+
+    fn n_embedding_tokens(&self) -> usize {
+        self.n_embedding_tokens
+    }
+
+    fn d_context(&self) -> usize {
+        self.d_context
     }
 }
 

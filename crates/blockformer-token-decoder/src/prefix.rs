@@ -32,6 +32,8 @@ impl PrefixConfig {
         let Self { transformer, expansion, expansion_ratio, tied_embeddings } = self;
         transformer.validate()?;
         sizes.validate()?;
+        ConfigError::positive("token_decoder.expansion_ratio", *expansion_ratio)?;
+        ConfigError::bounded("token_decoder.expansion_ratio", *expansion_ratio)?;
         let prefix_len = expansion_ratio * sizes.n_embedding_tokens;
         let positions = prefix_len + sizes.block_length - 1;
         transformer.check_positions("token_decoder.max_positions", positions, "prefix and block together")?;
@@ -42,6 +44,8 @@ impl PrefixConfig {
             vocabulary: Vocabulary::new(sizes.vocab_size, d_model, *tied_embeddings, std, device),
             transformer: transformer.init(device),
             block_length: sizes.block_length,
+            n_embedding_tokens: sizes.n_embedding_tokens,
+            d_context: sizes.d_context,
             prefix_len,
         })
     }
@@ -57,6 +61,8 @@ pub struct PrefixDecoder {
     /// The layers.
     pub transformer: Transformer,
     block_length: usize,
+    n_embedding_tokens: usize,
+    d_context: usize,
     prefix_len: usize,
 }
 
@@ -83,7 +89,7 @@ impl TokenDecoder for PrefixDecoder {
         assert!(begins || cache.as_ref().is_some_and(|c| !c.is_empty()), "tokens continue no block: give its context");
         assert!(begins || mask.is_none(), "only blocks that begin can hold padding");
         let n_tokens = ids.as_ref().map_or(0, |ids| ids.dims()[1]);
-        assert!(n_tokens <= self.block_length, "{n_tokens} tokens in a block of {}", self.block_length);
+        assert!(n_tokens < self.block_length, "{n_tokens} tokens before the last of a block of {}", self.block_length);
         if let (true, Some(cache)) = (begins, cache.as_deref_mut()) {
             cache.reset();
         }
@@ -110,6 +116,14 @@ impl TokenDecoder for PrefixDecoder {
 
     fn vocab_size(&self) -> usize {
         self.vocabulary.vocab_size()
+    }
+
+    fn n_embedding_tokens(&self) -> usize {
+        self.n_embedding_tokens
+    }
+
+    fn d_context(&self) -> usize {
+        self.d_context
     }
 }
 

@@ -41,16 +41,15 @@ impl SummationConfig {
         let n = sizes.n_embedding_tokens;
         ConfigError::multiple("block_length", sizes.block_length, "n_embedding_tokens", n)?;
         transformer.check_positions("token_decoder.max_positions", sizes.block_length, "a block")?;
-        if *start_token_id as usize >= sizes.vocab_size {
-            let (field, range) = ("token_decoder.start_token_id", "0..vocab_size");
-            return Err(ConfigError::OutOfRange { field, value: f64::from(*start_token_id), range });
-        }
+        sizes.check_token("token_decoder.start_token_id", *start_token_id)?;
         let TransformerConfig { d_model, initializer_range: std, .. } = *transformer;
         Ok(SummationDecoder {
             expansion: ContextExpansion::new(*expansion, sizes.block_length / n, d_model, sizes, device)?,
             vocabulary: Vocabulary::new(sizes.vocab_size, d_model, *tied_embeddings, std, device),
             transformer: transformer.init(device),
             block_length: sizes.block_length,
+            n_embedding_tokens: sizes.n_embedding_tokens,
+            d_context: sizes.d_context,
             start_token_id: *start_token_id as usize,
         })
     }
@@ -66,6 +65,8 @@ pub struct SummationDecoder {
     /// The layers.
     pub transformer: Transformer,
     block_length: usize,
+    n_embedding_tokens: usize,
+    d_context: usize,
     start_token_id: usize,
 }
 
@@ -124,6 +125,14 @@ impl TokenDecoder for SummationDecoder {
 
     fn vocab_size(&self) -> usize {
         self.vocabulary.vocab_size()
+    }
+
+    fn n_embedding_tokens(&self) -> usize {
+        self.n_embedding_tokens
+    }
+
+    fn d_context(&self) -> usize {
+        self.d_context
     }
 }
 
@@ -187,6 +196,6 @@ mod tests {
         let config =
             SummationConfig { transformer, expansion: Expansion::Layer, start_token_id: 13, tied_embeddings: false };
         let error = config.init(&SIZES, &Device::flex()).unwrap_err().to_string();
-        assert_eq!(error, "token_decoder.start_token_id is 13, which is outside 0..vocab_size");
+        assert_eq!(error, "token_decoder.start_token_id is 13, expected a number from 0 to 12");
     }
 }

@@ -50,7 +50,8 @@ impl TokenInput {
 /// Decodes the tokens of blocks from their context embeddings.
 ///
 /// Implement it to try a token decoder of your own: `BlockTransformer<AnyEmbedder, MyTokenDecoder>` then trains,
-/// generates, evaluates and is saved like any other.
+/// generates and evaluates like any other; its weights are saved by `save_weights` and loaded by
+/// `Checkpoint::load_into`.
 pub trait TokenDecoder: Module + ModuleDisplay {
     /// What has been computed of the blocks being decoded.
     type Cache: TokenCache;
@@ -77,7 +78,8 @@ pub trait TokenDecoder: Module + ModuleDisplay {
     /// - returns: `[rows, n, vocab_size]`
     fn logits(&self, hidden: Tensor<3>) -> Tensor<3>;
 
-    /// An empty cache for `rows` blocks at a time, with room for a context embedding and one block.
+    /// An empty cache for `rows` blocks at a time, with room for a context embedding and all but the last token of a
+    /// block, which predicts nothing.
     fn new_cache(&self, rows: usize, device: &Device) -> Self::Cache;
 
     /// Tokens a block.
@@ -85,6 +87,12 @@ pub trait TokenDecoder: Module + ModuleDisplay {
 
     /// Number of token ids.
     fn vocab_size(&self) -> usize;
+
+    /// Context embeddings a block.
+    fn n_embedding_tokens(&self) -> usize;
+
+    /// Features of a context embedding.
+    fn d_context(&self) -> usize;
 }
 
 /// The state of blocks being decoded.
@@ -122,5 +130,13 @@ impl TokenDecoderSizes {
         ConfigError::positive("block_length", self.block_length)?;
         ConfigError::positive("n_embedding_tokens", self.n_embedding_tokens)?;
         ConfigError::positive("d_context", self.d_context)
+    }
+
+    /// Checks that `id` is in the vocabulary.
+    ///
+    /// # Errors
+    /// [`ConfigError::OutOfRange`] naming `field`.
+    pub fn check_token(&self, field: &'static str, id: u32) -> Result<(), ConfigError> {
+        ConfigError::in_range(field, f64::from(id), 0.0, self.vocab_size as f64 - 1.0)
     }
 }

@@ -82,6 +82,7 @@ impl TrainConfig {
         if !(0.0..=1.0).contains(&self.min_learning_rate_ratio) {
             return setting("min_learning_rate_ratio", self.min_learning_rate_ratio, "a number from 0 to 1");
         }
+        self.optimizer.validate()?;
         if self.max_gradient_norm.is_nan() || self.max_gradient_norm < 0.0 {
             return setting("max_gradient_norm", self.max_gradient_norm, "0 or a positive number");
         }

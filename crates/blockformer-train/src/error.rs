@@ -54,12 +54,25 @@ pub enum TrainError {
         vocab_size: usize,
     },
     /// The loss is no longer a number.
-    #[error("the loss of step {step} is {loss}: training diverged (a lower learning rate or more warmup helps)")]
+    #[error(
+        "training diverged at step {step}: the loss is {loss}, the gradients' norm {gradient_norm} (a lower learning rate \
+         or more warmup helps)"
+    )]
     Diverged {
         /// The step.
         step: usize,
         /// The loss.
         loss: f64,
+        /// The norm of the gradients.
+        gradient_norm: f64,
+    },
+    /// Samples longer than the model's context.
+    #[error("samples of {sample} tokens do not fit the model's context of {context}")]
+    SampleLength {
+        /// Tokens a sample.
+        sample: usize,
+        /// Tokens the model can take.
+        context: usize,
     },
     /// A checkpoint that cannot be resumed from.
     #[error("checkpoint {} cannot be resumed: {reason}", path.display())]

@@ -1,9 +1,9 @@
 //! Loss on held-out samples.
 
-use blockformer_data::{PackedDataset, TokenCorpus};
+use blockformer_data::{PackedDataset, Sample, TokenCorpus};
 use burn::tensor::Device;
 
-use crate::{Batch, Trainable};
+use crate::{Batch, TrainError, Trainable};
 
 /// Mean loss over samples.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,20 +19,30 @@ pub struct Evaluation {
 impl Evaluation {
     /// Evaluates `model` (in its validation form) on the first `max_samples` samples of `data`, `batch_size` at a
     /// time. Every sample is taken by itself; its first block is not predicted.
+    ///
+    /// # Errors
+    /// [`TrainError::OutOfVocabulary`] if a sample holds an id the model does not know, [`TrainError::SampleLength`]
+    /// if samples are longer than its context, [`TrainError::Setting`] if there is nothing to predict.
     pub fn run<M: Trainable, C: TokenCorpus>(
         model: &M,
         data: &PackedDataset<C>,
         max_samples: usize,
         batch_size: usize,
         device: &Device,
-    ) -> Self {
+    ) -> Result<Self, TrainError> {
         let block_length = model.block_length();
+        let (sample, context) = (data.config().max_length, model.max_length());
+        if sample > context {
+            return Err(TrainError::SampleLength { sample, context });
+        }
+        let batch_size = batch_size.max(1);
         let mut sums = vec![0.0; block_length];
         let mut counts = vec![0usize; block_length];
         let n_samples = data.len().min(max_samples);
-        for start in (0..n_samples).step_by(batch_size.max(1)) {
+        for start in (0..n_samples).step_by(batch_size) {
             let samples: Vec<_> =
                 (start..(start + batch_size).min(n_samples)).map(|index| data.sample(index)).collect();
+            check_vocabulary(&samples, model.vocab_size())?;
             let loss = model.loss(&Batch::new(&samples, block_length, device), 1.0);
             let predicted = samples.iter().flat_map(|sample| sample.mask[block_length..].iter());
             let losses = loss.per_token.into_data();
@@ -42,15 +52,27 @@ impl Evaluation {
             }
         }
         let n_tokens = counts.iter().sum::<usize>();
-        Self {
+        if n_tokens == 0 {
+            let expected = "enough for at least one predicted token";
+            return Err(TrainError::Setting { field: "evaluation samples", value: n_samples as f64, expected });
+        }
+        Ok(Self {
             loss: sums.iter().sum::<f64>() / n_tokens as f64,
             loss_by_position: sums.iter().zip(&counts).map(|(sum, n)| sum / *n as f64).collect(),
             n_tokens,
-        }
+        })
     }
 
     /// `exp(loss)`.
     pub fn perplexity(&self) -> f64 {
         self.loss.exp()
+    }
+}
+
+/// Checks that samples hold no ids beyond the vocabulary.
+pub(crate) fn check_vocabulary(samples: &[Sample], vocab_size: usize) -> Result<(), TrainError> {
+    match samples.iter().flat_map(|sample| &sample.ids).find(|&&id| id as usize >= vocab_size) {
+        Some(&id) => Err(TrainError::OutOfVocabulary { id, vocab_size }),
+        None => Ok(()),
     }
 }

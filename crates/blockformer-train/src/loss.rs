@@ -19,7 +19,8 @@ const CHUNK_ELEMENTS: usize = 1 << 25;
 /// Cross-entropy of predictions.
 #[derive(Debug, Clone)]
 pub struct TokenLoss {
-    /// Call `backward` on this: its gradient is that of the loss, its value means nothing.
+    /// Call `backward` on this: its gradient is that of the loss, its value means nothing. Zero for models that are
+    /// not on an autodiff device.
     pub graph: Tensor<1>,
     /// The loss of every prediction in nats, zero where it does not count, `[n]`; not part of the graph.
     pub per_token: Tensor<1>,
@@ -76,22 +77,26 @@ fn chunk(
 ) -> (Tensor<1>, Tensor<1>) {
     let [n, _] = logits.dims();
     let targets = targets.reshape([n, 1]);
-    let values = if logits.is_autodiff() { logits.clone().inner() } else { logits.clone() };
+    let trains = logits.is_autodiff();
+    let values = if trains { logits.clone().inner() } else { logits.clone() };
     let log_p = log_softmax(values.cast(FloatDType::F32), 1);
-    let mut loss = log_p.clone().gather(1, targets.clone()).neg(); // [n, 1]
-    let minus_one = Tensor::<2>::full([n, 1], -1.0, &log_p.device());
-    let mut gradient = log_p.exp().scatter(1, targets, minus_one, IndexingUpdateOp::Add); // [n, vocab_size]
-    match weights {
-        Some(weights) => {
-            let weights = weights.reshape([n, 1]);
-            loss = loss * weights.clone();
-            gradient = gradient * weights.mul_scalar(1.0 / normalizer);
-        }
-        None => gradient = gradient.mul_scalar(1.0 / normalizer),
+    let loss = log_p.clone().gather(1, targets.clone()).neg(); // [n, 1]
+    let weights = weights.map(|weights| weights.reshape([n, 1]));
+    let weighted = match weights.clone() {
+        Some(weights) => loss * weights,
+        None => loss,
+    };
+    if !trains {
+        return (Tensor::zeros([1], &log_p.device()), weighted.reshape([n]));
     }
-    let gradient = gradient.cast(logits.dtype());
-    let gradient = if logits.is_autodiff() { Tensor::from_inner(gradient) } else { gradient };
-    ((logits * gradient).sum(), loss.reshape([n]))
+    let minus_one = Tensor::<2>::full([n, 1], -1.0, &log_p.device());
+    let gradient = log_p.exp().scatter(1, targets, minus_one, IndexingUpdateOp::Add); // [n, vocab_size]
+    let gradient = match weights {
+        Some(weights) => gradient * weights.mul_scalar(1.0 / normalizer),
+        None => gradient.mul_scalar(1.0 / normalizer),
+    };
+    let gradient = Tensor::from_inner(gradient.cast(logits.dtype()));
+    ((logits * gradient).sum(), weighted.reshape([n]))
 }
 
 #[cfg(test)]

@@ -28,6 +28,29 @@ impl Default for AdamWSettings {
     }
 }
 
+impl AdamWSettings {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// [`TrainError::Setting`] naming the first that is out of its range.
+    pub fn validate(&self) -> Result<(), TrainError> {
+        let below_one = |beta: f32| (0.0..1.0).contains(&beta);
+        let not_negative = |value: f32| value.is_finite() && value >= 0.0;
+        let checks = [
+            ("beta_1", self.beta_1, below_one(self.beta_1), "a number from 0 to below 1"),
+            ("beta_2", self.beta_2, below_one(self.beta_2), "a number from 0 to below 1"),
+            ("epsilon", self.epsilon, not_negative(self.epsilon), "0 or a positive number"),
+            ("weight_decay", self.weight_decay, not_negative(self.weight_decay), "0 or a positive number"),
+        ];
+        match checks.into_iter().find(|(_, _, good, _)| !good) {
+            Some((field, value, _, expected)) => {
+                Err(TrainError::Setting { field, value: f64::from(value), expected })
+            }
+            None => Ok(()),
+        }
+    }
+}
+
 /// AdamW with its moments.
 pub struct Optimizer {
     inner: ModuleOptimizer,

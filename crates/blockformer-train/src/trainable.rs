@@ -60,6 +60,9 @@ pub trait Trainable: Module {
 
     /// Number of token ids.
     fn vocab_size(&self) -> usize;
+
+    /// Tokens a sample can have at most.
+    fn max_length(&self) -> usize;
 }
 
 impl<E: Embedder, T: TokenDecoder> Trainable for BlockTransformer<E, T> {
@@ -93,6 +96,10 @@ impl<E: Embedder, T: TokenDecoder> Trainable for BlockTransformer<E, T> {
     fn vocab_size(&self) -> usize {
         self.layout().vocab_size
     }
+
+    fn max_length(&self) -> usize {
+        self.layout().max_length
+    }
 }
 
 impl Trainable for VanillaTransformer {
@@ -112,6 +119,10 @@ impl Trainable for VanillaTransformer {
 
     fn vocab_size(&self) -> usize {
         self.layout().vocab_size
+    }
+
+    fn max_length(&self) -> usize {
+        self.layout().max_length
     }
 }
 
@@ -134,6 +145,13 @@ impl Trainable for AnyModel {
         match self {
             Self::Block(model) => model.vocab_size(),
             Self::Vanilla(model) => model.vocab_size(),
+        }
+    }
+
+    fn max_length(&self) -> usize {
+        match self {
+            Self::Block(model) => model.max_length(),
+            Self::Vanilla(model) => model.max_length(),
         }
     }
 }

@@ -6,8 +6,9 @@ use std::time::Instant;
 use blockformer_data::{BatchOrder, PackedDataset, TokenCorpus};
 use burn::tensor::Device;
 
+use crate::evaluation::check_vocabulary;
 use crate::{
-    Batch, Evaluation, GradientAccumulator, Optimizer, TrainConfig, TrainError, Trainable, checkpoint, clip_gradients,
+    Batch, Evaluation, GradientAccumulator, Optimizer, TrainConfig, TrainError, Trainable, checkpoint, checkpoint::Identity, clip_gradients,
 };
 
 /// Trains a model on packed samples, step by step. Everything a step depends on follows from its number: the samples
@@ -18,6 +19,7 @@ pub struct Trainer<M, C> {
     data: PackedDataset<C>,
     order: BatchOrder,
     config: TrainConfig,
+    identity: Identity,
     device: Device,
     step: usize,
 }
@@ -50,20 +52,33 @@ impl<M: Trainable, C: TokenCorpus> Trainer<M, C> {
         if model_length != data_length {
             return Err(TrainError::BlockLength { data: data_length, model: model_length });
         }
+        let (sample, context) = (data.config().max_length, model.max_length());
+        if sample > context {
+            return Err(TrainError::SampleLength { sample, context });
+        }
         if data.config().max_length <= model_length {
             let value = data.config().max_length as f64;
             return Err(TrainError::Setting { field: "max_length", value, expected: "at least two blocks" });
         }
         let order = BatchOrder::new(data.len(), config.batch_size, config.seed)?;
         let optimizer = Optimizer::new(&config.optimizer);
-        Ok(Self { model, optimizer, data, order, config, device: device.clone(), step: 0 })
+        let mut identity = Identity::new();
+        identity.insert("packing".into(), format!("{:?}", data.config()));
+        identity.insert("data".into(), format!("{:?}", data.statistics()));
+        Ok(Self { model, optimizer, data, order, config, identity, device: device.clone(), step: 0 })
+    }
+
+    /// Something else that a run must have in common with the checkpoint it goes on from, by name: the model's
+    /// configuration, say, or a digest of the tokenizer. Packing and size of the data are always checked.
+    pub fn identify(&mut self, name: &str, value: impl Into<String>) {
+        self.identity.insert(name.into(), value.into());
     }
 
     /// One optimizer step.
     ///
     /// # Errors
     /// [`TrainError::OutOfVocabulary`] if a sample holds an id the model does not know, [`TrainError::Diverged`] if
-    /// the loss is not a number; the model is then as it was.
+    /// the loss or a gradient is not a number; the model is then as it was.
     pub fn step(&mut self) -> Result<StepReport, TrainError> {
         let started = Instant::now();
         let step = self.step;
@@ -77,11 +92,11 @@ impl<M: Trainable, C: TokenCorpus> Trainer<M, C> {
             loss += losses.tokens.sum() / normalizer;
             accumulator.add(&self.model, losses.graph().backward());
         }
-        if !loss.is_finite() {
-            return Err(TrainError::Diverged { step, loss });
-        }
         let mut gradients = accumulator.finish(&self.model);
         let gradient_norm = clip_gradients(&self.model, &mut gradients, self.config.max_gradient_norm);
+        if !(loss.is_finite() && gradient_norm.is_finite()) {
+            return Err(TrainError::Diverged { step, loss, gradient_norm });
+        }
         let learning_rate = self.config.schedule().learning_rate(step);
         self.model = self.optimizer.step(learning_rate, self.model.clone(), gradients);
         self.step += 1;
@@ -90,7 +105,14 @@ impl<M: Trainable, C: TokenCorpus> Trainer<M, C> {
     }
 
     /// Loss on held-out data.
-    pub fn evaluate<D: TokenCorpus>(&self, data: &PackedDataset<D>, max_samples: usize) -> Evaluation {
+    ///
+    /// # Errors
+    /// As [`Evaluation::run`].
+    pub fn evaluate<D: TokenCorpus>(
+        &self,
+        data: &PackedDataset<D>,
+        max_samples: usize,
+    ) -> Result<Evaluation, TrainError> {
         let batch_size = self.config.batch_size / self.config.accumulation;
         Evaluation::run(&self.model.valid(), data, max_samples, batch_size, &self.device.clone().inner())
     }
@@ -110,12 +132,17 @@ impl<M: Trainable, C: TokenCorpus> Trainer<M, C> {
         &self.model
     }
 
-    /// Writes a checkpoint into `directory`, as `step-N`, and removes all but the newest `keep`.
+    /// Writes a checkpoint into `directory`, as `step-N`, and removes all but the newest `keep` (at least one).
     ///
     /// # Errors
     /// [`TrainError`] naming the file; the checkpoints before are then still there.
     pub fn save_checkpoint(&self, directory: &Path, keep: usize) -> Result<(), TrainError> {
-        checkpoint::save(directory, keep, self.step, &self.config, &self.model, &self.optimizer)
+        let state = checkpoint::State {
+            step: self.step,
+            config: self.config.clone(),
+            identity: self.identity.clone(),
+        };
+        checkpoint::save(directory, keep, &state, &self.model, &self.optimizer)
     }
 
     /// Goes on from a checkpoint that [`save_checkpoint`](Self::save_checkpoint) wrote under the same settings.
@@ -123,17 +150,16 @@ impl<M: Trainable, C: TokenCorpus> Trainer<M, C> {
     /// # Errors
     /// [`TrainError::Checkpoint`] if it is damaged or belongs to a run with other settings.
     pub fn resume(self, checkpoint: &Path) -> Result<Self, TrainError> {
-        let Self { model, optimizer, data, order, config, device, .. } = self;
-        let (step, model, optimizer) = checkpoint::load(checkpoint, &config, model, optimizer)?;
-        Ok(Self { model, optimizer, data, order, config, device, step })
+        let Self { model, optimizer, data, order, config, identity, device, .. } = self;
+        let state = checkpoint::read_state(checkpoint)?;
+        checkpoint::check_state(checkpoint, &state, &config, &identity)?;
+        let (model, optimizer) = checkpoint::load(checkpoint, model, optimizer)?;
+        Ok(Self { model, optimizer, data, order, config, identity, device, step: state.step })
     }
 
     fn batches(&self, step: usize) -> Result<Vec<Batch>, TrainError> {
-        let vocab_size = self.model.vocab_size();
         let samples: Vec<_> = self.order.indices(step as u64).iter().map(|&index| self.data.sample(index)).collect();
-        if let Some(&id) = samples.iter().flat_map(|sample| &sample.ids).find(|&&id| id as usize >= vocab_size) {
-            return Err(TrainError::OutOfVocabulary { id, vocab_size });
-        }
+        check_vocabulary(&samples, self.model.vocab_size())?;
         let size = self.config.batch_size / self.config.accumulation;
         let block_length = self.data.config().block_length;
         Ok(samples.chunks(size).map(|samples| Batch::new(samples, block_length, &self.device)).collect())

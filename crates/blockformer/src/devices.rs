@@ -74,6 +74,17 @@ pub fn device(name: &str) -> Result<Device, DeviceError> {
     devices_of(backend).into_iter().nth(index).ok_or_else(not_found)
 }
 
+/// The first device this build finds: the CPU, where it has a CPU backend.
+///
+/// # Errors
+/// [`DeviceError::NotFound`] if there is none.
+pub fn default_device() -> Result<Device, DeviceError> {
+    match available_devices().first() {
+        Some(name) => device(name),
+        None => Err(DeviceError::NotFound { name: "any".into(), available: Vec::new() }),
+    }
+}
+
 /// The names of all devices that this build finds on this machine.
 pub fn available_devices() -> Vec<String> {
     let built = BACKENDS.iter().filter(|(_, _, built)| *built);

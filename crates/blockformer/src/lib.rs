@@ -43,7 +43,7 @@ pub use blockformer_model as model;
 pub use blockformer_nn as nn;
 pub use blockformer_token_decoder as token_decoder;
 pub use blockformer_train as train;
-pub use devices::{DeviceError, available_devices, device};
+pub use devices::{DeviceError, available_devices, default_device, device};
 
 /// What most programs need.
 pub mod prelude {

@@ -69,6 +69,14 @@ pub enum VerifyError {
         /// Its name.
         name: String,
     },
+    /// The library or the backend panicked.
+    #[error("{} made the program panic: {message}", path.display())]
+    Panicked {
+        /// The case.
+        path: PathBuf,
+        /// The panic's message.
+        message: String,
+    },
     /// The model could not be read.
     #[error(transparent)]
     Model(#[from] CheckpointError),
@@ -130,7 +138,7 @@ pub fn directory(
     let mut reports = Vec::new();
     for folder in folders(path)? {
         let case = folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        let report = CaseReport { case, checks: run(&folder, device) };
+        let report = CaseReport { case, checks: run_guarded(&folder, device) };
         on_report(&report);
         reports.push(report);
     }
@@ -138,6 +146,16 @@ pub fn directory(
         return Err(VerifyError::NoCases { path: path.into() });
     }
     Ok(reports)
+}
+
+/// Runs one case; a panic, which a backend may raise, is one case's failure and not the end of all.
+fn run_guarded(folder: &Path, device: &Device) -> Result<Vec<Check>, VerifyError> {
+    let run = std::panic::AssertUnwindSafe(|| run(folder, device));
+    std::panic::catch_unwind(run).unwrap_or_else(|payload| {
+        let message = payload.downcast_ref::<String>().map(String::as_str);
+        let message = message.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        Err(VerifyError::Panicked { path: folder.into(), message: message.into() })
+    })
 }
 
 /// Runs one case on `device`.
@@ -152,6 +170,9 @@ pub fn run(folder: &Path, device: &Device) -> Result<Vec<Check>, VerifyError> {
     Ok(checks)
 }
 
+/// Any of these makes a folder a case; one that lacks the others is reported, not passed over.
+const CASE_FILES: [&str; 5] = [case::CASES_FILE, "expected.json", "model.safetensors", "trainer.json", "config.json"];
+
 /// The case folders in `path`, or `path` itself if it is one.
 fn folders(path: &Path) -> Result<Vec<PathBuf>, VerifyError> {
     if path.join(case::CASES_FILE).exists() {
@@ -161,7 +182,7 @@ fn folders(path: &Path) -> Result<Vec<PathBuf>, VerifyError> {
     let mut folders = Vec::new();
     for entry in std::fs::read_dir(path).map_err(io)? {
         let folder = entry.map_err(io)?.path();
-        if folder.join(case::CASES_FILE).exists() || folder.join("model.safetensors").exists() {
+        if CASE_FILES.iter().any(|name| folder.join(name).exists()) {
             folders.push(folder);
         }
     }

@@ -7,6 +7,7 @@ use blockformer::model::{AnyModel, SavePrecision, TOKENIZER_FILE};
 use clap::{Args, ValueEnum};
 
 use crate::error::CliError;
+use crate::vocabulary;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -43,8 +44,21 @@ impl From<Precision> for SavePrecision {
     }
 }
 
+/// Refuses to write over a model: above all over the one that is read.
+fn check_output(arguments: &Arguments) -> Result<(), CliError> {
+    let taken = ["config.json", "model.safetensors", "trainer.yaml", "trainer.yml", "trainer.json"];
+    match taken.iter().map(|name| arguments.output.join(name)).find(|path| path.exists()) {
+        Some(path) => {
+            let reason = format!("{} is there already: choose another directory", path.display());
+            Err(CliError::Option { option: "output", reason })
+        }
+        None => Ok(()),
+    }
+}
+
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
-    let device = blockformer::device("cpu")?;
+    let device = blockformer::default_device()?;
+    check_output(arguments)?;
     let (config, model) = AnyModel::load(&arguments.input, &device)?;
     // Read the tokenizer before anything is written.
     let tokenizer_path = match &arguments.tokenizer {
@@ -56,10 +70,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
         None => None,
     };
     if let (Some(tokenizer), Some(path)) = (&tokenizer, tokenizer_path) {
-        let needed = tokenizer.max_token_id().map_or(0, |id| id as usize + 1);
-        if needed > config.vocab_size() {
-            return Err(CliError::Vocabulary { path, tokenizer: needed, model: config.vocab_size() });
-        }
+        vocabulary::check(&path, tokenizer, &config)?;
     }
     model.save(&config, &arguments.output, arguments.precision.into())?;
     match tokenizer {

@@ -7,18 +7,19 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use blockformer::data::Tokenizer;
-use blockformer::generate::{FinishReason, GenerateOptions, Sampling, generate};
+use blockformer::generate::{FinishReason, GenerateOptions, Generation, Sampling, generate};
 use blockformer::model::{AnyModel, ModelConfig, TOKENIZER_FILE};
 use burn::tensor::Device;
 use clap::Args;
 
 use crate::error::CliError;
 use crate::interrupt::Interrupt;
+use crate::vocabulary;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// The text to continue; standard input if not given
-    #[arg(long)]
+    #[arg(long, allow_hyphen_values = true)]
     prompt: Option<String>,
     /// A model directory; the bundled model if not given
     #[arg(long, value_name = "DIR")]
@@ -30,7 +31,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 128, value_name = "N")]
     max_new_tokens: usize,
     /// Randomness: 0 takes the likeliest token, 1 draws as the model says
-    #[arg(long, default_value_t = 0.8)]
+    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
     temperature: f64,
     /// Draw only from the K likeliest tokens
     #[arg(long, value_name = "K")]
@@ -77,10 +78,7 @@ fn open(directory: Option<&Path>, device: &Device) -> Result<(ModelConfig, AnyMo
     let (config, model) = AnyModel::load(directory, device)?;
     let path = directory.join(TOKENIZER_FILE);
     let tokenizer = Tokenizer::from_file(&path)?;
-    let needed = tokenizer.max_token_id().map_or(0, |id| id as usize + 1);
-    if needed > config.vocab_size() {
-        return Err(CliError::Vocabulary { path, tokenizer: needed, model: config.vocab_size() });
-    }
+    vocabulary::check(&path, &tokenizer, &config)?;
     Ok((config, model, tokenizer))
 }
 
@@ -125,13 +123,17 @@ fn stream(
         }
     })?;
     if let Some(error) = failure {
-        return if is_broken_pipe(&error) { Ok(ExitCode::SUCCESS) } else { Err(error) };
+        return Err(error);
     }
     let rest = text.finish()?;
     write(rest)?;
     write(Some("\n".into()))?;
-    let seconds = started.elapsed().as_secs_f64();
-    for generation in &generated {
+    report(&generated, started.elapsed().as_secs_f64());
+    Ok(if interrupt.pressed() { ExitCode::from(130) } else { ExitCode::SUCCESS })
+}
+
+fn report(generated: &[Generation], seconds: f64) {
+    for generation in generated {
         let n = generation.tokens.len();
         let why = match generation.finish {
             FinishReason::Stop => ", end of text",
@@ -140,9 +142,4 @@ fn stream(
         };
         eprintln!("[{n} tokens in {seconds:.2} s, {:.1} tokens/s{why}]", n as f64 / seconds);
     }
-    Ok(if interrupt.pressed() { ExitCode::from(130) } else { ExitCode::SUCCESS })
-}
-
-fn is_broken_pipe(error: &CliError) -> bool {
-    matches!(error, CliError::Stdout { source } if source.kind() == std::io::ErrorKind::BrokenPipe)
 }

@@ -1,9 +1,11 @@
 //! `blockformer inspect`.
 
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
-use blockformer::model::{AnyModel, ModelConfig, presets, reference};
+use blockformer::model::{AnyModel, CONFIG_FILE, ModelConfig, presets, reference};
+use blockformer::nn::TransformerConfig;
 use clap::Args;
 
 use crate::error::CliError;
@@ -18,12 +20,15 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
-    let device = blockformer::device("cpu")?;
+    let device = blockformer::default_device()?;
+    let mut out = std::io::stdout().lock();
+    let stdout = |source| CliError::Stdout { source };
     if arguments.presets {
         for name in presets::names() {
             let Some(config) = presets::model(name) else { continue };
             let count = AnyModel::new(&config, &device)?.parameters();
-            println!("{name:<20} {:>14} parameters, {:>14} non-embedding", count.total, count.non_embedding);
+            writeln!(out, "{name:<20} {:>14} parameters, {:>14} non-embedding", count.total, count.non_embedding)
+                .map_err(stdout)?;
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -42,10 +47,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
             (config, model)
         }
     };
-    print!("{}", config.to_json());
     let count = model.parameters();
-    println!("parameters        {} ({} non-embedding)", count.total, count.non_embedding);
-    print_caches(&config);
+    write!(out, "{}", config.to_json()).map_err(stdout)?;
+    writeln!(out, "parameters        {} ({} non-embedding)", count.total, count.non_embedding).map_err(stdout)?;
+    write!(out, "{}", caches(&config)).map_err(stdout)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -57,31 +62,34 @@ fn config_of(directory: &Path) -> Result<ModelConfig, CliError> {
     }
     Ok(match reference::find_config(directory)? {
         Some((config, _)) => config,
-        None => ModelConfig::load(&PathBuf::from(directory).join("config.json"))?,
+        None => ModelConfig::load(&directory.join(CONFIG_FILE))?,
     })
 }
 
-/// KV cache sizes in float32, by the arithmetic of `CacheConfig::bytes_per_position`.
-fn print_caches(config: &ModelConfig) {
-    let per_position = |t: &blockformer::nn::TransformerConfig| 2 * t.n_layers * t.n_kv_heads * t.head_dim * 4;
+/// KV cache sizes in float32.
+fn caches(config: &ModelConfig) -> String {
+    let per_position = |config: &TransformerConfig| config.cache_config(1, 1).bytes_per_position(4);
     match config {
         ModelConfig::BlockTransformer(config) => {
             let entry = per_position(&config.block_decoder) * config.n_embedding_tokens;
             let (handful, token) = config.token_decoder.cache_size(config.n_embedding_tokens, config.block_length, 4);
-            println!("KV cache, float32");
-            println!("  block decoder   {entry} bytes a block, {} bytes a token", entry / config.block_length);
-            println!("  token decoder   {} bytes altogether ({handful} positions of {token} bytes)", handful * token);
             let full = entry * config.max_blocks() + handful * token;
-            println!("  full context    {full} bytes a sequence of {} tokens", config.max_length);
+            format!(
+                "KV cache, float32\n  block decoder   {entry} bytes a block, {} bytes a token\n  \
+                 token decoder   {} bytes altogether ({handful} positions of {token} bytes)\n  \
+                 full context    {full} bytes a sequence of {} tokens\n",
+                entry / config.block_length,
+                handful * token,
+                config.max_length
+            )
         }
         ModelConfig::VanillaTransformer(config) => {
             let entry = per_position(&config.transformer);
-            println!("KV cache, float32");
-            println!(
-                "  {entry} bytes a token, {} bytes a sequence of {} tokens",
-                entry * config.max_length,
+            let full = entry * config.max_length;
+            format!(
+                "KV cache, float32\n  {entry} bytes a token, {full} bytes a sequence of {} tokens\n",
                 config.max_length
-            );
+            )
         }
     }
 }

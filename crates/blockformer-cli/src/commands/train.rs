@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use blockformer::data::{InMemoryCorpus, PackedDataset};
-use blockformer::model::{AnyModel, ModelConfig, TOKENIZER_FILE, presets};
+use blockformer::model::{AnyModel, ModelConfig, TOKENIZER_FILE, WEIGHTS_FILE, presets};
 use blockformer::train::{AdamWSettings, TrainConfig, Trainer, latest_checkpoint};
 use burn::module::Module;
 use clap::{Args, ValueEnum};
@@ -103,44 +103,46 @@ enum Split {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
-    for (option, value) in [
-        ("--log-every", arguments.log_every),
-        ("--evaluate-every", arguments.evaluate_every),
-        ("--save-every", arguments.save_every),
-    ] {
-        if value == 0 {
-            return Err(CliError::Option { option, reason: "it must be at least 1".into() });
-        }
-    }
+    check(arguments)?;
     let device = blockformer::device(&arguments.device)?.autodiff();
     let config = read_config(&arguments.config)?;
     let checkpoint = checkpoint_to_resume(arguments)?;
-    let output = &arguments.output;
-    std::fs::create_dir_all(output).map_err(|source| CliError::Io {
-        action: "make directory",
-        path: output.clone(),
-        source,
-    })?;
-    let text = data::prepare(arguments, &config)?;
-    text.tokenizer.save(output.join(TOKENIZER_FILE))?;
+    let text = data::prepare(arguments, &config, checkpoint.is_some())?;
     device.seed(arguments.seed);
     let model = AnyModel::new(&config, &device)?;
     let count = model.parameters();
     eprintln!("{} parameters, {} non-embedding", count.total, count.non_embedding);
-    let trainer = Trainer::new(model, text.train, settings(arguments), &device)?;
-    let trainer = match checkpoint {
-        Some(path) => {
-            let trainer = trainer.resume(&path)?;
-            eprintln!("resumed from {} at step {}", path.display(), trainer.next_step());
-            trainer
-        }
-        None => trainer,
-    };
-    let trainer = train(arguments, trainer, &text.validation)?;
-    let Some(trainer) = trainer else { return Ok(ExitCode::from(130)) };
+    let mut trainer = Trainer::new(model, text.train, settings(arguments), &device)?;
+    trainer.identify("model configuration", config.to_json());
+    trainer.identify("tokenizer", text.tokenizer_digest);
+    if let Some(path) = checkpoint {
+        trainer = trainer.resume(&path)?;
+        eprintln!("resumed from {} at step {}", path.display(), trainer.next_step());
+    }
+    // Everything fits together: from here on files are written.
+    let output = &arguments.output;
+    let io = |source| CliError::Io { action: "make directory", path: output.clone(), source };
+    std::fs::create_dir_all(output).map_err(io)?;
+    text.tokenizer.save(output.join(TOKENIZER_FILE))?;
+    let Some(trainer) = train(arguments, trainer, &text.validation)? else { return Ok(ExitCode::from(130)) };
     trainer.model().valid().save(&config, output, arguments.precision.into())?;
     eprintln!("wrote the model to {}", output.display());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Checks the options that only this command has.
+fn check(arguments: &Arguments) -> Result<(), CliError> {
+    let counts = [
+        ("--log-every", arguments.log_every),
+        ("--evaluate-every", arguments.evaluate_every),
+        ("--evaluation-samples", arguments.evaluation_samples),
+        ("--save-every", arguments.save_every),
+        ("--keep-checkpoints", arguments.keep_checkpoints),
+    ];
+    match counts.into_iter().find(|(_, value)| *value == 0) {
+        Some((option, _)) => Err(CliError::Option { option, reason: "it must be at least 1".into() }),
+        None => Ok(settings(arguments).validate()?),
+    }
 }
 
 fn read_config(name: &str) -> Result<ModelConfig, CliError> {
@@ -172,7 +174,9 @@ type TextTrainer = Trainer<AnyModel, InMemoryCorpus>;
 
 /// The checkpoint to go on from; none for a run that begins, which must not overwrite another.
 fn checkpoint_to_resume(arguments: &Arguments) -> Result<Option<PathBuf>, CliError> {
-    match latest_checkpoint(&checkpoints(arguments))? {
+    let finished = arguments.output.join(WEIGHTS_FILE);
+    let newest = latest_checkpoint(&checkpoints(arguments))?;
+    match newest.or_else(|| Some(finished).filter(|path| path.exists() && !arguments.resume)) {
         Some(path) if !arguments.resume => {
             let reason = format!("{} is there already: add --resume, or choose another --output", path.display());
             Err(CliError::Option { option: "--output", reason })
@@ -194,21 +198,27 @@ fn train(
     let interrupt = Interrupt::watch();
     let mut progress = Progress::new(&arguments.output, trainer.next_step(), arguments.steps);
     while trainer.next_step() < arguments.steps {
-        let report = trainer.step()?;
-        progress.step(&report);
+        match trainer.step() {
+            Ok(report) => progress.step(&report),
+            Err(error) => {
+                progress.write()?;
+                return Err(error.into());
+            }
+        }
         let done = trainer.next_step();
         let last = done == arguments.steps;
+        let interrupted = interrupt.pressed() && !last;
         if last || done.is_multiple_of(arguments.evaluate_every) {
             let samples = if last { usize::MAX } else { arguments.evaluation_samples };
-            progress.evaluated(done, trainer.evaluate(validation, samples))?;
+            progress.evaluated(done, &trainer.evaluate(validation, samples)?);
         } else if done.is_multiple_of(arguments.log_every) {
-            progress.log(done)?;
+            progress.log(done);
         }
-        if last || done.is_multiple_of(arguments.save_every) || interrupt.pressed() {
+        if last || done.is_multiple_of(arguments.save_every) || interrupted {
             trainer.save_checkpoint(&checkpoints(arguments), arguments.keep_checkpoints)?;
-        }
-        if interrupt.pressed() && !last {
             progress.write()?;
+        }
+        if interrupted {
             eprintln!("\ninterrupted at step {done}; go on with --resume");
             return Ok(None);
         }

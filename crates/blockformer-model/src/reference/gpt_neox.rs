@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use blockformer_nn::{Activation, Residual, RotaryConfig, TransformerConfig};
+use blockformer_nn::{Activation, ConfigError, Residual, RotaryConfig, TransformerConfig};
 use serde::Deserialize;
 
-use super::{Layout, Translation, translate_stack};
+use super::{GPT_NEOX_MODULES, Layout, Translation, translate_stack};
 use crate::{CheckpointError, VanillaTransformerConfig};
 
 /// The fields of a Hugging Face `GPTNeoXConfig` that matter here, with its defaults.
@@ -25,8 +25,10 @@ pub struct GptNeoXConfig {
     /// Its non-linearity.
     pub hidden_act: String,
     /// Rotated share of each head.
+    #[serde(alias = "partial_rotary_factor")]
     pub rotary_pct: f64,
     /// Base of the rotary wavelengths.
+    #[serde(alias = "rope_theta")]
     pub rotary_emb_base: f64,
     /// Context in tokens.
     pub max_position_embeddings: usize,
@@ -44,6 +46,20 @@ pub struct GptNeoXConfig {
     pub eos_token_id: Option<u32>,
     /// A scaling of rotary positions; not supported.
     pub rope_scaling: Option<serde_json::Value>,
+    /// The rotary settings of newer versions, which go before the others.
+    pub rope_parameters: Option<RopeParameters>,
+}
+
+/// The rotary settings as newer versions of Hugging Face's library write them.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct RopeParameters {
+    /// The kind; only `"default"` is supported.
+    pub rope_type: Option<String>,
+    /// Base of the rotary wavelengths.
+    pub rope_theta: Option<f64>,
+    /// Rotated share of each head.
+    pub partial_rotary_factor: Option<f64>,
 }
 
 impl Default for GptNeoXConfig {
@@ -66,6 +82,7 @@ impl Default for GptNeoXConfig {
             tie_word_embeddings: false,
             eos_token_id: Some(2),
             rope_scaling: None,
+            rope_parameters: None,
         }
     }
 }
@@ -104,12 +121,22 @@ impl GptNeoXConfig {
         if let Some(scaling) = &self.rope_scaling {
             return unsupported("rope_scaling", scaling.to_string(), "null");
         }
+        let rope = self.rope_parameters.clone().unwrap_or_default();
+        if let Some(kind) = rope.rope_type.filter(|kind| kind != "default") {
+            return unsupported("rope_parameters.rope_type", kind, "default");
+        }
+        let rotary = RotaryConfig {
+            fraction: rope.partial_rotary_factor.unwrap_or(self.rotary_pct),
+            base: rope.rope_theta.unwrap_or(self.rotary_emb_base),
+        };
+        ConfigError::multiple("hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+            .map_err(|source| CheckpointError::Config { path: path.into(), source })?;
         Ok(TransformerConfig {
             d_ff: self.intermediate_size,
             activation,
             norm_eps: self.layer_norm_eps,
             residual: if self.use_parallel_residual { Residual::Parallel } else { Residual::Sequential },
-            rotary: Some(RotaryConfig { fraction: self.rotary_pct, base: self.rotary_emb_base }),
+            rotary: Some(rotary),
             qkv_bias: self.attention_bias,
             output_bias: self.attention_bias,
             max_positions: self.max_position_embeddings,
@@ -131,6 +158,13 @@ impl GptNeoXConfig {
             transformer: self.transformer(path)?,
         })
     }
+}
+
+/// The names of all modules of a GPT-NeoX language model below `prefix`.
+pub(super) fn stems(prefix: &str, n_layers: usize) -> Vec<String> {
+    let layers = (0..n_layers).flat_map(|i| GPT_NEOX_MODULES.map(|(module, _)| format!("gpt_neox.layers.{i}.{module}")));
+    let others = ["gpt_neox.embed_in", "gpt_neox.final_layer_norm", "embed_out"].map(String::from);
+    layers.chain(others).map(|stem| format!("{prefix}{stem}")).collect()
 }
 
 /// Where a tensor of a Hugging Face GPT-NeoX checkpoint belongs.

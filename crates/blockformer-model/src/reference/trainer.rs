@@ -8,7 +8,7 @@ use blockformer_token_decoder::{CrossAttentionConfig, Expansion, PrefixConfig, S
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{GptNeoXConfig, Layout, Translation, roberta, t5, translate_stack};
+use super::{GptNeoXConfig, Layout, Translation, gpt_neox, roberta, t5, translate_stack};
 use crate::presets::{EOS_TOKEN_ID, MAX_LENGTH, head_dim};
 use crate::{BlockTransformerConfig, CheckpointError};
 
@@ -130,7 +130,7 @@ impl TrainerFile {
     /// # Errors
     /// [`CheckpointError::Unsupported`] naming a part this library does not have.
     pub fn model_config(&self, path: &Path) -> Result<BlockTransformerConfig, CheckpointError> {
-        let block_decoder = gpt_neox("block_decoder.cls", &self.block_decoder.cls, &self.block_decoder.config, path)?;
+        let block_decoder = stack("block_decoder.cls", &self.block_decoder.cls, &self.block_decoder.config, path)?;
         let token_decoder = self.token_decoder(path)?;
         let max_length = self.max_length / self.block_length.max(1) * self.block_length;
         Ok(BlockTransformerConfig {
@@ -194,7 +194,7 @@ impl TrainerFile {
         if section.cls == "t5" {
             return self.t5(path);
         }
-        let transformer = gpt_neox("token_decoder.cls", &section.cls, &section.config, path)?;
+        let transformer = stack("token_decoder.cls", &section.cls, &section.config, path)?;
         let expansion = self.expansion(path)?;
         let tied_embeddings = false;
         match (section.decoding_strategy.as_str(), section.expansion_ratio) {
@@ -260,7 +260,7 @@ fn unsupported(path: &Path, field: &'static str, value: &str, supported: &'stati
 }
 
 /// A `config` section on top of Pythia 410M's configuration, with the authors' defaults for heads and feed-forward.
-fn gpt_neox(
+fn stack(
     field: &'static str,
     cls: &str,
     section: &Value,
@@ -284,6 +284,25 @@ fn gpt_neox(
     let config: GptNeoXConfig =
         serde_json::from_value(config).map_err(|source| CheckpointError::Json { path: path.into(), source })?;
     config.transformer(path)
+}
+
+/// The names of all modules of an authors' checkpoint.
+pub(super) fn stems(config: &BlockTransformerConfig) -> Vec<String> {
+    let mut stems = gpt_neox::stems("block_decoder.", config.block_decoder.n_layers);
+    stems.extend(["embedder.projection_layer", "token_decoder.expansion_layer"].map(String::from));
+    match &config.embedder {
+        EmbedderConfig::Encoder(encoder) => stems.extend(roberta::stems(encoder.transformer.n_layers)),
+        _ => stems.push("embedder.embeddings".into()),
+    }
+    match &config.token_decoder {
+        TokenDecoderConfig::Prefix(PrefixConfig { transformer, .. })
+        | TokenDecoderConfig::Summation(SummationConfig { transformer, .. }) => {
+            stems.extend(gpt_neox::stems("token_decoder.", transformer.n_layers));
+        }
+        TokenDecoderConfig::CrossAttention(decoder) => stems.extend(t5::stems(decoder.n_layers)),
+        _ => {}
+    }
+    stems
 }
 
 /// Where a tensor of an authors' checkpoint belongs.

@@ -1,34 +1,32 @@
 //! Text to packed samples.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 use blockformer::data::{
     Documents, InMemoryCorpus, PackedDataset, PackingConfig, TokenCorpus, Tokenizer, TokenizerTraining,
     character_level_of, read_documents,
 };
-use blockformer::model::ModelConfig;
+use blockformer::model::{ModelConfig, TOKENIZER_FILE};
 
 use super::{Arguments, Split};
 use crate::error::CliError;
+use crate::vocabulary;
 
 pub(super) struct Text {
     pub(super) tokenizer: Tokenizer,
+    /// Tells tokenizers apart.
+    pub(super) tokenizer_digest: String,
     pub(super) train: PackedDataset<InMemoryCorpus>,
     pub(super) validation: PackedDataset<InMemoryCorpus>,
 }
 
-pub(super) fn prepare(arguments: &Arguments, config: &ModelConfig) -> Result<Text, CliError> {
-    let tokenizer = tokenizer(arguments)?;
+/// Reads the text and packs it. A run that goes on takes the tokenizer it began with, unless that was a file.
+pub(super) fn prepare(arguments: &Arguments, config: &ModelConfig, resumes: bool) -> Result<Text, CliError> {
+    let tokenizer = tokenizer(arguments, resumes)?;
     let path = PathBuf::from(&arguments.tokenizer);
-    let needed = tokenizer.max_token_id().map_or(0, |id| id as usize + 1);
-    if needed > config.vocab_size() {
-        return Err(CliError::Vocabulary { path, tokenizer: needed, model: config.vocab_size() });
-    }
+    vocabulary::check(&path, &tokenizer, config)?;
     let eos = tokenizer.eos_token_id().ok_or(CliError::NoEndOfText { path })?;
-    if config.eos_token_id() != Some(eos) {
-        let reason = format!("eos_token_id is {:?}, but the tokenizer's end of text is {eos}", config.eos_token_id());
-        return Err(CliError::Option { option: "--config", reason });
-    }
     let corpus = InMemoryCorpus::tokenize_stream(Documents::open(&arguments.data)?, &tokenizer)?;
     eprintln!("{} tokens in {} documents", corpus.n_tokens(), corpus.n_documents());
     let (train, validation) = if arguments.validation_data.is_empty() {
@@ -41,15 +39,21 @@ pub(super) fn prepare(arguments: &Arguments, config: &ModelConfig) -> Result<Tex
         (corpus, InMemoryCorpus::tokenize_stream(held_out, &tokenizer)?)
     };
     let packing = packing(arguments, config, eos);
+    let mut hasher = DefaultHasher::new();
+    tokenizer.to_json()?.hash(&mut hasher);
     Ok(Text {
+        tokenizer_digest: format!("{:016x}", hasher.finish()),
         tokenizer,
         train: PackedDataset::new(train, packing)?,
         validation: PackedDataset::new(validation, packing)?,
     })
 }
 
-fn tokenizer(arguments: &Arguments) -> Result<Tokenizer, CliError> {
+fn tokenizer(arguments: &Arguments, resumes: bool) -> Result<Tokenizer, CliError> {
     let name = arguments.tokenizer.as_str();
+    if resumes && (name == "characters" || name.starts_with("bpe:")) {
+        return Ok(Tokenizer::from_file(arguments.output.join(TOKENIZER_FILE))?);
+    }
     if name == "characters" {
         let documents = read_documents(&arguments.data)?.into_iter().chain(if arguments.validation_data.is_empty() {
             Vec::new()

@@ -45,12 +45,11 @@ impl Progress {
         self.recent.push(*report);
     }
 
-    pub(super) fn log(&mut self, done: usize) -> Result<(), CliError> {
+    pub(super) fn log(&mut self, done: usize) {
         self.row(done, None);
-        Ok(())
     }
 
-    pub(super) fn evaluated(&mut self, done: usize, evaluation: Evaluation) -> Result<(), CliError> {
+    pub(super) fn evaluated(&mut self, done: usize, evaluation: &Evaluation) {
         self.row(done, Some(evaluation.loss));
         if done == self.total_steps {
             let by_position: Vec<String> =
@@ -59,7 +58,6 @@ impl Progress {
                 if by_position.len() > 1 { format!(", by position {}", by_position.join(" ")) } else { String::new() };
             eprintln!("validation loss {:.4} on {} tokens{by_position}", evaluation.loss, evaluation.n_tokens);
         }
-        self.write()
     }
 
     /// Adds a row and prints it.
@@ -98,10 +96,12 @@ impl Progress {
         }
     }
 
-    /// Writes `metrics.csv`.
+    /// Writes `metrics.csv`, by way of a temporary file.
     pub(super) fn write(&self) -> Result<(), CliError> {
         let path = self.directory.join("metrics.csv");
-        std::fs::write(&path, self.curve.to_csv()).map_err(|source| CliError::Io { action: "write", path, source })
+        let temporary = self.directory.join("metrics.csv.writing");
+        let written = std::fs::write(&temporary, self.curve.to_csv()).and_then(|()| std::fs::rename(&temporary, &path));
+        written.map_err(|source| CliError::Io { action: "write", path, source })
     }
 
     /// Writes `metrics.csv` and `loss.svg`.
