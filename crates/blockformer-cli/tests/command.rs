@@ -66,7 +66,9 @@ fn the_prompt_may_come_from_standard_input() {
         .output()
         .expect("the command runs");
     let by_option = blockformer(&[&GENERATE[..], &["The people of", "--seed", "1"]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(stdout(&output), stdout(&by_option));
+    assert!(!stdout(&output).trim().is_empty());
 }
 
 #[test]
@@ -295,7 +297,7 @@ fn verification_fails_loudly_and_goes_on() {
 #[test]
 fn inspect_shows_parameters_and_cache_sizes() {
     let shown = stdout(&blockformer(&["inspect", "block_main_b4_19"]));
-    assert!(shown.contains("(18914304 non-embedding)"), "{shown}");
+    assert!(shown.contains("(18916352 non-embedding)"), "{shown}");
     // 3 layers of 512 features in float32: 2 · 3 · 512 · 4 bytes a block.
     assert!(shown.contains("12288 bytes a block, 3072 bytes a token"), "{shown}");
     assert!(stdout(&blockformer(&["inspect", "--presets"])).contains("vanilla_410"));

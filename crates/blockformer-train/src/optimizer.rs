@@ -43,9 +43,7 @@ impl AdamWSettings {
             ("weight_decay", self.weight_decay, not_negative(self.weight_decay), "0 or a positive number"),
         ];
         match checks.into_iter().find(|(_, _, good, _)| !good) {
-            Some((field, value, _, expected)) => {
-                Err(TrainError::Setting { field, value: f64::from(value), expected })
-            }
+            Some((field, value, _, expected)) => Err(TrainError::Setting { field, value: f64::from(value), expected }),
             None => Ok(()),
         }
     }

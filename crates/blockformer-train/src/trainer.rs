@@ -8,7 +8,8 @@ use burn::tensor::Device;
 
 use crate::evaluation::check_vocabulary;
 use crate::{
-    Batch, Evaluation, GradientAccumulator, Optimizer, TrainConfig, TrainError, Trainable, checkpoint, checkpoint::Identity, clip_gradients,
+    Batch, Evaluation, GradientAccumulator, Optimizer, TrainConfig, TrainError, Trainable, checkpoint,
+    checkpoint::Identity, clip_gradients,
 };
 
 /// Trains a model on packed samples, step by step. Everything a step depends on follows from its number: the samples
@@ -137,11 +138,7 @@ impl<M: Trainable, C: TokenCorpus> Trainer<M, C> {
     /// # Errors
     /// [`TrainError`] naming the file; the checkpoints before are then still there.
     pub fn save_checkpoint(&self, directory: &Path, keep: usize) -> Result<(), TrainError> {
-        let state = checkpoint::State {
-            step: self.step,
-            config: self.config.clone(),
-            identity: self.identity.clone(),
-        };
+        let state = checkpoint::State { step: self.step, config: self.config.clone(), identity: self.identity.clone() };
         checkpoint::save(directory, keep, &state, &self.model, &self.optimizer)
     }
 

@@ -22,8 +22,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
     let device = blockformer::device(&arguments.device)?;
     let stdout = |source| CliError::Stdout { source };
     let mut out = std::io::stdout().lock();
-    let mut written =
-        writeln!(out, "{:<38} {:<64} {:>9} {:>9}  result", "case", "quantity", "error", "allowed");
+    let mut written = writeln!(out, "{:<38} {:<64} {:>9} {:>9}  result", "case", "quantity", "error", "allowed");
     let reports = verify::directory(&arguments.directory, &device, |report| {
         if written.is_ok() {
             written = write!(out, "{}", lines(report)).and_then(|()| out.flush());

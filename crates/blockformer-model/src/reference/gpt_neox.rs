@@ -162,7 +162,8 @@ impl GptNeoXConfig {
 
 /// The names of all modules of a GPT-NeoX language model below `prefix`.
 pub(super) fn stems(prefix: &str, n_layers: usize) -> Vec<String> {
-    let layers = (0..n_layers).flat_map(|i| GPT_NEOX_MODULES.map(|(module, _)| format!("gpt_neox.layers.{i}.{module}")));
+    let layers =
+        (0..n_layers).flat_map(|i| GPT_NEOX_MODULES.map(|(module, _)| format!("gpt_neox.layers.{i}.{module}")));
     let others = ["gpt_neox.embed_in", "gpt_neox.final_layer_norm", "embed_out"].map(String::from);
     layers.chain(others).map(|stem| format!("{prefix}{stem}")).collect()
 }

@@ -260,12 +260,7 @@ fn unsupported(path: &Path, field: &'static str, value: &str, supported: &'stati
 }
 
 /// A `config` section on top of Pythia 410M's configuration, with the authors' defaults for heads and feed-forward.
-fn stack(
-    field: &'static str,
-    cls: &str,
-    section: &Value,
-    path: &Path,
-) -> Result<TransformerConfig, CheckpointError> {
+fn stack(field: &'static str, cls: &str, section: &Value, path: &Path) -> Result<TransformerConfig, CheckpointError> {
     if cls != "gpt-neo-x" {
         return Err(unsupported(path, field, cls, "gpt-neo-x"));
     }
