@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Trains the bundled model: about an hour on two cores. Rebuilds its corpus first if need be.
+# Trains the bundled model: about an hour on two cores. Rebuilds its corpus first if need be. To put the result into
+# the program, copy its config.json, model.safetensors, tokenizer.json and loss.svg to crates/blockformer/model.
 #   scripts/train-bundled.sh [OUTPUT]
 set -euo pipefail
 cd "$(dirname "$0")/.."

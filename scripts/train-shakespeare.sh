@@ -4,8 +4,8 @@
 #   scripts/train-shakespeare.sh TEXT [vanilla|block] [OUTPUT]
 # TEXT is tinyshakespeare, as in https://github.com/karpathy/char-rnn.
 set -euo pipefail
+text=$(realpath "$1") kind=${2:-vanilla}
 cd "$(dirname "$0")/.."
-text=$1 kind=${2:-vanilla}
 output=${3:-data/shakespeare-$kind}
 export MIMALLOC_PURGE_DELAY=-1
 ${BLOCKFORMER:-cargo run --release -p blockformer-cli --} train \

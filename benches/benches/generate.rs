@@ -1,14 +1,13 @@
 //! Prefill and decoding, block against vanilla at equal depth and width.
 
 use std::hint::black_box;
-use std::ops::ControlFlow;
 
 use blockformer::prelude::*;
-use blockformer_benches::{device, model, prompt};
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use blockformer_benches::{device, device_id, model, prompt};
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 const MODELS: [&str; 2] = ["block_main_b4_5", "vanilla_31"];
-const DEVICE: &str = "cpu/f32";
+const NEW_TOKENS: usize = 32;
 
 fn prefill(c: &mut Criterion) {
     let device = device();
@@ -22,7 +21,7 @@ fn prefill(c: &mut Criterion) {
             Err(error) => panic!("{name}: {error}"),
         };
         group.throughput(Throughput::Elements(512));
-        group.bench_function(BenchmarkId::new(DEVICE, format!("{name}/b1/512")), |b| {
+        group.bench_function(BenchmarkId::new(device_id(), format!("{name}/b1/512")), |b| {
             b.iter(|| black_box(model.prefill(&blocked, 1, &device).1.into_data()));
         });
     }
@@ -37,13 +36,21 @@ fn decode(c: &mut Criterion) {
         for batch in [1, 8] {
             let prompt = prompt(128);
             let prompts = vec![prompt.as_slice(); batch];
-            let options = GenerateOptions { max_new_tokens: 32, ..GenerateOptions::default() };
-            group.throughput(Throughput::Elements(batch as u64 * 32));
-            group.bench_function(BenchmarkId::new(DEVICE, format!("{name}/b{batch}/128+32")), |b| {
-                b.iter(|| {
-                    let generated = generate(&model, &prompts, &options, &device, |_, _| ControlFlow::Continue(()));
-                    black_box(generated.map(|sequences| sequences.len()).ok())
-                });
+            let blocked = match model.layout().block_prompts(&prompts, NEW_TOKENS) {
+                Ok(blocked) => blocked,
+                Err(error) => panic!("{name}: {error}"),
+            };
+            group.throughput(Throughput::Elements((batch * NEW_TOKENS) as u64));
+            group.bench_function(BenchmarkId::new(device_id(), format!("{name}/b{batch}/128+{NEW_TOKENS}")), |b| {
+                b.iter_batched(
+                    || model.prefill(&blocked, NEW_TOKENS, &device).0,
+                    |mut state| {
+                        let tokens = vec![7; batch];
+                        let last = (1..NEW_TOKENS).map(|_| model.step(&mut state, &tokens)).last();
+                        black_box(last.map(|logits| logits.into_data()))
+                    },
+                    BatchSize::LargeInput,
+                );
             });
         }
     }

@@ -1,7 +1,7 @@
 //! One training step.
 
 use blockformer::prelude::*;
-use blockformer_benches::{device, model, prompt};
+use blockformer_benches::{device, device_id, model, prompt};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 fn step(c: &mut Criterion) {
@@ -23,8 +23,11 @@ fn step(c: &mut Criterion) {
             Err(error) => panic!("{name}: {error}"),
         };
         group.throughput(Throughput::Elements(4 * 256));
-        group.bench_function(BenchmarkId::new("cpu/f32", format!("{name}/b4/256")), |b| {
-            b.iter(|| trainer.step().map(|report| report.loss).ok());
+        group.bench_function(BenchmarkId::new(device_id(), format!("{name}/b4/256")), |b| {
+            b.iter(|| match trainer.step() {
+                Ok(report) => report.loss,
+                Err(error) => panic!("{name}: {error}"),
+            });
         });
     }
 }

@@ -18,6 +18,11 @@ pub fn device() -> Device {
     }
 }
 
+/// The name of the device named by `BLOCKFORMER_BENCH_DEVICE`, and the number type, for a bench's id.
+pub fn device_id() -> String {
+    format!("{}/f32", std::env::var("BLOCKFORMER_BENCH_DEVICE").unwrap_or_else(|_| "cpu".into()))
+}
+
 /// A preset with random weights and a vocabulary of 4,096 tokens.
 ///
 /// # Panics

@@ -48,7 +48,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 
     // A model directory, and back.
-    let directory = std::env::temp_dir().join("blockformer-train-from-scratch");
+    let name = format!("blockformer-train-from-scratch-{}", std::process::id());
+    let directory = std::env::temp_dir().join(name);
     trainer.model().valid().save(&config, &directory, SavePrecision::Float32)?;
     let device = device.inner();
     let (_, model) = AnyModel::load(&directory, &device)?;

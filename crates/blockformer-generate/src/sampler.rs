@@ -161,12 +161,15 @@ mod tests {
         counts
     }
 
-    const HALF: [f32; 4] = [0.0, -0.693_147_2, -1.386_294_4, -1.386_294_4]; // 1/2, 1/4, 1/8, 1/8
+    const LN_2: f32 = std::f32::consts::LN_2;
+    const HALF: [f32; 4] = [0.0, -LN_2, -2.0 * LN_2, -2.0 * LN_2]; // 4 : 2 : 1 : 1
 
     #[test]
     fn tokens_are_drawn_as_often_as_their_probability_says() {
         let sampling = Sampling { temperature: 1.0, ..Sampling::default() };
-        for (got, expected) in frequencies(sampling, &HALF, 40_000).iter().zip([0.5, 0.25, 0.125, 0.125]) {
+        for (got, expected) in
+            frequencies(sampling, &HALF, 40_000).iter().zip([4.0 / 8.0, 2.0 / 8.0, 1.0 / 8.0, 1.0 / 8.0])
+        {
             assert!((got - expected).abs() < 0.01, "{got} instead of {expected}");
         }
         let sampling = Sampling { temperature: 0.5, ..Sampling::default() }; // squares: 16, 4, 1, 1 of 22
