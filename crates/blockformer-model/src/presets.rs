@@ -6,9 +6,9 @@
 //! a block model's name is that of its non-embedding parameters in millions (or, with a `b`, billions); in a vanilla
 //! model's it is that of all parameters, as in Pythia's names.
 
-use blockformer_embedder::{EmbedderConfig, LookupConfig, Projection};
+use blockformer_embedder::{ClsTokens, EmbedderConfig, EncoderConfig, LookupConfig, Projection};
 use blockformer_nn::TransformerConfig;
-use blockformer_token_decoder::{Expansion, PrefixConfig, TokenDecoderConfig};
+use blockformer_token_decoder::{CrossAttentionConfig, Expansion, PrefixConfig, SummationConfig, TokenDecoderConfig};
 
 use crate::{BlockTransformerConfig, ModelConfig, VanillaTransformerConfig};
 
@@ -35,9 +35,28 @@ const BLOCK: [(&str, usize, usize, usize); 6] = [
 const VANILLA: [(&str, usize, usize); 4] =
     [("vanilla_31", 256, 6), ("vanilla_70", 512, 6), ("vanilla_160", 768, 12), ("vanilla_410", 1024, 24)];
 
+/// MEGABYTE as the paper reproduces it (section 4.2 and appendix; trainer files of the same names): summation, a wide
+/// block decoder and a narrow token decoder. Name, `d_model` and layers of the block decoder, of the token decoder.
+const MEGABYTE: [(&str, usize, usize, usize, usize); 3] = [
+    ("block_megabyte_b4_5", 256, 5, 128, 4),
+    ("block_megabyte_b4_19", 512, 5, 256, 4),
+    ("block_megabyte_b4_85", 768, 11, 512, 4),
+];
+
+/// The ablations of the embedder, the token decoder and the block length (trainer files of the same names), all of
+/// 6 + 6 layers of 768 features.
+const ABLATIONS: [&str; 5] = [
+    "block_ablation_b4_85_lookup_prefix",
+    "block_ablation_b4_85_roberta_prefix",
+    "block_ablation_b4_85_cls_sum",
+    "block_ablation_b4_85_cls_cross_attn",
+    "block_vanilla_ablation_b1_85",
+];
+
 /// The names of all presets.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    BLOCK.iter().map(|preset| preset.0).chain(VANILLA.iter().map(|preset| preset.0))
+    let blocks = BLOCK.iter().map(|preset| preset.0).chain(MEGABYTE.iter().map(|preset| preset.0)).chain(ABLATIONS);
+    blocks.chain(VANILLA.iter().map(|preset| preset.0))
 }
 
 /// A preset of either kind, or `None` if there is none of that name.
@@ -48,10 +67,74 @@ pub fn model(name: &str) -> Option<ModelConfig> {
 
 /// A Block Transformer of the paper, or `None` if there is none of that name.
 pub fn block(name: &str) -> Option<BlockTransformerConfig> {
-    let &(_, d_model, block_layers, token_layers) = BLOCK.iter().find(|preset| preset.0 == name)?;
-    let stack = |layers| TransformerConfig::gpt_neox(d_model, layers, d_model / head_dim(d_model));
-    let block_length = 4;
-    Some(BlockTransformerConfig {
+    if let Some(&(_, d_model, block_layers, token_layers)) = BLOCK.iter().find(|preset| preset.0 == name) {
+        let token_decoder = prefix(stack(d_model, token_layers), 2);
+        return Some(with_parts(4, lookup(d_model / 4), stack(d_model, block_layers), token_decoder));
+    }
+    if let Some(&(_, d_block, block_layers, d_token, token_layers)) = MEGABYTE.iter().find(|preset| preset.0 == name) {
+        let token_decoder = summation(stack(d_token, token_layers));
+        return Some(with_parts(4, lookup(d_block / 4), stack(d_block, block_layers), token_decoder));
+    }
+    ablation(name)
+}
+
+fn ablation(name: &str) -> Option<BlockTransformerConfig> {
+    let layers = || stack(768, 6);
+    let encoder = || EncoderConfig::roberta(256, 3, 256 / head_dim(256));
+    let cls = || EncoderConfig { cls: Some(ClsTokens { n: 3, token_id: 0 }), ..encoder() };
+    let (block_length, embedder, token_decoder) = match name {
+        "block_ablation_b4_85_lookup_prefix" => (4, lookup(192), prefix(layers(), 1)),
+        "block_ablation_b4_85_roberta_prefix" => (4, EmbedderConfig::Encoder(encoder()), prefix(layers(), 1)),
+        "block_ablation_b4_85_cls_sum" => (4, EmbedderConfig::Encoder(cls()), summation(layers())),
+        "block_ablation_b4_85_cls_cross_attn" => (4, EmbedderConfig::Encoder(cls()), cross_attention()),
+        "block_vanilla_ablation_b1_85" => (1, lookup(768), prefix(layers(), 1)),
+        _ => return None,
+    };
+    Some(with_parts(block_length, embedder, layers(), token_decoder))
+}
+
+fn stack(d_model: usize, n_layers: usize) -> TransformerConfig {
+    TransformerConfig::gpt_neox(d_model, n_layers, d_model / head_dim(d_model))
+}
+
+fn lookup(d_embedding: usize) -> EmbedderConfig {
+    EmbedderConfig::Lookup(LookupConfig { d_embedding, projection: Projection::Concat })
+}
+
+fn prefix(transformer: TransformerConfig, expansion_ratio: usize) -> TokenDecoderConfig {
+    let (expansion, tied_embeddings) = (Expansion::Layer, false);
+    TokenDecoderConfig::Prefix(PrefixConfig { transformer, expansion, expansion_ratio, tied_embeddings })
+}
+
+fn summation(transformer: TransformerConfig) -> TokenDecoderConfig {
+    let (expansion, start_token_id, tied_embeddings) = (Expansion::Layer, EOS_TOKEN_ID, false);
+    TokenDecoderConfig::Summation(SummationConfig { transformer, expansion, start_token_id, tied_embeddings })
+}
+
+/// T5's decoder at the size of the ablations, with the start token the authors' code gives it.
+fn cross_attention() -> TokenDecoderConfig {
+    TokenDecoderConfig::CrossAttention(CrossAttentionConfig {
+        d_model: 768,
+        n_layers: 6,
+        n_heads: 12,
+        head_dim: 64,
+        d_ff: 3072,
+        norm_eps: 1e-6,
+        expansion: Expansion::Layer,
+        expansion_ratio: 4,
+        start_token_id: 1,
+        relative_buckets: 32,
+        relative_max_distance: 128,
+    })
+}
+
+fn with_parts(
+    block_length: usize,
+    embedder: EmbedderConfig,
+    block_decoder: TransformerConfig,
+    token_decoder: TokenDecoderConfig,
+) -> BlockTransformerConfig {
+    BlockTransformerConfig {
         vocab_size: VOCAB_SIZE,
         block_length,
         n_embedding_tokens: 1,
@@ -60,18 +143,10 @@ pub fn block(name: &str) -> Option<BlockTransformerConfig> {
         eos_token_id: Some(EOS_TOKEN_ID),
         random_pad_first_block: true,
         pad_to_block_boundary: true,
-        embedder: EmbedderConfig::Lookup(LookupConfig {
-            d_embedding: d_model / block_length,
-            projection: Projection::Concat,
-        }),
-        block_decoder: stack(block_layers),
-        token_decoder: TokenDecoderConfig::Prefix(PrefixConfig {
-            transformer: stack(token_layers),
-            expansion: Expansion::Layer,
-            expansion_ratio: 2,
-            tied_embeddings: false,
-        }),
-    })
+        embedder,
+        block_decoder,
+        token_decoder,
+    }
 }
 
 /// A vanilla transformer of Pythia's shape, or `None` if there is none of that name.
@@ -144,7 +219,10 @@ mod tests {
 
     #[test]
     fn every_preset_is_found_by_its_name() {
-        assert!(names().all(|name| model(name).is_some()));
+        for name in names() {
+            let config = model(name).unwrap_or_else(|| panic!("no preset {name}"));
+            assert!(crate::AnyModel::new(&config, &Device::flex()).is_ok(), "{name}");
+        }
         assert_eq!(model("block_main_b4_7"), None);
     }
 }
