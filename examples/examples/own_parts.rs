@@ -11,9 +11,10 @@
 use std::error::Error;
 use std::ops::ControlFlow;
 
+use blockformer::embedder::EmbedderSizes;
 use blockformer::model::{Checkpoint, SavePrecision, save_weights};
 use blockformer::prelude::*;
-use blockformer::token_decoder::{TokenCache, TokenInput, Vocabulary};
+use blockformer::token_decoder::{TokenCache, TokenDecoderSizes, TokenInput, Vocabulary};
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::activation::{sigmoid, silu};
@@ -30,6 +31,8 @@ const D_MODEL: usize = 256;
 struct GatedMean {
     embedding: Embedding,
     gate: Linear,
+    #[module(skip)]
+    sizes: EmbedderSizes,
 }
 
 impl Embedder for GatedMean {
@@ -44,16 +47,8 @@ impl Embedder for GatedMean {
         mean.reshape([batch, n_blocks, 1, D_MODEL])
     }
 
-    fn block_length(&self) -> usize {
-        BLOCK_LENGTH
-    }
-
-    fn n_embedding_tokens(&self) -> usize {
-        1
-    }
-
-    fn d_model(&self) -> usize {
-        D_MODEL
+    fn sizes(&self) -> EmbedderSizes {
+        self.sizes
     }
 }
 
@@ -63,6 +58,8 @@ struct RunningSum {
     vocabulary: Vocabulary,
     shift: Linear,
     inner: Linear,
+    #[module(skip)]
+    sizes: TokenDecoderSizes,
 }
 
 /// The sum so far, `[rows, 1, d_model]`, and how many tokens are in it.
@@ -115,20 +112,8 @@ impl TokenDecoder for RunningSum {
         Sum::default()
     }
 
-    fn block_length(&self) -> usize {
-        BLOCK_LENGTH
-    }
-
-    fn vocab_size(&self) -> usize {
-        self.vocabulary.vocab_size()
-    }
-
-    fn n_embedding_tokens(&self) -> usize {
-        1
-    }
-
-    fn d_context(&self) -> usize {
-        D_MODEL
+    fn sizes(&self) -> TokenDecoderSizes {
+        self.sizes
     }
 }
 
@@ -139,11 +124,13 @@ fn new_model(config: &BlockTransformerConfig, device: &Device) -> Result<Model, 
     let embedder = GatedMean {
         embedding: EmbeddingConfig::new(config.vocab_size, D_MODEL).init(device),
         gate: linear(D_MODEL, 1),
+        sizes: config.embedder_sizes(),
     };
     let decoder = RunningSum {
         vocabulary: Vocabulary::new(config.vocab_size, D_MODEL, false, 0.02, device),
         shift: linear(D_MODEL, D_MODEL),
         inner: linear(D_MODEL, D_MODEL),
+        sizes: config.token_decoder_sizes(),
     };
     Ok(config.init_with(embedder, decoder, device)?)
 }

@@ -59,24 +59,10 @@ impl Embedder for AnyEmbedder {
         }
     }
 
-    fn block_length(&self) -> usize {
+    fn sizes(&self) -> EmbedderSizes {
         match self {
-            Self::Lookup(embedder) => embedder.block_length(),
-            Self::Encoder(embedder) => embedder.block_length(),
-        }
-    }
-
-    fn n_embedding_tokens(&self) -> usize {
-        match self {
-            Self::Lookup(embedder) => embedder.n_embedding_tokens(),
-            Self::Encoder(embedder) => embedder.n_embedding_tokens(),
-        }
-    }
-
-    fn d_model(&self) -> usize {
-        match self {
-            Self::Lookup(embedder) => embedder.d_model(),
-            Self::Encoder(embedder) => embedder.d_model(),
+            Self::Lookup(embedder) => embedder.sizes(),
+            Self::Encoder(embedder) => embedder.sizes(),
         }
     }
 }

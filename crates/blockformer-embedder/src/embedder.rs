@@ -17,17 +17,11 @@ pub trait Embedder: Module + ModuleDisplay {
     /// - returns: `[batch, n_blocks, n_embedding_tokens, d_model]`
     ///
     /// # Panics
-    /// If the blocks are not of [`block_length`](Self::block_length).
+    /// If the blocks are not of [`EmbedderSizes::block_length`].
     fn forward(&self, ids: Tensor<3, Int>, mask: Option<Tensor<3, Bool>>) -> Tensor<4>;
 
-    /// Tokens a block.
-    fn block_length(&self) -> usize;
-
-    /// Embeddings a block is turned into.
-    fn n_embedding_tokens(&self) -> usize;
-
-    /// Features of a block embedding, the block decoder's `d_model`.
-    fn d_model(&self) -> usize;
+    /// The sizes it was made for.
+    fn sizes(&self) -> EmbedderSizes;
 }
 
 /// The sizes an embedder takes from the model it is part of.

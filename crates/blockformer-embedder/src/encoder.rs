@@ -85,9 +85,7 @@ impl EncoderConfig {
             padding_idx: self.padding_idx,
             n_cls,
             cls_token_id: self.cls.map_or(0, |cls| cls.token_id as usize),
-            block_length: sizes.block_length,
-            n_embedding_tokens: sizes.n_embedding_tokens,
-            d_model: sizes.d_model,
+            sizes: *sizes,
         })
     }
 }
@@ -110,9 +108,8 @@ pub struct EncoderEmbedder {
     padding_idx: usize,
     n_cls: usize,
     cls_token_id: usize,
-    block_length: usize,
-    n_embedding_tokens: usize,
-    d_model: usize,
+    #[module(skip)]
+    sizes: EmbedderSizes,
 }
 
 impl EncoderEmbedder {
@@ -138,7 +135,11 @@ fn without_gradient_where_zero(x: Tensor<3>, trained: Tensor<3>) -> Tensor<3> {
 impl Embedder for EncoderEmbedder {
     fn forward(&self, ids: Tensor<3, Int>, mask: Option<Tensor<3, Bool>>) -> Tensor<4> {
         let [batch, n_blocks, length] = ids.dims();
-        assert_eq!(length, self.block_length, "blocks of {length} tokens, the embedder wants {}", self.block_length);
+        assert_eq!(
+            length, self.sizes.block_length,
+            "blocks of {length} tokens, the embedder wants {}",
+            self.sizes.block_length
+        );
         let (blocks, device) = (batch * n_blocks, ids.device());
         let mut ids = ids.reshape([blocks, length]);
         let mut mask = mask.map(|mask| mask.reshape([blocks, length]));
@@ -153,19 +154,11 @@ impl Embedder for EncoderEmbedder {
         if self.n_cls > 0 {
             hidden = hidden.slice(s![.., 0..self.n_cls, ..]);
         }
-        self.projection.forward(hidden).reshape([batch, n_blocks, self.n_embedding_tokens, self.d_model])
+        self.projection.forward(hidden).reshape([batch, n_blocks, self.sizes.n_embedding_tokens, self.sizes.d_model])
     }
 
-    fn block_length(&self) -> usize {
-        self.block_length
-    }
-
-    fn n_embedding_tokens(&self) -> usize {
-        self.n_embedding_tokens
-    }
-
-    fn d_model(&self) -> usize {
-        self.d_model
+    fn sizes(&self) -> EmbedderSizes {
+        self.sizes
     }
 }
 

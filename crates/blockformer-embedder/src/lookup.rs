@@ -32,9 +32,7 @@ impl LookupConfig {
         Ok(LookupEmbedder {
             projection: BlockProjection::new(self.projection, self.d_embedding, sizes, device)?,
             embedding: normal_embedding(sizes.vocab_size, self.d_embedding, INITIALIZER_RANGE, device),
-            block_length: sizes.block_length,
-            n_embedding_tokens: sizes.n_embedding_tokens,
-            d_model: sizes.d_model,
+            sizes: *sizes,
         })
     }
 }
@@ -46,29 +44,24 @@ pub struct LookupEmbedder {
     pub embedding: Embedding,
     /// Joins the embeddings of a block.
     pub projection: BlockProjection,
-    block_length: usize,
-    n_embedding_tokens: usize,
-    d_model: usize,
+    #[module(skip)]
+    sizes: EmbedderSizes,
 }
 
 impl Embedder for LookupEmbedder {
     fn forward(&self, ids: Tensor<3, Int>, _mask: Option<Tensor<3, Bool>>) -> Tensor<4> {
         let [batch, n_blocks, length] = ids.dims();
-        assert_eq!(length, self.block_length, "blocks of {length} tokens, the embedder wants {}", self.block_length);
+        assert_eq!(
+            length, self.sizes.block_length,
+            "blocks of {length} tokens, the embedder wants {}",
+            self.sizes.block_length
+        );
         let tokens = self.embedding.forward(ids.reshape([batch * n_blocks, length])); // [blocks, length, d_embedding]
-        self.projection.forward(tokens).reshape([batch, n_blocks, self.n_embedding_tokens, self.d_model])
+        self.projection.forward(tokens).reshape([batch, n_blocks, self.sizes.n_embedding_tokens, self.sizes.d_model])
     }
 
-    fn block_length(&self) -> usize {
-        self.block_length
-    }
-
-    fn n_embedding_tokens(&self) -> usize {
-        self.n_embedding_tokens
-    }
-
-    fn d_model(&self) -> usize {
-        self.d_model
+    fn sizes(&self) -> EmbedderSizes {
+        self.sizes
     }
 }
 

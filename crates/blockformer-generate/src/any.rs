@@ -19,10 +19,7 @@ impl LanguageModel for AnyModel {
     type State = AnyState;
 
     fn layout(&self) -> BlockLayout {
-        match self {
-            Self::Block(model) => model.layout(),
-            Self::Vanilla(model) => model.layout(),
-        }
+        self.layout()
     }
 
     fn prefill(&self, prompts: &BlockedPrompts, new_tokens: usize, device: &Device) -> (AnyState, Tensor<2>) {

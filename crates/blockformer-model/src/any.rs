@@ -8,8 +8,8 @@ use burn::tensor::Device;
 
 use crate::checkpoint::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::{
-    BlockTransformer, Checkpoint, CheckpointError, ModelConfig, ParameterCount, SavePrecision, VanillaTransformer,
-    reference, save_weights,
+    BlockLayout, BlockTransformer, Checkpoint, CheckpointError, ModelConfig, ParameterCount, SavePrecision,
+    VanillaTransformer, reference, save_weights,
 };
 
 /// A Block Transformer of this family's parts, or the vanilla baseline.
@@ -91,6 +91,14 @@ impl AnyModel {
         std::fs::create_dir_all(directory).map_err(|e| CheckpointError::io("make directory", directory, e))?;
         save_weights(self, &directory.join(WEIGHTS_FILE), precision)?;
         write_atomically(&directory.join(CONFIG_FILE), config.to_json().as_bytes())
+    }
+
+    /// Its blocks (of one token for a vanilla transformer), context and vocabulary.
+    pub fn layout(&self) -> BlockLayout {
+        match self {
+            Self::Block(model) => model.layout(),
+            Self::Vanilla(model) => model.layout(),
+        }
     }
 
     /// The number of parameters.

@@ -84,7 +84,8 @@ impl BlockTransformerConfig {
         }
     }
 
-    fn embedder_sizes(&self) -> EmbedderSizes {
+    /// The sizes the embedder must have.
+    pub fn embedder_sizes(&self) -> EmbedderSizes {
         EmbedderSizes {
             vocab_size: self.vocab_size,
             block_length: self.block_length,
@@ -93,7 +94,8 @@ impl BlockTransformerConfig {
         }
     }
 
-    fn token_decoder_sizes(&self) -> TokenDecoderSizes {
+    /// The sizes the token decoder must have.
+    pub fn token_decoder_sizes(&self) -> TokenDecoderSizes {
         TokenDecoderSizes {
             vocab_size: self.vocab_size,
             block_length: self.block_length,
@@ -125,22 +127,24 @@ impl BlockTransformerConfig {
         device: &Device,
     ) -> Result<BlockTransformer<E, T>, ConfigError> {
         self.validate()?;
-        ConfigError::equal("embedder.block_length", embedder.block_length(), "block_length", self.block_length)?;
-        ConfigError::equal(
-            "embedder.d_model",
-            embedder.d_model(),
-            "block_decoder.d_model",
-            self.block_decoder.d_model,
-        )?;
-        let n = embedder.n_embedding_tokens();
-        ConfigError::equal("embedder.n_embedding_tokens", n, "n_embedding_tokens", self.n_embedding_tokens)?;
-        let length = token_decoder.block_length();
-        ConfigError::equal("token_decoder.block_length", length, "block_length", self.block_length)?;
-        ConfigError::equal("token_decoder.vocab_size", token_decoder.vocab_size(), "vocab_size", self.vocab_size)?;
-        let n = token_decoder.n_embedding_tokens();
-        ConfigError::equal("token_decoder.n_embedding_tokens", n, "n_embedding_tokens", self.n_embedding_tokens)?;
-        let (d, expected) = (token_decoder.d_context(), self.block_decoder.d_model);
-        ConfigError::equal("token_decoder.d_context", d, "block_decoder.d_model", expected)?;
+        let (got, want) = (embedder.sizes(), self.embedder_sizes());
+        for (field, got, want_field, want) in [
+            ("embedder.vocab_size", got.vocab_size, "vocab_size", want.vocab_size),
+            ("embedder.block_length", got.block_length, "block_length", want.block_length),
+            ("embedder.n_embedding_tokens", got.n_embedding_tokens, "n_embedding_tokens", want.n_embedding_tokens),
+            ("embedder.d_model", got.d_model, "block_decoder.d_model", want.d_model),
+        ] {
+            ConfigError::equal(field, got, want_field, want)?;
+        }
+        let (got, want) = (token_decoder.sizes(), self.token_decoder_sizes());
+        for (field, got, want_field, want) in [
+            ("token_decoder.vocab_size", got.vocab_size, "vocab_size", want.vocab_size),
+            ("token_decoder.block_length", got.block_length, "block_length", want.block_length),
+            ("token_decoder.n_embedding_tokens", got.n_embedding_tokens, "n_embedding_tokens", want.n_embedding_tokens),
+            ("token_decoder.d_context", got.d_context, "block_decoder.d_model", want.d_context),
+        ] {
+            ConfigError::equal(field, got, want_field, want)?;
+        }
         let block_decoder = BlockDecoder::new(&self.block_decoder, self.n_embedding_tokens, device);
         Ok(BlockTransformer { embedder, block_decoder, token_decoder, layout: self.layout() })
     }

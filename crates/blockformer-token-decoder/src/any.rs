@@ -135,35 +135,11 @@ impl TokenDecoder for AnyTokenDecoder {
         }
     }
 
-    fn block_length(&self) -> usize {
+    fn sizes(&self) -> TokenDecoderSizes {
         match self {
-            Self::Prefix(decoder) => decoder.block_length(),
-            Self::Summation(decoder) => decoder.block_length(),
-            Self::CrossAttention(decoder) => decoder.block_length(),
-        }
-    }
-
-    fn vocab_size(&self) -> usize {
-        match self {
-            Self::Prefix(decoder) => decoder.vocab_size(),
-            Self::Summation(decoder) => decoder.vocab_size(),
-            Self::CrossAttention(decoder) => decoder.vocab_size(),
-        }
-    }
-
-    fn n_embedding_tokens(&self) -> usize {
-        match self {
-            Self::Prefix(decoder) => decoder.n_embedding_tokens(),
-            Self::Summation(decoder) => decoder.n_embedding_tokens(),
-            Self::CrossAttention(decoder) => decoder.n_embedding_tokens(),
-        }
-    }
-
-    fn d_context(&self) -> usize {
-        match self {
-            Self::Prefix(decoder) => decoder.d_context(),
-            Self::Summation(decoder) => decoder.d_context(),
-            Self::CrossAttention(decoder) => decoder.d_context(),
+            Self::Prefix(decoder) => decoder.sizes(),
+            Self::Summation(decoder) => decoder.sizes(),
+            Self::CrossAttention(decoder) => decoder.sizes(),
         }
     }
 }

@@ -61,9 +61,7 @@ impl CrossAttentionConfig {
             relative_bias: RelativeBias::new(self, device),
             layers: (0..self.n_layers).map(|_| CrossAttentionLayer::new(self, device)).collect(),
             final_norm: RmsNormConfig::new(d_model).with_epsilon(self.norm_eps).init(device),
-            block_length: sizes.block_length,
-            n_embedding_tokens: sizes.n_embedding_tokens,
-            d_context: sizes.d_context,
+            sizes: *sizes,
             d_model,
             n_heads: self.n_heads,
             head_dim: self.head_dim,
@@ -106,9 +104,8 @@ pub struct CrossAttentionDecoder {
     pub layers: Vec<CrossAttentionLayer>,
     /// Applied to the output of the last layer.
     pub final_norm: RmsNorm,
-    block_length: usize,
-    n_embedding_tokens: usize,
-    d_context: usize,
+    #[module(skip)]
+    sizes: TokenDecoderSizes,
     d_model: usize,
     n_heads: usize,
     head_dim: usize,
@@ -210,26 +207,14 @@ impl TokenDecoder for CrossAttentionDecoder {
             n_layers: self.layers.len(),
             batch: rows,
             n_kv_heads: self.n_heads,
-            capacity: self.block_length,
+            capacity: self.sizes.block_length,
             head_dim: self.head_dim,
         };
         CrossAttentionCache { tokens: KvCache::new(config, device), context: Vec::new() }
     }
 
-    fn block_length(&self) -> usize {
-        self.block_length
-    }
-
-    fn vocab_size(&self) -> usize {
-        self.vocabulary.vocab_size()
-    }
-
-    fn n_embedding_tokens(&self) -> usize {
-        self.n_embedding_tokens
-    }
-
-    fn d_context(&self) -> usize {
-        self.d_context
+    fn sizes(&self) -> TokenDecoderSizes {
+        self.sizes
     }
 }
 
@@ -243,7 +228,7 @@ impl CrossAttentionDecoder {
     ) -> Tensor<3> {
         let start = cache.as_ref().map_or(0, |cache| cache.len());
         let end = start + ids.dims()[1];
-        assert!(end <= self.block_length, "{end} positions in a block of {}", self.block_length);
+        assert!(end <= self.sizes.block_length, "{end} positions in a block of {}", self.sizes.block_length);
         let mut x = self.vocabulary.embed(ids);
         let bias = self.relative_bias.forward(start, end, mask); // [rows or 1, heads, end - start, end]
         for (index, (layer, (keys, values))) in self.layers.iter().zip(context).enumerate() {

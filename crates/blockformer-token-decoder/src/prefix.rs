@@ -43,9 +43,7 @@ impl PrefixConfig {
             expansion: ContextExpansion::new(*expansion, *expansion_ratio, d_model, sizes, device)?,
             vocabulary: Vocabulary::new(sizes.vocab_size, d_model, *tied_embeddings, std, device),
             transformer: transformer.init(device),
-            block_length: sizes.block_length,
-            n_embedding_tokens: sizes.n_embedding_tokens,
-            d_context: sizes.d_context,
+            sizes: *sizes,
             prefix_len,
         })
     }
@@ -60,9 +58,8 @@ pub struct PrefixDecoder {
     pub vocabulary: Vocabulary,
     /// The layers.
     pub transformer: Transformer,
-    block_length: usize,
-    n_embedding_tokens: usize,
-    d_context: usize,
+    #[module(skip)]
+    sizes: TokenDecoderSizes,
     prefix_len: usize,
 }
 
@@ -89,7 +86,11 @@ impl TokenDecoder for PrefixDecoder {
         assert!(begins || cache.as_ref().is_some_and(|c| !c.is_empty()), "tokens continue no block: give its context");
         assert!(begins || mask.is_none(), "only blocks that begin can hold padding");
         let n_tokens = ids.as_ref().map_or(0, |ids| ids.dims()[1]);
-        assert!(n_tokens < self.block_length, "{n_tokens} tokens before the last of a block of {}", self.block_length);
+        assert!(
+            n_tokens < self.sizes.block_length,
+            "{n_tokens} tokens before the last of a block of {}",
+            self.sizes.block_length
+        );
         if let (true, Some(cache)) = (begins, cache.as_deref_mut()) {
             cache.reset();
         }
@@ -107,23 +108,11 @@ impl TokenDecoder for PrefixDecoder {
     }
 
     fn new_cache(&self, rows: usize, device: &Device) -> KvCache {
-        self.transformer.new_cache(rows, self.prefix_len + self.block_length - 1, device)
+        self.transformer.new_cache(rows, self.prefix_len + self.sizes.block_length - 1, device)
     }
 
-    fn block_length(&self) -> usize {
-        self.block_length
-    }
-
-    fn vocab_size(&self) -> usize {
-        self.vocabulary.vocab_size()
-    }
-
-    fn n_embedding_tokens(&self) -> usize {
-        self.n_embedding_tokens
-    }
-
-    fn d_context(&self) -> usize {
-        self.d_context
+    fn sizes(&self) -> TokenDecoderSizes {
+        self.sizes
     }
 }
 

@@ -47,9 +47,7 @@ impl SummationConfig {
             expansion: ContextExpansion::new(*expansion, sizes.block_length / n, d_model, sizes, device)?,
             vocabulary: Vocabulary::new(sizes.vocab_size, d_model, *tied_embeddings, std, device),
             transformer: transformer.init(device),
-            block_length: sizes.block_length,
-            n_embedding_tokens: sizes.n_embedding_tokens,
-            d_context: sizes.d_context,
+            sizes: *sizes,
             start_token_id: *start_token_id as usize,
         })
     }
@@ -64,9 +62,8 @@ pub struct SummationDecoder {
     pub vocabulary: Vocabulary,
     /// The layers.
     pub transformer: Transformer,
-    block_length: usize,
-    n_embedding_tokens: usize,
-    d_context: usize,
+    #[module(skip)]
+    sizes: TokenDecoderSizes,
     start_token_id: usize,
 }
 
@@ -105,7 +102,7 @@ impl TokenDecoder for SummationDecoder {
         let ids = if begins { Some(behind_start(ids, self.start_token_id, rows, &device)) } else { ids };
         let Some(ids) = ids else { panic!("neither a context embedding nor tokens") };
         let end = start + ids.dims()[1];
-        assert!(end <= self.block_length, "{end} positions in a block of {}", self.block_length);
+        assert!(end <= self.sizes.block_length, "{end} positions in a block of {}", self.sizes.block_length);
         let x = self.vocabulary.embed(ids) + context.slice(s![.., start..end, ..]);
         let mask = AttentionMask::causal().with_keys(mask.map(behind_real));
         self.transformer.forward(x, &mask, cache.map(|cache| &mut cache.layers))
@@ -116,23 +113,11 @@ impl TokenDecoder for SummationDecoder {
     }
 
     fn new_cache(&self, rows: usize, device: &Device) -> SummationCache {
-        SummationCache { layers: self.transformer.new_cache(rows, self.block_length, device), context: None }
+        SummationCache { layers: self.transformer.new_cache(rows, self.sizes.block_length, device), context: None }
     }
 
-    fn block_length(&self) -> usize {
-        self.block_length
-    }
-
-    fn vocab_size(&self) -> usize {
-        self.vocabulary.vocab_size()
-    }
-
-    fn n_embedding_tokens(&self) -> usize {
-        self.n_embedding_tokens
-    }
-
-    fn d_context(&self) -> usize {
-        self.d_context
+    fn sizes(&self) -> TokenDecoderSizes {
+        self.sizes
     }
 }
 

@@ -82,17 +82,8 @@ pub trait TokenDecoder: Module + ModuleDisplay {
     /// block, which predicts nothing.
     fn new_cache(&self, rows: usize, device: &Device) -> Self::Cache;
 
-    /// Tokens a block.
-    fn block_length(&self) -> usize;
-
-    /// Number of token ids.
-    fn vocab_size(&self) -> usize;
-
-    /// Context embeddings a block.
-    fn n_embedding_tokens(&self) -> usize;
-
-    /// Features of a context embedding.
-    fn d_context(&self) -> usize;
+    /// The sizes it was made for.
+    fn sizes(&self) -> TokenDecoderSizes;
 }
 
 /// The state of blocks being decoded.

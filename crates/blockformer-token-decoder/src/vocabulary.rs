@@ -44,9 +44,4 @@ impl Vocabulary {
             }
         }
     }
-
-    /// Number of token ids.
-    pub fn vocab_size(&self) -> usize {
-        self.embedding.weight.lazy_shape()[0]
-    }
 }

@@ -30,8 +30,8 @@ impl Evaluation {
         batch_size: usize,
         device: &Device,
     ) -> Result<Self, TrainError> {
-        let block_length = model.block_length();
-        let (sample, context) = (data.config().max_length, model.max_length());
+        let block_length = model.layout().block_length;
+        let (sample, context) = (data.config().max_length, model.layout().max_length);
         if sample > context {
             return Err(TrainError::SampleLength { sample, context });
         }
@@ -42,7 +42,7 @@ impl Evaluation {
         for start in (0..n_samples).step_by(batch_size) {
             let samples: Vec<_> =
                 (start..(start + batch_size).min(n_samples)).map(|index| data.sample(index)).collect();
-            check_vocabulary(&samples, model.vocab_size())?;
+            check_vocabulary(&samples, model.layout().vocab_size)?;
             let loss = model.loss(&Batch::new(&samples, block_length, device), 1.0);
             let predicted = samples.iter().flat_map(|sample| sample.mask[block_length..].iter());
             let losses = loss.per_token.into_data();

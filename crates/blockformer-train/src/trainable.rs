@@ -1,7 +1,7 @@
 //! Models that can be trained.
 
 use blockformer_embedder::Embedder;
-use blockformer_model::{AnyModel, BlockTransformer, VanillaTransformer};
+use blockformer_model::{AnyModel, BlockLayout, BlockTransformer, VanillaTransformer};
 use blockformer_token_decoder::TokenDecoder;
 use burn::module::Module;
 use burn::tensor::{Tensor, s};
@@ -55,14 +55,8 @@ pub trait Trainable: Module {
         self.losses(batch, &LossConfig::default(), normalizer).tokens
     }
 
-    /// Tokens a block; 1 for models without blocks.
-    fn block_length(&self) -> usize;
-
-    /// Number of token ids.
-    fn vocab_size(&self) -> usize;
-
-    /// Tokens a sample can have at most.
-    fn max_length(&self) -> usize;
+    /// Its blocks (of one token for models without), context and vocabulary.
+    fn layout(&self) -> BlockLayout;
 }
 
 impl<E: Embedder, T: TokenDecoder> Trainable for BlockTransformer<E, T> {
@@ -89,16 +83,8 @@ impl<E: Embedder, T: TokenDecoder> Trainable for BlockTransformer<E, T> {
         Losses { tokens, block_decoding, auto_encoding }
     }
 
-    fn block_length(&self) -> usize {
-        self.layout().block_length
-    }
-
-    fn vocab_size(&self) -> usize {
-        self.layout().vocab_size
-    }
-
-    fn max_length(&self) -> usize {
-        self.layout().max_length
+    fn layout(&self) -> BlockLayout {
+        self.layout()
     }
 }
 
@@ -113,16 +99,8 @@ impl Trainable for VanillaTransformer {
         Losses::of_tokens(token_loss(|hidden| self.logits(hidden), hidden, targets, mask, normalizer, vocab_size))
     }
 
-    fn block_length(&self) -> usize {
-        1
-    }
-
-    fn vocab_size(&self) -> usize {
-        self.layout().vocab_size
-    }
-
-    fn max_length(&self) -> usize {
-        self.layout().max_length
+    fn layout(&self) -> BlockLayout {
+        self.layout()
     }
 }
 
@@ -134,24 +112,7 @@ impl Trainable for AnyModel {
         }
     }
 
-    fn block_length(&self) -> usize {
-        match self {
-            Self::Block(model) => model.block_length(),
-            Self::Vanilla(model) => model.block_length(),
-        }
-    }
-
-    fn vocab_size(&self) -> usize {
-        match self {
-            Self::Block(model) => model.vocab_size(),
-            Self::Vanilla(model) => model.vocab_size(),
-        }
-    }
-
-    fn max_length(&self) -> usize {
-        match self {
-            Self::Block(model) => model.max_length(),
-            Self::Vanilla(model) => model.max_length(),
-        }
+    fn layout(&self) -> BlockLayout {
+        self.layout()
     }
 }

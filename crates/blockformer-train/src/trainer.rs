@@ -49,11 +49,11 @@ impl<M: Trainable, C: TokenCorpus> Trainer<M, C> {
     /// [`TrainError`] if settings, data and model do not fit together.
     pub fn new(model: M, data: PackedDataset<C>, config: TrainConfig, device: &Device) -> Result<Self, TrainError> {
         config.validate()?;
-        let (model_length, data_length) = (model.block_length(), data.config().block_length);
+        let (model_length, data_length) = (model.layout().block_length, data.config().block_length);
         if model_length != data_length {
             return Err(TrainError::BlockLength { data: data_length, model: model_length });
         }
-        let (sample, context) = (data.config().max_length, model.max_length());
+        let (sample, context) = (data.config().max_length, model.layout().max_length);
         if sample > context {
             return Err(TrainError::SampleLength { sample, context });
         }
@@ -156,7 +156,7 @@ impl<M: Trainable, C: TokenCorpus> Trainer<M, C> {
 
     fn batches(&self, step: usize) -> Result<Vec<Batch>, TrainError> {
         let samples: Vec<_> = self.order.indices(step as u64).iter().map(|&index| self.data.sample(index)).collect();
-        check_vocabulary(&samples, self.model.vocab_size())?;
+        check_vocabulary(&samples, self.model.layout().vocab_size)?;
         let size = self.config.batch_size / self.config.accumulation;
         let block_length = self.data.config().block_length;
         Ok(samples.chunks(size).map(|samples| Batch::new(samples, block_length, &self.device)).collect())

@@ -160,7 +160,7 @@ proptest! {
         let padding = padding % length;
         let mut noisy = row.clone();
         noisy[..padding].iter_mut().for_each(|id| *id = (*id + 7) % VOCAB_SIZE as u32);
-        let a = logits(&model, &[row.clone()], padding);
+        let a = logits(&model, std::slice::from_ref(&row), padding);
         let b = logits(&model, &[noisy], padding);
         let concatenates = matches!(config.embedder, EmbedderConfig::Lookup(_));
         let joins = matches!(&config.embedder, EmbedderConfig::Encoder(encoder) if encoder.cls.is_none());
