@@ -42,19 +42,20 @@ fn trainer(model: BlockTransformer, config: TrainConfig) -> Trainer<BlockTransfo
 fn accumulated_steps_are_those_of_the_whole_batch() {
     let start = model();
     let run = |accumulation| {
-        let config = TrainConfig { batch_size: 8, accumulation, warmup_steps: 2, steps: 10, ..TrainConfig::default() };
-        let mut trainer = trainer(start.clone(), config);
-        let reports: Vec<_> = (0..5).map(|_| trainer.step().unwrap()).collect();
+        let schedule = TrainConfig { learning_rate: 1e-2, warmup_steps: 2, steps: 40, ..TrainConfig::default() };
+        let mut trainer = trainer(start.clone(), TrainConfig { batch_size: 8, accumulation, ..schedule });
+        let reports: Vec<_> = (0..40).map(|_| trainer.step().unwrap()).collect();
         reports.iter().map(|report| (report.loss, report.gradient_norm, report.n_tokens)).collect::<Vec<_>>()
     };
     let whole = run(1);
     for accumulation in [2, 8] {
-        for (a, b) in whole.iter().zip(run(accumulation)) {
+        // Rounding grows from step to step: the first few must be the same.
+        for (a, b) in whole.iter().zip(run(accumulation)).take(4) {
             assert!((a.0 - b.0).abs() < 1e-4 && (a.1 - b.1).abs() < 1e-3 * a.1, "{a:?} and {b:?}");
             assert_eq!(a.2, b.2);
         }
     }
-    assert!(whole[4].0 < whole[0].0, "the loss does not fall: {whole:?}");
+    assert!(whole[39].0 < whole[0].0 - 0.2, "the loss does not fall: {whole:?}");
 }
 
 #[test]
