@@ -88,10 +88,10 @@ pub(crate) fn save<M: Module>(
 fn write<M: Module>(path: &Path, state: &State, model: &M, optimizer: &Optimizer) -> Result<(), TrainError> {
     fs::create_dir_all(path).map_err(|e| TrainError::io("make directory", path, e))?;
     let model_path = path.join(MODEL);
-    model.clone().save_file(&model_path).map_err(|error| TrainError::checkpoint(&model_path, error))?;
+    model.clone().save_file(&model_path).map_err(|error| TrainError::write_checkpoint(&model_path, error))?;
     optimizer.save(&path.join(OPTIMIZER))?;
     let state_path = path.join(STATE);
-    let json = serde_json::to_vec_pretty(state).map_err(|error| TrainError::checkpoint(&state_path, error))?;
+    let json = serde_json::to_vec_pretty(state).map_err(|error| TrainError::write_checkpoint(&state_path, error))?;
     fs::write(&state_path, json).map_err(|e| TrainError::io("write", &state_path, e))?;
     [MODEL, OPTIMIZER, STATE].iter().try_for_each(|name| sync(&path.join(name)))?;
     sync(path)

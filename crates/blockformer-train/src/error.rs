@@ -82,6 +82,14 @@ pub enum TrainError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A checkpoint that could not be written; those before are still there.
+    #[error("checkpoint {} cannot be written: {reason}", path.display())]
+    WriteCheckpoint {
+        /// The checkpoint's file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The loss curve could not be drawn.
     #[error("cannot draw {}: {reason}", path.display())]
     Curve {
@@ -95,6 +103,10 @@ pub enum TrainError {
 impl TrainError {
     pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io { action, path: path.into(), source }
+    }
+
+    pub(crate) fn write_checkpoint(path: &Path, reason: impl ToString) -> Self {
+        Self::WriteCheckpoint { path: path.into(), reason: reason.to_string() }
     }
 
     pub(crate) fn checkpoint(path: &Path, reason: impl ToString) -> Self {

@@ -73,9 +73,9 @@ impl Optimizer {
     /// Writes the moments.
     ///
     /// # Errors
-    /// [`TrainError::Checkpoint`] naming the file.
+    /// [`TrainError::WriteCheckpoint`] naming the file.
     pub fn save(&self, path: &Path) -> Result<(), TrainError> {
-        self.inner.save(path).map_err(|error| TrainError::checkpoint(path, error))
+        self.inner.save(path).map_err(|error| TrainError::write_checkpoint(path, error))
     }
 
     /// Reads moments that [`save`](Self::save) wrote.
