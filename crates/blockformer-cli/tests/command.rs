@@ -236,6 +236,21 @@ fn a_model_is_never_converted_onto_another() {
 }
 
 #[test]
+fn a_tokenizer_of_another_model_is_refused() {
+    let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../blockformer/model/tokenizer.json");
+    let output = tempfile::tempdir().expect("a temporary directory");
+    let (case, model) = (cases().join("lookup_prefix_b4"), output.path().join("model"));
+    let message = refusal(&["convert", text(&case), text(&model), "--tokenizer", text(&tokenizer)]);
+    assert!(message.contains("has 4096 tokens, but the model's vocabulary has 64"), "{message}");
+    assert!(!model.exists(), "a refused conversion left files behind");
+
+    assert!(blockformer(&["convert", text(&case), text(&model)]).status.success());
+    fs::copy(&tokenizer, model.join("tokenizer.json")).expect("a copy");
+    let message = refusal(&[&GENERATE[..], &["a", "--model", text(&model)]].concat());
+    assert!(message.contains("has 4096 tokens, but the model's vocabulary has 64"), "{message}");
+}
+
+#[test]
 fn hostile_configurations_are_refused() {
     let config = stdout(&blockformer(&["inspect"]));
     let config = config.split("parameters  ").next().expect("the JSON part").to_string();
