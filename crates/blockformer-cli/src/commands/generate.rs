@@ -31,13 +31,13 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 128, value_name = "N")]
     max_new_tokens: usize,
     /// Randomness: 0 takes the likeliest token, 1 draws as the model says
-    #[arg(long, default_value_t = 0.8, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0.7, allow_negative_numbers = true)]
     temperature: f64,
     /// Draw only from the K likeliest tokens
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
     /// Draw only from the likeliest tokens that together have probability P
-    #[arg(long, default_value_t = 0.95, value_name = "P")]
+    #[arg(long, default_value_t = 0.9, value_name = "P")]
     top_p: f64,
     /// The same seed gives the same text
     #[arg(long, default_value_t = 0)]
