@@ -45,17 +45,7 @@ impl AnyModel {
     /// # Errors
     /// A [`CheckpointError`] that names the file and what is wrong with it.
     pub fn load(directory: &Path, device: &Device) -> Result<(ModelConfig, Self), CheckpointError> {
-        if !directory.is_dir() {
-            let source = std::io::Error::from(std::io::ErrorKind::NotFound);
-            return Err(CheckpointError::io("open model directory", directory, source));
-        }
-        let (config, config_path, foreign) = match reference::find_config(directory)? {
-            Some((config, path)) => (config, path, true),
-            None => {
-                let path = directory.join(CONFIG_FILE);
-                (ModelConfig::load(&path)?, path, false)
-            }
-        };
+        let (config, config_path, foreign) = ModelConfig::find(directory)?;
         let model = Self::init(&config, &config_path, device)?;
         let mut checkpoint = Checkpoint::open(directory)?;
         if foreign {

@@ -1,6 +1,6 @@
 //! The configuration of a model, the `config.json` of a model directory.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use blockformer_block_decoder::BlockDecoder;
 use blockformer_embedder::{Embedder, EmbedderConfig, EmbedderSizes};
@@ -9,7 +9,7 @@ use blockformer_token_decoder::{TokenDecoder, TokenDecoderConfig, TokenDecoderSi
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
-use crate::{BlockLayout, BlockTransformer, CheckpointError, VanillaTransformer};
+use crate::{BlockLayout, BlockTransformer, CONFIG_FILE, CheckpointError, VanillaTransformer, reference};
 
 /// More token ids than any tokenizer has, and fewer than 32-bit tensors can hold.
 const MAX_VOCAB_SIZE: f64 = 16_777_216.0;
@@ -127,21 +127,17 @@ impl BlockTransformerConfig {
         device: &Device,
     ) -> Result<BlockTransformer<E, T>, ConfigError> {
         self.validate()?;
-        let (got, want) = (embedder.sizes(), self.embedder_sizes());
+        let (e, want_e) = (embedder.sizes(), self.embedder_sizes());
+        let (t, want_t) = (token_decoder.sizes(), self.token_decoder_sizes());
         for (field, got, want_field, want) in [
-            ("embedder.vocab_size", got.vocab_size, "vocab_size", want.vocab_size),
-            ("embedder.block_length", got.block_length, "block_length", want.block_length),
-            ("embedder.n_embedding_tokens", got.n_embedding_tokens, "n_embedding_tokens", want.n_embedding_tokens),
-            ("embedder.d_model", got.d_model, "block_decoder.d_model", want.d_model),
-        ] {
-            ConfigError::equal(field, got, want_field, want)?;
-        }
-        let (got, want) = (token_decoder.sizes(), self.token_decoder_sizes());
-        for (field, got, want_field, want) in [
-            ("token_decoder.vocab_size", got.vocab_size, "vocab_size", want.vocab_size),
-            ("token_decoder.block_length", got.block_length, "block_length", want.block_length),
-            ("token_decoder.n_embedding_tokens", got.n_embedding_tokens, "n_embedding_tokens", want.n_embedding_tokens),
-            ("token_decoder.d_context", got.d_context, "block_decoder.d_model", want.d_context),
+            ("embedder.vocab_size", e.vocab_size, "vocab_size", want_e.vocab_size),
+            ("embedder.block_length", e.block_length, "block_length", want_e.block_length),
+            ("embedder.n_embedding_tokens", e.n_embedding_tokens, "n_embedding_tokens", want_e.n_embedding_tokens),
+            ("embedder.d_model", e.d_model, "block_decoder.d_model", want_e.d_model),
+            ("token_decoder.vocab_size", t.vocab_size, "vocab_size", want_t.vocab_size),
+            ("token_decoder.block_length", t.block_length, "block_length", want_t.block_length),
+            ("token_decoder.n_embedding_tokens", t.n_embedding_tokens, "n_embedding_tokens", want_t.n_embedding_tokens),
+            ("token_decoder.d_context", t.d_context, "block_decoder.d_model", want_t.d_context),
         ] {
             ConfigError::equal(field, got, want_field, want)?;
         }
@@ -198,6 +194,28 @@ impl ModelConfig {
     pub fn load(path: &Path) -> Result<Self, CheckpointError> {
         let text = std::fs::read_to_string(path).map_err(|source| CheckpointError::io("read", path, source))?;
         serde_json::from_str(&text).map_err(|source| CheckpointError::Json { path: path.into(), source })
+    }
+
+    /// The configuration of a model directory of any kind that [`AnyModel::load`](crate::AnyModel::load) opens; its
+    /// weights are not read.
+    ///
+    /// # Errors
+    /// A [`CheckpointError`] if there is no such directory, or no configuration in it that can be read.
+    pub fn of_directory(directory: &Path) -> Result<Self, CheckpointError> {
+        Self::find(directory).map(|(config, _, _)| config)
+    }
+
+    /// The configuration of a model directory, the file it stands in, and whether the directory is a foreign one.
+    pub(crate) fn find(directory: &Path) -> Result<(Self, PathBuf, bool), CheckpointError> {
+        if !directory.is_dir() {
+            let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+            return Err(CheckpointError::io("open model directory", directory, source));
+        }
+        if let Some((config, path)) = reference::find_config(directory)? {
+            return Ok((config, path, true));
+        }
+        let path = directory.join(CONFIG_FILE);
+        Ok((Self::load(&path)?, path, false))
     }
 
     /// The configuration as JSON.

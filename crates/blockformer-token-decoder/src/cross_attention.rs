@@ -251,7 +251,7 @@ impl CrossAttentionDecoder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::{Distribution, Tolerance, s};
+    use crate::token_decoder::assert_steps_match_the_whole_block;
 
     #[test]
     fn tokens_one_by_one_match_the_whole_block() {
@@ -271,18 +271,6 @@ mod tests {
             relative_max_distance: 128,
         };
         let decoder = config.init(&sizes, &device).unwrap();
-        let context = Tensor::<3>::random([3, 1, 12], Distribution::Normal(0.0, 1.0), &device);
-        let ids = Tensor::<2, Int>::from_ints([[1, 2, 3], [4, 5, 6], [12, 0, 7]], &device);
-        let full = decoder.forward(TokenInput::start(context.clone()).with_ids(Some(ids.clone())), None);
-        let mut cache = decoder.new_cache(3, &device);
-        for _ in 0..2 {
-            let mut steps = vec![decoder.forward(TokenInput::start(context.clone()), Some(&mut cache))];
-            for i in 0..3 {
-                let token = ids.clone().slice(s![.., i..i + 1]);
-                steps.push(decoder.forward(TokenInput::next(token), Some(&mut cache)));
-            }
-            let stepped = Tensor::cat(steps, 1).into_data();
-            stepped.assert_approx_eq::<f32>(&full.to_data(), Tolerance::absolute(1e-5));
-        }
+        assert_steps_match_the_whole_block(&decoder);
     }
 }

@@ -131,3 +131,26 @@ impl TokenDecoderSizes {
         ConfigError::in_range(field, f64::from(id), 0.0, self.vocab_size as f64 - 1.0)
     }
 }
+
+/// Decodes two blocks token by token through one cache, and compares each with the whole block at once.
+#[cfg(test)]
+pub(crate) fn assert_steps_match_the_whole_block<T: TokenDecoder>(decoder: &T) {
+    use burn::tensor::{Distribution, Tolerance, s};
+
+    let device = Device::flex();
+    let TokenDecoderSizes { n_embedding_tokens, d_context, .. } = decoder.sizes();
+    let shape = [3, n_embedding_tokens, d_context];
+    let context = Tensor::<3>::random(shape, Distribution::Normal(0.0, 1.0), &device);
+    let ids = Tensor::<2, Int>::from_ints([[1, 2, 3], [4, 5, 6], [12, 0, 7]], &device);
+    let full = decoder.forward(TokenInput::start(context.clone()).with_ids(Some(ids.clone())), None);
+    let mut cache = decoder.new_cache(3, &device);
+    for _ in 0..2 {
+        let mut steps = vec![decoder.forward(TokenInput::start(context.clone()), Some(&mut cache))];
+        for i in 0..3 {
+            let token = ids.clone().slice(s![.., i..i + 1]);
+            steps.push(decoder.forward(TokenInput::next(token), Some(&mut cache)));
+        }
+        let stepped = Tensor::cat(steps, 1).into_data();
+        stepped.assert_approx_eq::<f32>(&full.to_data(), Tolerance::absolute(1e-5));
+    }
+}

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use blockformer::model::{AnyModel, CONFIG_FILE, ModelConfig, presets, reference};
+use blockformer::model::{AnyModel, ModelConfig, presets};
 use blockformer::nn::TransformerConfig;
 use clap::Args;
 
@@ -60,10 +60,7 @@ fn config_of(directory: &Path) -> Result<ModelConfig, CliError> {
         let reason = format!("{} is neither a directory nor a preset (--presets lists them)", directory.display());
         return Err(CliError::Option { option: "model", reason });
     }
-    Ok(match reference::find_config(directory)? {
-        Some((config, _)) => config,
-        None => ModelConfig::load(&directory.join(CONFIG_FILE))?,
-    })
+    Ok(ModelConfig::of_directory(directory)?)
 }
 
 /// KV cache sizes in float32.
