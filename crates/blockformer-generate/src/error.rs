@@ -26,4 +26,25 @@ pub enum GenerateError {
     /// The model's logits are not numbers.
     #[error("the model gave logits that are not numbers: its weights are damaged, or it diverged in training")]
     NotANumber,
+    /// A token id that is not in the vocabulary, in an option.
+    #[error("{option} names token {id}, the vocabulary has {vocab_size}")]
+    OutOfVocabulary {
+        /// The option.
+        option: &'static str,
+        /// The id.
+        id: u32,
+        /// Number of token ids.
+        vocab_size: usize,
+    },
+    /// Options that contradict each other.
+    #[error("{options}: {reason}")]
+    Contradiction {
+        /// The options.
+        options: &'static str,
+        /// Why they do not go together.
+        reason: &'static str,
+    },
+    /// Every token was forbidden.
+    #[error("no token may come next: logit_bias and the hook forbid them all")]
+    NothingAllowed,
 }

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 
 use crate::{GenerateError, LanguageModel, Sampler, Sampling};
 
@@ -64,9 +64,9 @@ pub fn generate<M: LanguageModel>(
         return Err(GenerateError::NothingToGenerate);
     }
     let blocked = model.layout().block_prompts(prompts, options.max_new_tokens)?;
-    let mut sequences = (0..prompts.len())
-        .map(|index| Sampler::new(options.sampling, index).map(Sequence::new))
-        .collect::<Result<Vec<_>, _>>()?;
+    options.sampling.validate(model.layout().vocab_size)?;
+    let sampler = |(index, prompt): (usize, &&[u32])| Sampler::new(options.sampling.clone(), index, prompt);
+    let mut sequences: Vec<Sequence> = prompts.iter().enumerate().map(sampler).map(Sequence::new).collect();
     let (mut state, mut logits) = model.prefill(&blocked, options.max_new_tokens, device);
     let mut next = vec![model.layout().pad_token_id; prompts.len()];
     loop {
@@ -104,8 +104,9 @@ fn draw(
     on_token: &mut impl FnMut(usize, u32) -> ControlFlow<()>,
 ) -> Result<bool, GenerateError> {
     let [_, vocab_size] = logits.dims();
-    let logits: Vec<f32> = logits.into_data().iter::<f32>().collect();
-    for (index, (sequence, logits)) in sequences.iter_mut().zip(logits.chunks(vocab_size)).enumerate() {
+    let logits = logits.cast(FloatDType::F32).into_data();
+    let Ok(rows) = logits.as_slice::<f32>() else { unreachable!("they were cast to float32") };
+    for (index, (sequence, logits)) in sequences.iter_mut().zip(rows.chunks(vocab_size)).enumerate() {
         if sequence.finish.is_some() {
             continue;
         }

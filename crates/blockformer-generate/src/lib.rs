@@ -36,6 +36,7 @@ mod error;
 mod generate;
 mod language_model;
 mod sampler;
+mod sampling;
 mod vanilla;
 
 pub use any::AnyState;
@@ -43,5 +44,6 @@ pub use block::BlockState;
 pub use error::GenerateError;
 pub use generate::{FinishReason, GenerateOptions, Generation, generate};
 pub use language_model::LanguageModel;
-pub use sampler::{Sampler, Sampling};
+pub use sampler::{LogitsHook, Sampler, TokenLogprobs};
+pub use sampling::Sampling;
 pub use vanilla::VanillaState;

@@ -34,4 +34,46 @@ pub enum CacheError {
         /// Positions that were to stay.
         requested: usize,
     },
+    /// A size of a pool that must not be zero.
+    #[error("{name} is 0, expected at least 1")]
+    Zero {
+        /// The size.
+        name: &'static str,
+    },
+    /// A budget that is less than one page.
+    #[error("a budget of {budget} bytes is less than one page of {page_bytes} bytes")]
+    Budget {
+        /// The budget.
+        budget: usize,
+        /// What a page takes.
+        page_bytes: usize,
+    },
+    /// More pages than the pool has to give, reusable ones included.
+    #[error("{requested} pages are needed, {available} are available")]
+    OutOfPages {
+        /// Pages that were to be taken.
+        requested: usize,
+        /// Pages that nobody holds.
+        available: usize,
+    },
+    /// A sequence that was closed, or is another pool's.
+    #[error("there is no sequence {id} in this pool")]
+    UnknownSequence {
+        /// Its number.
+        id: u64,
+    },
+    /// A sequence that stands twice in a batch.
+    #[error("sequence {id} stands twice in the batch")]
+    RepeatedSequence {
+        /// Its number.
+        id: u64,
+    },
+    /// A page that is to be published before it is full.
+    #[error("page {page} cannot be published: the sequence holds {len} positions only")]
+    PageNotFull {
+        /// Which page of the sequence, from 0.
+        page: usize,
+        /// Positions held.
+        len: usize,
+    },
 }

@@ -63,6 +63,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
         top_k: arguments.top_k,
         top_p: Some(arguments.top_p),
         seed: arguments.seed,
+        ..Sampling::default()
     };
     let options = GenerateOptions {
         max_new_tokens: arguments.max_new_tokens,

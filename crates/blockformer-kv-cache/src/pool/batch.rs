@@ -1,0 +1,176 @@
+//! Sequences that take in new positions together.
+
+use core::ops::Range;
+
+use burn::tensor::Tensor;
+
+use super::{KvPool, PageId, SequenceId};
+use crate::CacheError;
+
+/// One sequence of a batch.
+#[derive(Debug)]
+struct Row {
+    id: SequenceId,
+    start: usize,
+    pages: Vec<PageId>,
+}
+
+/// The same number of new positions for each of some sequences. Layer by layer, new keys and values are
+/// [written](Self::write) and all of them [read](Self::read); [`commit`](Self::commit) makes the positions part of the
+/// sequences. A batch that is dropped instead leaves the sequences as they were.
+#[derive(Debug)]
+pub struct PagedBatch<'a> {
+    pool: &'a mut KvPool,
+    rows: Vec<Row>,
+    new: usize,
+}
+
+impl KvPool {
+    /// Makes room for `new` positions in each of these sequences: copies pages that others share and that are about to
+    /// be written to.
+    ///
+    /// # Errors
+    /// [`CacheError::UnknownSequence`], [`CacheError::RepeatedSequence`], or [`CacheError::Full`] if one of them has
+    /// not the capacity. Nothing is changed then.
+    pub fn batch(&mut self, ids: &[SequenceId], new: usize) -> Result<PagedBatch<'_>, CacheError> {
+        for (index, &id) in ids.iter().enumerate() {
+            let sequence = self.sequence(id)?;
+            if new > sequence.capacity - sequence.len {
+                let (len, capacity) = (sequence.len, sequence.capacity);
+                return Err(CacheError::Full { len, capacity, requested: new });
+            }
+            if ids[..index].contains(&id) {
+                return Err(CacheError::RepeatedSequence { id: id.0 });
+            }
+        }
+        let mut rows = Vec::with_capacity(ids.len());
+        for &id in ids {
+            self.prepare(id, new);
+            let sequence = self.sequence(id)?;
+            rows.push(Row { id, start: sequence.len, pages: sequence.table.clone() });
+        }
+        Ok(PagedBatch { pool: self, rows, new })
+    }
+
+    /// Makes the pages of the next `new` positions of `id` its own.
+    fn prepare(&mut self, id: SequenceId, new: usize) {
+        let page_length = self.config.page_length;
+        let Some(sequence) = self.sequences.get_mut(&id) else { return };
+        let written = sequence.len / page_length..(sequence.len + new).div_ceil(page_length);
+        for index in written {
+            let Some(&page) = sequence.table.get(index) else {
+                sequence.table.extend(sequence.spare.pop());
+                continue;
+            };
+            if self.pages.holders(page) > 1 {
+                let Some(copy) = sequence.spare.pop() else { continue };
+                let rows = |page: PageId| page * page_length..page * page_length + sequence.len % page_length;
+                self.storage.copy(rows(page), rows(copy));
+                self.pages.give_back(page);
+                sequence.table[index] = copy;
+            } else {
+                self.pages.withdraw(page);
+            }
+        }
+        // A page that was reserved for a copy is not needed once nobody else holds the one that was to be copied.
+        let need = self.config.pages_of(sequence.capacity);
+        let surplus = (sequence.table.len() + sequence.spare.len()).saturating_sub(need);
+        sequence.spare.drain(..surplus).for_each(|page| self.pages.give_back(page));
+    }
+}
+
+impl PagedBatch<'_> {
+    /// Number of sequences.
+    pub fn rows(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Positions each sequence takes in.
+    pub fn new_positions(&self) -> usize {
+        self.new
+    }
+
+    /// The first new position of each sequence.
+    pub fn starts(&self) -> Vec<usize> {
+        self.rows.iter().map(|row| row.start).collect()
+    }
+
+    /// The new positions of sequence `row`, cut where pages end: ranges that count from its first new position.
+    ///
+    /// Attention that computes each piece by itself, over the keys up to the piece's end, gives the same numbers
+    /// however a text is cut into batches, as long as it is cut at page boundaries.
+    pub fn pieces(&self, row: usize) -> Vec<Range<usize>> {
+        let (page_length, start) = (self.pool.config.page_length, self.rows[row].start);
+        let mut pieces = Vec::new();
+        let mut from = start;
+        while from < start + self.new {
+            let to = ((from / page_length + 1) * page_length).min(start + self.new);
+            pieces.push(from - start..to - start);
+            from = to;
+        }
+        pieces
+    }
+
+    /// Writes the new positions of sequence `row` in layer `layer`.
+    ///
+    /// # Shapes
+    /// - `keys`, `values`: `[n_kv_heads, new, head_dim]`
+    ///
+    /// # Panics
+    /// If shapes, layer or row do not fit.
+    pub fn write(&mut self, layer: usize, row: usize, keys: Tensor<3>, values: Tensor<3>) {
+        let config = self.pool.config;
+        let expected = [config.n_kv_heads, self.new, config.head_dim];
+        assert_eq!(keys.dims(), expected, "keys [heads, new, head_dim]");
+        assert_eq!(values.dims(), expected, "values [heads, new, head_dim]");
+        let start = self.rows[row].start;
+        let mut done = 0;
+        for run in self.runs(row, start..start + self.new) {
+            let part = done..done + run.len();
+            done = part.end;
+            let of = |x: &Tensor<3>| x.clone().slice(burn::tensor::s![.., part.clone(), ..]);
+            self.pool.storage.write(layer, run, of(&keys), of(&values));
+        }
+    }
+
+    /// Keys and values of the first `len` positions of sequence `row`, new ones included if they were written, in
+    /// float32. They should be dropped before the next write, which would copy the pool otherwise.
+    ///
+    /// # Shapes
+    /// - returns: twice `[n_kv_heads, len, head_dim]`
+    ///
+    /// # Panics
+    /// If layer or row do not fit or `len` goes beyond the new positions.
+    pub fn read(&self, layer: usize, row: usize, len: usize) -> (Tensor<3>, Tensor<3>) {
+        let held = self.rows[row].start + self.new;
+        assert!(len <= held, "{len} positions of a sequence of {held}");
+        self.pool.storage.read(layer, &self.runs(row, 0..len))
+    }
+
+    /// Makes the new positions part of the sequences.
+    pub fn commit(self) {
+        for row in &self.rows {
+            if let Some(sequence) = self.pool.sequences.get_mut(&row.id) {
+                sequence.len += self.new;
+            }
+        }
+    }
+
+    /// Rows of the pool's tensors that hold these positions, neighbours joined.
+    fn runs(&self, row: usize, positions: Range<usize>) -> Vec<Range<usize>> {
+        let page_length = self.pool.config.page_length;
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        let mut from = positions.start;
+        while from < positions.end {
+            let to = ((from / page_length + 1) * page_length).min(positions.end);
+            let first = self.rows[row].pages[from / page_length] * page_length + from % page_length;
+            let run = first..first + to - from;
+            match runs.last_mut() {
+                Some(last) if last.end == run.start => last.end = run.end,
+                _ => runs.push(run),
+            }
+            from = to;
+        }
+        runs
+    }
+}
