@@ -31,7 +31,7 @@ enum Command {
     Generate(generate::Arguments),
     /// Train a model on text.
     Train(train::Arguments),
-    /// Convert a checkpoint of the authors' implementation or a Hugging Face GPT-NeoX directory.
+    /// Convert a checkpoint of the authors' implementation, or a Hugging Face GPT-NeoX or Llama directory.
     Convert(convert::Arguments),
     /// Show a model's configuration, parameters and cache sizes.
     Inspect(inspect::Arguments),

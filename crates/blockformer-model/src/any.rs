@@ -39,17 +39,18 @@ impl AnyModel {
     }
 
     /// Opens a model directory: this library's own (`config.json` with an `architecture`), a checkpoint of the
-    /// authors' implementation (`trainer.yaml` or `trainer.json`), or a Hugging Face GPT-NeoX directory
-    /// (`config.json` with `"model_type": "gpt_neox"`), each with `model.safetensors` or its shards.
+    /// authors' implementation (`trainer.yaml` or `trainer.json`), or a Hugging Face directory of the GPT-NeoX or
+    /// Llama family (`config.json` with a `model_type` of `gpt_neox`, `llama`, `mistral` or `qwen2`), each with
+    /// `model.safetensors` or its shards.
     ///
     /// # Errors
     /// A [`CheckpointError`] that names the file and what is wrong with it.
     pub fn load(directory: &Path, device: &Device) -> Result<(ModelConfig, Self), CheckpointError> {
-        let (config, config_path, foreign) = ModelConfig::find(directory)?;
+        let (config, config_path, format) = ModelConfig::find(directory)?;
         let model = Self::init(&config, &config_path, device)?;
         let mut checkpoint = Checkpoint::open(directory)?;
-        if foreign {
-            checkpoint = reference::translate(checkpoint, &config)?;
+        if let Some(format) = format {
+            checkpoint = reference::translate(checkpoint, &config, format)?;
         }
         Ok((config, checkpoint.load_into(model)?))
     }

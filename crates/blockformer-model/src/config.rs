@@ -9,7 +9,8 @@ use blockformer_token_decoder::{TokenDecoder, TokenDecoderConfig, TokenDecoderSi
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
-use crate::{BlockLayout, BlockTransformer, CONFIG_FILE, CheckpointError, VanillaTransformer, reference};
+use crate::reference::{self, ForeignModel, Format};
+use crate::{BlockLayout, BlockTransformer, CONFIG_FILE, CheckpointError, VanillaTransformer};
 
 /// More token ids than any tokenizer has, and fewer than 32-bit tensors can hold.
 const MAX_VOCAB_SIZE: f64 = 16_777_216.0;
@@ -205,17 +206,18 @@ impl ModelConfig {
         Self::find(directory).map(|(config, _, _)| config)
     }
 
-    /// The configuration of a model directory, the file it stands in, and whether the directory is a foreign one.
-    pub(crate) fn find(directory: &Path) -> Result<(Self, PathBuf, bool), CheckpointError> {
+    /// The configuration of a model directory, the file it stands in, and whose names its tensors have if it is a
+    /// foreign one.
+    pub(crate) fn find(directory: &Path) -> Result<(Self, PathBuf, Option<Format>), CheckpointError> {
         if !directory.is_dir() {
             let source = std::io::Error::from(std::io::ErrorKind::NotFound);
             return Err(CheckpointError::io("open model directory", directory, source));
         }
-        if let Some((config, path)) = reference::find_config(directory)? {
-            return Ok((config, path, true));
+        if let Some(ForeignModel { config, path, format }) = reference::find_config(directory)? {
+            return Ok((config, path, Some(format)));
         }
         let path = directory.join(CONFIG_FILE);
-        Ok((Self::load(&path)?, path, false))
+        Ok((Self::load(&path)?, path, None))
     }
 
     /// The configuration as JSON.

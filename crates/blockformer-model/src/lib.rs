@@ -4,7 +4,7 @@
 //! own making. [`VanillaTransformer`] is the baseline of the same layers. [`ModelConfig`] describes either and is the
 //! `config.json` of a model directory, which [`AnyModel::load`] opens and [`AnyModel::save`] writes. [`presets`] has
 //! the paper's configurations by name, [`reference`](mod@reference) reads the authors' checkpoints and Hugging Face
-//! GPT-NeoX directories.
+//! directories of the GPT-NeoX and Llama families.
 //!
 //! ```
 //! use blockformer_model::presets;

@@ -1,9 +1,10 @@
-//! Checkpoints of the authors' PyTorch implementation and Hugging Face GPT-NeoX directories.
+//! Checkpoints of the authors' PyTorch implementation and Hugging Face directories of the GPT-NeoX and Llama families.
 //!
-//! Both use GPT-NeoX's names and layouts; [`translate`] turns them into this library's. What differs besides names:
-//! GPT-NeoX fuses queries, keys and values head by head (`[head, (q, k, v), head_dim]`) where this library puts all
-//! queries first, then keys, then values; and the authors write the embedder's projection and the token decoder's
-//! expansion as convolutions whose stride is their width, which are linear maps of the concatenated inputs.
+//! [`translate`] turns their names and layouts into this library's. What differs besides names: GPT-NeoX, and with it
+//! the authors, fuses queries, keys and values head by head (`[head, (q, k, v), head_dim]`), Llama keeps them apart,
+//! and this library puts all queries first, then keys, then values, in one matrix; and the authors write the
+//! embedder's projection and the token decoder's expansion as convolutions whose stride is their width, which are
+//! linear maps of the concatenated inputs.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -18,25 +19,51 @@ use crate::checkpoint::{CONFIG_FILE, check_float};
 use crate::{Checkpoint, CheckpointError, ModelConfig};
 
 mod gpt_neox;
+mod hugging_face;
+mod llama;
 mod parts;
 mod roberta;
 mod t5;
 mod trainer;
 
 pub use gpt_neox::GptNeoXConfig;
+pub use hugging_face::RopeParameters;
+pub use llama::{EosTokenIds, LlamaConfig, LlamaFamily};
 pub use trainer::{AutoEncodingLoss, BlockDecodingLoss, BlockDecodingLossKind, TrainerFile};
 
-/// The configuration of a foreign model directory and the file it stands in; `None` if `directory` is this library's
-/// own.
+/// Whose names and layouts a foreign checkpoint has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Format {
+    /// The authors' implementation of the Block Transformer, with its trainer file.
+    Trainer,
+    /// Hugging Face GPT-NeoX.
+    GptNeoX,
+    /// Hugging Face Llama, and models of its layers and names: see [`LlamaFamily`].
+    Llama,
+}
+
+/// What a foreign model directory holds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ForeignModel {
+    /// The model, in this library's words.
+    pub config: ModelConfig,
+    /// The file that describes it.
+    pub path: PathBuf,
+    /// The names and layouts of its tensors.
+    pub format: Format,
+}
+
+/// The configuration of a foreign model directory; `None` if `directory` is this library's own.
 ///
 /// # Errors
 /// A [`CheckpointError`] if there is no configuration at all, or one that cannot be read.
-pub fn find_config(directory: &Path) -> Result<Option<(ModelConfig, PathBuf)>, CheckpointError> {
+pub fn find_config(directory: &Path) -> Result<Option<ForeignModel>, CheckpointError> {
     for name in ["trainer.yaml", "trainer.yml", "trainer.json"] {
         let path = directory.join(name);
         if path.exists() {
-            let config = TrainerFile::load(&path)?.model_config(&path)?;
-            return Ok(Some((ModelConfig::BlockTransformer(config), path)));
+            let config = ModelConfig::BlockTransformer(TrainerFile::load(&path)?.model_config(&path)?);
+            return Ok(Some(ForeignModel { config, path, format: Format::Trainer }));
         }
     }
     let path = directory.join(CONFIG_FILE);
@@ -44,9 +71,7 @@ pub fn find_config(directory: &Path) -> Result<Option<(ModelConfig, PathBuf)>, C
         let expected = "config.json, trainer.yaml or trainer.json";
         return Err(CheckpointError::NoModel { path: directory.into(), expected });
     }
-    let config = GptNeoXConfig::load_if_hugging_face(&path)?;
-    let config = config.map(|config| config.model_config(&path)).transpose()?;
-    Ok(config.map(|config| (ModelConfig::VanillaTransformer(config), path)))
+    hugging_face::find_config(path)
 }
 
 /// How the numbers of a tensor are arranged in the file.
@@ -67,6 +92,8 @@ pub enum Layout {
     Rows {
         /// The first of the rows.
         offset: usize,
+        /// How many.
+        rows: usize,
         /// Rows of the whole parameter.
         total: usize,
     },
@@ -76,9 +103,15 @@ impl Layout {
     /// The shape in this library of a tensor of `shape` in the file, or the shape that was expected there.
     fn shape(self, shape: &[usize]) -> Result<Vec<usize>, Vec<usize>> {
         match (self, shape) {
-            (Self::Same | Self::Rows { .. }, [_, ..]) => Ok(shape.to_vec()),
-            (Self::Same, []) => Ok(Vec::new()),
-            (Self::Rows { total, .. }, []) => Err(vec![total]),
+            (Self::Same, _) => Ok(shape.to_vec()),
+            (Self::Rows { rows, .. }, [got, columns @ ..]) => {
+                if *got == rows {
+                    Ok(shape.to_vec())
+                } else {
+                    Err([&[rows], columns].concat())
+                }
+            }
+            (Self::Rows { rows, .. }, []) => Err(vec![rows]),
             (Self::Convolution, &[out, input, width]) => Ok(vec![out, width * input]),
             (Self::Convolution, &[_]) => Ok(shape.to_vec()), // its bias
             (Self::Convolution, _) => Err(vec![shape.first().copied().unwrap_or(1), 1, 1]),
@@ -162,11 +195,15 @@ pub enum Translation {
     Unknown,
 }
 
-/// Where the tensor `name` of a foreign checkpoint belongs in a model of configuration `config`.
-pub fn translate_name(name: &str, config: &ModelConfig) -> Translation {
-    match config {
-        ModelConfig::VanillaTransformer(config) => gpt_neox::translate_vanilla(name, &config.transformer),
-        ModelConfig::BlockTransformer(config) => trainer::translate_block(name, config),
+/// Where the tensor `name` of a foreign checkpoint of the format belongs in a model of configuration `config`.
+pub fn translate_name(name: &str, config: &ModelConfig, format: Format) -> Translation {
+    match (format, config) {
+        (Format::Trainer, ModelConfig::BlockTransformer(config)) => trainer::translate_block(name, config),
+        (Format::GptNeoX, ModelConfig::VanillaTransformer(config)) => {
+            gpt_neox::translate_vanilla(name, &config.transformer)
+        }
+        (Format::Llama, ModelConfig::VanillaTransformer(config)) => llama::translate(name, config),
+        _ => Translation::Unknown,
     }
 }
 
@@ -174,13 +211,13 @@ pub fn translate_name(name: &str, config: &ModelConfig) -> Translation {
 ///
 /// # Errors
 /// A [`CheckpointError`] naming a tensor that is unknown, or whose shape cannot be rearranged.
-pub fn translate(checkpoint: Checkpoint, config: &ModelConfig) -> Result<Checkpoint, CheckpointError> {
+pub fn translate(checkpoint: Checkpoint, config: &ModelConfig, format: Format) -> Result<Checkpoint, CheckpointError> {
     let mut tensors = BTreeMap::new();
-    let mut names_in_file = possible_names(config);
+    let mut names_in_file = possible_names(config, format);
     let mut parts = parts::Parts::default();
     let mut unknown = Vec::new();
     for (name, tensor) in &checkpoint.tensors {
-        match translate_name(name, config) {
+        match translate_name(name, config, format) {
             Translation::Parameter(parameter, layout) => {
                 check_float(checkpoint.path(), name, tensor.dtype)?;
                 let arranged =
@@ -191,12 +228,12 @@ pub fn translate(checkpoint: Checkpoint, config: &ModelConfig) -> Result<Checkpo
                         got: tensor.shape.to_vec(),
                     })?;
                 match layout {
-                    Layout::Rows { offset, total } => parts.add(&parameter, name, offset, total, arranged),
+                    Layout::Rows { offset, total, .. } => parts.add(&parameter, name, offset, total, arranged),
                     _ => {
                         tensors.insert(parameter.clone(), arranged);
+                        names_in_file.insert(parameter, name.clone());
                     }
                 }
-                names_in_file.insert(parameter, name.clone());
             }
             Translation::Ignored => {}
             Translation::Unknown => unknown.push(name.clone()),
@@ -205,6 +242,7 @@ pub fn translate(checkpoint: Checkpoint, config: &ModelConfig) -> Result<Checkpo
     if !unknown.is_empty() {
         return Err(CheckpointError::Unknown { path: checkpoint.path().into(), names: unknown });
     }
+    names_in_file.extend(parts.names());
     tensors.extend(parts.join(checkpoint.path())?);
     Ok(checkpoint.renamed(tensors, names_in_file))
 }
@@ -232,13 +270,14 @@ const GPT_NEOX_MODULES: [(&str, &str); 6] = [
 
 /// The names that a checkpoint of this configuration can have in its file, each with the parameter it belongs to: what
 /// a missing parameter would be called there.
-fn possible_names(config: &ModelConfig) -> BTreeMap<String, String> {
+fn possible_names(config: &ModelConfig, format: Format) -> BTreeMap<String, String> {
     let stems = match config {
-        ModelConfig::VanillaTransformer(config) => gpt_neox::stems("", config.transformer.n_layers),
         ModelConfig::BlockTransformer(config) => trainer::stems(config),
+        ModelConfig::VanillaTransformer(config) if format == Format::Llama => llama::stems(config.transformer.n_layers),
+        ModelConfig::VanillaTransformer(config) => gpt_neox::stems("", config.transformer.n_layers),
     };
     let names = stems.into_iter().flat_map(|stem| [format!("{stem}.weight"), format!("{stem}.bias")]);
-    let parameter = |name: String| match translate_name(&name, config) {
+    let parameter = |name: String| match translate_name(&name, config, format) {
         Translation::Parameter(parameter, _) => Some((parameter, name)),
         _ => None,
     };

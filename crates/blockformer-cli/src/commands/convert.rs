@@ -11,7 +11,8 @@ use crate::vocabulary;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// A directory with trainer.yaml (or .json) and model.safetensors, or a Hugging Face GPT-NeoX directory
+    /// A directory with trainer.yaml (or .json) and model.safetensors, or a Hugging Face directory of the GPT-NeoX or
+    /// Llama family (Llama, SmolLM2, TinyLlama, Mistral, Qwen2)
     input: PathBuf,
     /// Where to write config.json and model.safetensors
     output: PathBuf,

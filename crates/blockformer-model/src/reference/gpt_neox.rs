@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use blockformer_nn::{Activation, ConfigError, Residual, RotaryConfig, TransformerConfig};
+use blockformer_nn::{ConfigError, Residual, RotaryConfig, TransformerConfig};
 use serde::Deserialize;
 
-use super::{GPT_NEOX_MODULES, Layout, Translation, translate_stack};
+use super::{GPT_NEOX_MODULES, Layout, RopeParameters, Translation, hugging_face, translate_stack};
 use crate::{CheckpointError, VanillaTransformerConfig};
 
 /// The fields of a Hugging Face `GPTNeoXConfig` that matter here, with its defaults.
@@ -50,18 +50,6 @@ pub struct GptNeoXConfig {
     pub rope_parameters: Option<RopeParameters>,
 }
 
-/// The rotary settings as newer versions of Hugging Face's library write them.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default)]
-pub struct RopeParameters {
-    /// The kind; only `"default"` is supported.
-    pub rope_type: Option<String>,
-    /// Base of the rotary wavelengths.
-    pub rope_theta: Option<f64>,
-    /// Rotated share of each head.
-    pub partial_rotary_factor: Option<f64>,
-}
-
 impl Default for GptNeoXConfig {
     /// Hugging Face's defaults (GPT-NeoX-20B).
     fn default() -> Self {
@@ -88,43 +76,10 @@ impl Default for GptNeoXConfig {
 }
 
 impl GptNeoXConfig {
-    /// Reads `config.json` if it is a Hugging Face one (it has a `model_type`).
-    pub(super) fn load_if_hugging_face(path: &Path) -> Result<Option<Self>, CheckpointError> {
-        let text = std::fs::read_to_string(path).map_err(|source| CheckpointError::io("read", path, source))?;
-        let json = |source| CheckpointError::Json { path: path.into(), source };
-        let value: serde_json::Value = serde_json::from_str(&text).map_err(json)?;
-        match value.get("model_type").and_then(serde_json::Value::as_str) {
-            None => Ok(None),
-            Some("gpt_neox") => serde_json::from_value(value).map(Some).map_err(json),
-            Some(other) => Err(CheckpointError::Unsupported {
-                path: path.into(),
-                field: "model_type",
-                value: other.into(),
-                supported: "gpt_neox",
-            }),
-        }
-    }
-
     /// The layers, or the field that this library cannot do.
     pub(super) fn transformer(&self, path: &Path) -> Result<TransformerConfig, CheckpointError> {
-        let unsupported = |field, value: String, supported| {
-            Err(CheckpointError::Unsupported { path: path.into(), field, value, supported })
-        };
-        let activation = match self.hidden_act.as_str() {
-            "gelu" => Activation::Gelu,
-            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Activation::GeluTanh,
-            "relu" => Activation::Relu,
-            other => {
-                return unsupported("hidden_act", other.into(), "gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, relu");
-            }
-        };
-        if let Some(scaling) = &self.rope_scaling {
-            return unsupported("rope_scaling", scaling.to_string(), "null");
-        }
-        let rope = self.rope_parameters.clone().unwrap_or_default();
-        if let Some(kind) = rope.rope_type.filter(|kind| kind != "default") {
-            return unsupported("rope_parameters.rope_type", kind, "default");
-        }
+        let activation = hugging_face::activation(&self.hidden_act, path)?;
+        let rope = hugging_face::rope(self.rope_scaling.as_ref(), self.rope_parameters.as_ref(), path)?;
         let rotary = RotaryConfig {
             fraction: rope.partial_rotary_factor.unwrap_or(self.rotary_pct),
             base: rope.rope_theta.unwrap_or(self.rotary_emb_base),

@@ -26,6 +26,16 @@ impl Parts {
         self.0.entry(parameter.into()).or_default().push(part);
     }
 
+    /// What the parameters are called in the file: the names of their parts.
+    pub(super) fn names(&self) -> impl Iterator<Item = (String, String)> {
+        self.0.iter().map(|(parameter, parts)| {
+            let mut parts: Vec<_> = parts.iter().map(|part| (part.offset, part.name.as_str())).collect();
+            parts.sort_unstable();
+            let names: Vec<_> = parts.into_iter().map(|(_, name)| name).collect();
+            (parameter.clone(), names.join(" + "))
+        })
+    }
+
     /// Joins the parts of each parameter, which must be complete.
     pub(super) fn join(self, path: &Path) -> Result<Vec<(String, PackTensor)>, CheckpointError> {
         self.0.into_iter().map(|(parameter, parts)| Ok((parameter.clone(), join(&parameter, parts, path)?))).collect()

@@ -42,7 +42,7 @@ pub(super) fn translate(name: &str, config: &TransformerConfig) -> Translation {
     };
     let d = config.d_model;
     for (theirs, ours) in MODULES {
-        let rows = |part: usize| Layout::Rows { offset: part * d, total: 3 * d };
+        let rows = |part: usize| Layout::Rows { offset: part * d, rows: d, total: 3 * d };
         let layout = match theirs {
             "attention.self.query" => rows(0),
             "attention.self.key" => rows(1),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use blockformer_model::reference::{self, Layout, TrainerFile, Translation};
+use blockformer_model::reference::{self, Format, Layout, TrainerFile, Translation};
 use blockformer_model::{AnyModel, ModelConfig};
 use blockformer_token_decoder::TokenDecoderConfig;
 use blockformer_train::{Batch, BlockDecodingLoss, BlockDecodingLossKind, LossConfig};
@@ -129,7 +129,7 @@ impl Case {
 
     /// Where the weight that the reference calls `name` is in the model: its path and arrangement.
     pub(super) fn parameter(&self, name: &str) -> Result<(String, Layout), VerifyError> {
-        match reference::translate_name(name, &self.config) {
+        match reference::translate_name(name, &self.config, Format::Trainer) {
             Translation::Parameter(path, layout) => Ok((path, layout)),
             _ => Err(VerifyError::Malformed {
                 path: self.cases_path.clone(),

@@ -26,7 +26,7 @@ pub(super) fn prepare(arguments: &Arguments, config: &ModelConfig, resumes: bool
     let tokenizer = tokenizer(arguments, resumes)?;
     let path = PathBuf::from(&arguments.tokenizer);
     vocabulary::check(&path, &tokenizer, config)?;
-    let eos = tokenizer.eos_token_id().ok_or(CliError::NoEndOfText { path })?;
+    let eos = config.eos_token_id().or_else(|| tokenizer.eos_token_id()).ok_or(CliError::NoEndOfText { path })?;
     let corpus = InMemoryCorpus::tokenize_stream(Documents::open(&arguments.data)?, &tokenizer)?;
     eprintln!("{} tokens in {} documents", corpus.n_tokens(), corpus.n_documents());
     let (train, validation) = if arguments.validation_data.is_empty() {
