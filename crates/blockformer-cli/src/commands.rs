@@ -4,4 +4,5 @@ pub(crate) mod convert;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod train;
+pub(crate) mod uptrain;
 pub(crate) mod verify;

@@ -9,6 +9,7 @@ use blockformer::data::DataError;
 use blockformer::generate::GenerateError;
 use blockformer::model::CheckpointError;
 use blockformer::train::TrainError;
+use blockformer::train::uptraining::UptrainingError;
 use blockformer::verify::VerifyError;
 use thiserror::Error;
 
@@ -26,6 +27,8 @@ pub(crate) enum CliError {
     Model(#[from] CheckpointError),
     #[error(transparent)]
     Train(#[from] TrainError),
+    #[error(transparent)]
+    Uptraining(#[from] UptrainingError),
     #[error(transparent)]
     Verify(#[from] VerifyError),
     #[error("cannot {action} {}: {source}", path.display())]

@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 
 use error::CliError;
 
-use commands::{convert, generate, inspect, train, verify};
+use commands::{convert, generate, inspect, train, uptrain, verify};
 
 /// Burn's CPU backend allocates a tensor for every operation; mimalloc makes that several times faster.
 #[global_allocator]
@@ -33,6 +33,8 @@ enum Command {
     Train(train::Arguments),
     /// Convert a checkpoint of the authors' implementation, or a Hugging Face GPT-NeoX or Llama directory.
     Convert(convert::Arguments),
+    /// Make a Block Transformer of a vanilla model's weights, to train on.
+    Uptrain(uptrain::Arguments),
     /// Show a model's configuration, parameters and cache sizes.
     Inspect(inspect::Arguments),
     /// Check a device against the numbers of reference cases.
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Train(arguments) => train::run(&arguments),
         Command::Convert(arguments) => convert::run(&arguments),
+        Command::Uptrain(arguments) => uptrain::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
     };

@@ -4,6 +4,7 @@
 //! evaluation, checkpoints to resume from. It trains whatever implements [`Trainable`], which every
 //! `BlockTransformer<E, T>` does, also with parts of your own. The pieces ([`token_loss`], [`Schedule`],
 //! [`clip_gradients`], [`Optimizer`]) can be used without it.
+//! [`uptraining`] makes a Block Transformer of a pretrained vanilla model to begin with.
 //!
 //! ```
 //! use blockformer_data::{InMemoryCorpus, PackedDataset, PackingConfig};
@@ -43,6 +44,7 @@ mod optimizer;
 mod schedule;
 mod trainable;
 mod trainer;
+pub mod uptraining;
 
 pub use batch::Batch;
 pub use block_losses::{BlockDecodingLoss, BlockDecodingLossKind, LossConfig};

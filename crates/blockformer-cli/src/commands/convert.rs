@@ -1,9 +1,10 @@
 //! `blockformer convert`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use blockformer::model::{AnyModel, SavePrecision, TOKENIZER_FILE};
+use blockformer::data::Tokenizer;
+use blockformer::model::{AnyModel, ModelConfig, SavePrecision, TOKENIZER_FILE};
 use clap::{Args, ValueEnum};
 
 use crate::error::CliError;
@@ -46,9 +47,9 @@ impl From<Precision> for SavePrecision {
 }
 
 /// Refuses to write over a model: above all over the one that is read.
-fn check_output(arguments: &Arguments) -> Result<(), CliError> {
+pub(super) fn check_output(output: &Path) -> Result<(), CliError> {
     let taken = ["config.json", "model.safetensors", "trainer.yaml", "trainer.yml", "trainer.json"];
-    match taken.iter().map(|name| arguments.output.join(name)).find(|path| path.exists()) {
+    match taken.iter().map(|name| output.join(name)).find(|path| path.exists()) {
         Some(path) => {
             let reason = format!("{} is there already: choose another directory", path.display());
             Err(CliError::Option { option: "output", reason })
@@ -57,27 +58,43 @@ fn check_output(arguments: &Arguments) -> Result<(), CliError> {
     }
 }
 
+/// The tokenizer of that name, or else the input's own if it has one; it must belong to the model.
+pub(super) fn tokenizer(
+    named: Option<&Path>,
+    input: &Path,
+    config: &ModelConfig,
+) -> Result<Option<Tokenizer>, CliError> {
+    let path = match named {
+        Some(path) => path.to_path_buf(),
+        None => input.join(TOKENIZER_FILE),
+    };
+    if named.is_none() && !path.exists() {
+        return Ok(None);
+    }
+    let tokenizer = Tokenizer::from_file(&path)?;
+    vocabulary::check(&path, &tokenizer, config)?;
+    Ok(Some(tokenizer))
+}
+
+/// Puts a tokenizer beside a model.
+pub(super) fn save_tokenizer(tokenizer: Option<Tokenizer>, output: &Path) -> Result<(), CliError> {
+    match tokenizer {
+        Some(tokenizer) => Ok(tokenizer.save(output.join(TOKENIZER_FILE))?),
+        None => {
+            eprintln!("note: no {TOKENIZER_FILE}; put one beside the model (or use --tokenizer) to generate text");
+            Ok(())
+        }
+    }
+}
+
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
     let device = blockformer::default_device()?;
-    check_output(arguments)?;
+    check_output(&arguments.output)?;
     let (config, model) = AnyModel::load(&arguments.input, &device)?;
     // Read the tokenizer before anything is written.
-    let tokenizer_path = match &arguments.tokenizer {
-        Some(path) => Some(path.clone()),
-        None => Some(arguments.input.join(TOKENIZER_FILE)).filter(|path| path.exists()),
-    };
-    let tokenizer = match &tokenizer_path {
-        Some(path) => Some(blockformer::data::Tokenizer::from_file(path)?),
-        None => None,
-    };
-    if let (Some(tokenizer), Some(path)) = (&tokenizer, tokenizer_path) {
-        vocabulary::check(&path, tokenizer, &config)?;
-    }
+    let tokenizer = tokenizer(arguments.tokenizer.as_deref(), &arguments.input, &config)?;
     model.save(&config, &arguments.output, arguments.precision.into())?;
-    match tokenizer {
-        Some(tokenizer) => tokenizer.save(arguments.output.join(TOKENIZER_FILE))?,
-        None => eprintln!("note: no {TOKENIZER_FILE}; put one beside the model (or use --tokenizer) to generate text"),
-    }
+    save_tokenizer(tokenizer, &arguments.output)?;
     eprintln!("wrote {} parameters to {}", model.parameters().total, arguments.output.display());
     Ok(ExitCode::SUCCESS)
 }

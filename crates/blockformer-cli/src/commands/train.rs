@@ -35,8 +35,11 @@ pub(crate) struct Arguments {
     #[arg(long)]
     tokenizer: String,
     /// A model configuration, config.json; or a preset's name
-    #[arg(long, value_name = "FILE|PRESET")]
-    config: String,
+    #[arg(long, value_name = "FILE|PRESET", required_unless_present = "init")]
+    config: Option<String>,
+    /// A model directory whose configuration and weights to begin with
+    #[arg(long, value_name = "DIR", conflicts_with = "config")]
+    init: Option<PathBuf>,
     /// Where to write the model, its tokenizer, checkpoints and the loss curve
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
@@ -105,11 +108,18 @@ enum Split {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
     check(arguments)?;
     let device = blockformer::device(&arguments.device)?.autodiff();
-    let config = read_config(&arguments.config)?;
+    let config = match (&arguments.init, &arguments.config) {
+        (Some(directory), _) => ModelConfig::of_directory(directory)?,
+        (None, config) => read_config(config.as_deref().unwrap_or_default())?,
+    };
     let checkpoint = checkpoint_to_resume(arguments)?;
     let text = data::prepare(arguments, &config, checkpoint.is_some())?;
     device.seed(arguments.seed);
-    let model = AnyModel::new(&config, &device)?;
+    let model = match &arguments.init {
+        // A run that goes on has its own weights.
+        Some(directory) if checkpoint.is_none() => AnyModel::load(directory, &device)?.1,
+        _ => AnyModel::new(&config, &device)?,
+    };
     let count = model.parameters();
     eprintln!("{} parameters, {} non-embedding", count.total, count.non_embedding);
     let mut trainer = Trainer::new(model, text.train, settings(arguments), &device)?;
