@@ -62,6 +62,26 @@ fn stderr(output: &Output) -> String {
 }
 
 #[test]
+fn blocks_of_drawn_lengths_are_trained_on_where_paddings_are_off() {
+    let directory = workspace();
+    let settings = ["--shortest-block", "2", "--steps", "10"];
+    let refused = train(directory.path(), "out", &settings);
+    assert!(!refused.status.success());
+    assert!(stderr(&refused).contains("cannot go with random_pad_first_block"), "{}", stderr(&refused));
+    assert!(!directory.path().join("out").exists());
+    let config = directory.path().join("config.json");
+    let text = fs::read_to_string(&config).expect("read");
+    let text = text.replace("\"random_pad_first_block\":true", "\"random_pad_first_block\":false");
+    let text = text.replace("\"pad_to_block_boundary\":true", "\"pad_to_block_boundary\":false");
+    fs::write(&config, text).expect("written");
+    let trained = train(directory.path(), "out", &settings);
+    assert!(trained.status.success(), "{}", stderr(&trained));
+    // A run goes on under the same lengths only.
+    let other = train(directory.path(), "out", &["--shortest-block", "1", "--steps", "10", "--resume"]);
+    assert!(!other.status.success() && stderr(&other).contains("packing"), "{}", stderr(&other));
+}
+
+#[test]
 fn a_trained_model_goes_on_with_its_text() {
     let directory = workspace();
     // Several documents: each begins at another place in a block, so the model learns all alignments.

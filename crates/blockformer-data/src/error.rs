@@ -73,6 +73,25 @@ pub enum DataError {
         /// What the same tokens and one more decode to.
         got: String,
     },
+    /// Blocks cannot have the lengths that are to be drawn.
+    #[error(
+        "the shortest block is to have {shortest} tokens, expected 1 to block_length ({block_length}), and blocks that \
+         fit samples of {max_length} tokens"
+    )]
+    ShortestBlock {
+        /// Tokens of the shortest block.
+        shortest: usize,
+        /// Tokens of the longest.
+        block_length: usize,
+        /// Tokens of a sample.
+        max_length: usize,
+    },
+    /// Lengths of blocks are to be drawn, and documents to be aligned with blocks.
+    #[error("blocks of drawn lengths cannot go with {field}: switch it off in the model's configuration")]
+    DrawnBlocksArePadded {
+        /// The padding that is on.
+        field: &'static str,
+    },
     /// A tokenizer could not be trained.
     #[error("cannot train a tokenizer")]
     Training {

@@ -43,6 +43,7 @@
 //! ```
 
 mod atomic_file;
+mod block_lengths;
 mod corpus;
 mod decode_stream;
 mod error;
@@ -55,6 +56,7 @@ mod source;
 mod tokenizer;
 mod tokenizer_training;
 
+pub use block_lengths::BlockLengths;
 pub use corpus::TokenCorpus;
 pub use decode_stream::DecodeStream;
 pub use error::{BoxedError, DataError, Result};

@@ -22,6 +22,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use crate::block_lengths::{BlockLengths, cut};
 use crate::corpus::TokenCorpus;
 use crate::error::{DataError, Result};
 use crate::seeded_hash::seeded_hash;
@@ -32,7 +33,7 @@ use crate::seeded_hash::seeded_hash;
 pub struct PackingConfig {
     /// Tokens a block (the paper's L_B). A vanilla transformer has 1.
     pub block_length: usize,
-    /// Tokens a sample, a multiple of `block_length`.
+    /// Tokens a sample; a multiple of `block_length` unless the lengths of blocks are drawn.
     pub max_length: usize,
     /// Whether a random number of padding tokens, from 0 up to `block_length - 1`, goes before each document.
     pub random_pad_first_block: bool,
@@ -42,7 +43,11 @@ pub struct PackingConfig {
     pub eos_token_id: u32,
     /// The token that padding consists of. May be the same as `eos_token_id`: the mask tells them apart.
     pub pad_token_id: u32,
-    /// What the padding before documents is drawn by.
+    /// How many tokens the blocks of a sample hold. Unless they are all full, both paddings must be off: there are no
+    /// block boundaries before a sample is cut.
+    #[serde(default)]
+    pub block_lengths: BlockLengths,
+    /// What the padding before documents and the lengths of blocks are drawn by.
     pub seed: u64,
 }
 
@@ -56,6 +61,7 @@ impl PackingConfig {
             pad_to_block_boundary: true,
             eos_token_id,
             pad_token_id: eos_token_id,
+            block_lengths: BlockLengths::Fixed,
             seed: 0,
         }
     }
@@ -69,7 +75,8 @@ impl PackingConfig {
     ///
     /// # Errors
     /// [`DataError::Zero`] for a length of 0; [`DataError::UnevenBlocks`] unless `max_length` is a multiple of
-    /// `block_length`.
+    /// `block_length`; for drawn lengths instead [`DataError::ShortestBlock`] if blocks cannot have them, and
+    /// [`DataError::DrawnBlocksArePadded`] if a padding is on.
     pub fn validate(&self) -> Result<()> {
         if self.block_length == 0 {
             return Err(DataError::Zero { field: "block_length" });
@@ -77,10 +84,24 @@ impl PackingConfig {
         if self.max_length == 0 {
             return Err(DataError::Zero { field: "max_length" });
         }
+        if self.block_lengths != BlockLengths::Fixed {
+            if self.random_pad_first_block {
+                return Err(DataError::DrawnBlocksArePadded { field: "random_pad_first_block" });
+            }
+            if self.pad_to_block_boundary {
+                return Err(DataError::DrawnBlocksArePadded { field: "pad_to_block_boundary" });
+            }
+            return self.block_lengths.validate(self.max_length, self.block_length);
+        }
         if !self.max_length.is_multiple_of(self.block_length) {
             return Err(DataError::UnevenBlocks { max_length: self.max_length, block_length: self.block_length });
         }
         Ok(())
+    }
+
+    /// How long a sample is as the model sees it: all its blocks, with the padding in them.
+    pub fn sample_len(&self) -> usize {
+        self.block_lengths.n_blocks(self.max_length, self.block_length) * self.block_length
     }
 
     /// How many padding tokens go before document `index`: a function of the seed and the index alone.
@@ -99,7 +120,7 @@ impl PackingConfig {
     }
 }
 
-/// One sample: `max_length` tokens, and for each whether it is content.
+/// One sample: its tokens, [`PackingConfig::sample_len`] many, and for each whether it is content.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Sample {
     /// Token ids.
@@ -202,7 +223,12 @@ impl<C: TokenCorpus> PackedDataset<C> {
             self.push_document(document, from..to, &mut sample);
             document += 1;
         }
-        sample
+        let PackingConfig { block_lengths, block_length, max_length, pad_token_id, seed, .. } = self.config;
+        if block_lengths == BlockLengths::Fixed {
+            return sample;
+        }
+        let lengths = block_lengths.draw(max_length, block_length, seed, index as u64);
+        cut(&sample, &lengths, block_length, pad_token_id)
     }
 
     /// Adds the tokens at `range` of padded document `index`.
@@ -225,7 +251,8 @@ impl<C: TokenCorpus> PackedDataset<C> {
         sample.push_padding(padding, within(text_end + 1, range.end.max(text_end + 1)).len());
     }
 
-    /// Where the first content token of document `index` is: `(sample, place in the sample)`.
+    /// Where the first content token of document `index` is: `(sample, place in the sample)`, the place counted before
+    /// blocks of drawn lengths are padded.
     ///
     /// The sample may be the one that would follow the last, whose tokens are dropped.
     ///

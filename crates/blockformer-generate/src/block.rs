@@ -19,8 +19,10 @@ pub struct BlockState<C> {
     current: Vec<Vec<u32>>,
     /// Blocks at the start of each sequence that are nothing but padding.
     padded_blocks: Vec<usize>,
-    /// Blocks taken in, padding included.
+    /// Blocks taken in, padding and the start of text included.
     n_blocks: usize,
+    /// The last context embeddings, where a block is decoded from several.
+    recent: Option<Tensor<4>>,
     device: Device,
 }
 
@@ -46,16 +48,22 @@ impl<E: Embedder, T: TokenDecoder> LanguageModel for BlockTransformer<E, T> {
     fn prefill(&self, prompts: &BlockedPrompts, new_tokens: usize, device: &Device) -> (Self::State, Tensor<2>) {
         let [batch, n_blocks, _] = prompts.shape();
         // The last block that is decoded is never taken in.
-        let capacity = n_blocks + self.layout().n_blocks(new_tokens.max(1)) - 1;
+        let start = usize::from(self.layout().predict_first_block);
+        let capacity = start + n_blocks + self.layout().n_blocks(new_tokens.max(1)) - 1;
         let mut state = BlockState {
             blocks: self.block_decoder.new_cache(batch, capacity, device),
             tokens: self.token_decoder.new_cache(batch, device),
             current: vec![Vec::with_capacity(self.layout().block_length); batch],
             padded_blocks: prompts.padded_blocks(),
             n_blocks: 0,
+            recent: None,
             device: device.clone(),
         };
-        let logits = take_in(self, &mut state, prompts.ids(device), prompts.mask(device));
+        let mask = prompts.mask(device);
+        let real = mask.clone().map(|mask| mask.any_dim(2).squeeze_dim(2)); // [batch, n_blocks]
+        let blocks = self.embedder.forward(prompts.ids(device), mask); // [batch, n_blocks, n_embedding_tokens, d_model]
+        let (blocks, real) = self.context_ends.with_start(blocks, real);
+        let logits = take_in(self, &mut state, blocks, real);
         (state, logits)
     }
 
@@ -69,7 +77,7 @@ impl<E: Embedder, T: TokenDecoder> LanguageModel for BlockTransformer<E, T> {
         if length == self.layout().block_length {
             let ids = id_tensor(state.current.iter().flatten(), [batch, 1, length], &state.device);
             state.current.iter_mut().for_each(Vec::clear);
-            return take_in(self, state, ids, None);
+            return take_in(self, state, self.embedder.forward(ids, None), None);
         }
         let ids = id_tensor(tokens.iter(), [batch, 1], &state.device);
         let hidden = self.token_decoder.forward(TokenInput::next(ids), Some(&mut state.tokens)); // [batch, 1, d_model]
@@ -77,24 +85,26 @@ impl<E: Embedder, T: TokenDecoder> LanguageModel for BlockTransformer<E, T> {
     }
 
     fn kv_bytes(&self, state: &Self::State) -> usize {
-        state.blocks.bytes() + state.tokens.bytes()
+        let recent = state.recent.as_ref().map_or(0, |recent| recent.shape().num_elements() * recent.dtype().size());
+        state.blocks.bytes() + state.tokens.bytes() + recent
     }
 }
 
-/// Takes in whole blocks and begins the next one: logits of its first token.
+/// Takes in whole blocks, of which `real` are not padding, and begins the next one: logits of its first token.
 fn take_in<E: Embedder, T: TokenDecoder>(
     model: &BlockTransformer<E, T>,
     state: &mut BlockState<T::Cache>,
-    ids: Tensor<3, Int>,
-    mask: Option<Tensor<3, Bool>>,
+    blocks: Tensor<4>,
+    real: Option<Tensor<2, Bool>>,
 ) -> Tensor<2> {
-    let [batch, n_blocks, _] = ids.dims();
+    let [batch, n_blocks, _, d_model] = blocks.dims();
     state.n_blocks += n_blocks;
-    let embeddings = model.embedder.forward(ids, mask); // [batch, n_blocks, n_embedding_tokens, d_model]
     let mask = state.block_mask();
-    let context = model.block_decoder.forward(embeddings, mask, Some(&mut state.blocks));
-    let [_, _, n_embedding_tokens, d_model] = context.dims();
-    let last = context.slice(s![.., n_blocks - 1.., .., ..]).reshape([batch, n_embedding_tokens, d_model]);
+    let contexts = model.block_decoder.forward(blocks, mask, Some(&mut state.blocks));
+    let (windows, recent) = model.context_ends.windows(contexts, real, state.recent.take());
+    state.recent = recent;
+    let n_contexts = windows.dims()[2];
+    let last = windows.slice(s![.., n_blocks - 1.., .., ..]).reshape([batch, n_contexts, d_model]);
     let hidden = model.token_decoder.forward(TokenInput::start(last), Some(&mut state.tokens)); // [batch, 1, d_model]
     model.logits(hidden).squeeze_dim(1)
 }

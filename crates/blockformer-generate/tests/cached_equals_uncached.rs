@@ -13,6 +13,15 @@ use burn::tensor::{Device, Int, Tensor, TensorData, s};
 const VOCAB_SIZE: usize = 50;
 
 fn block_model(style: fn(usize, usize, usize) -> TransformerConfig) -> BlockTransformer {
+    widened_model(style, 1, false)
+}
+
+/// A model that decodes a block from the last few contexts, or its first block from a learned start.
+fn widened_model(
+    style: fn(usize, usize, usize) -> TransformerConfig,
+    context_blocks: usize,
+    predict_first_block: bool,
+) -> BlockTransformer {
     let mut config = presets::block("block_main_b4_5").unwrap();
     let transformer = TransformerConfig { initializer_range: 0.15, ..style(32, 2, 4) };
     config.block_decoder = transformer.clone();
@@ -23,7 +32,13 @@ fn block_model(style: fn(usize, usize, usize) -> TransformerConfig) -> BlockTran
     };
     lookup.d_embedding = 8;
     let config = BlockTransformerConfig { vocab_size: VOCAB_SIZE, max_length: 64, ..config };
-    config.init(&Device::flex()).unwrap()
+    let config = BlockTransformerConfig { context_blocks, predict_first_block, ..config };
+    let mut model = config.init(&Device::flex()).unwrap();
+    // As drawn, the learned ends are too small to be noticed if they were wrong.
+    for end in [&mut model.context_ends.start, &mut model.context_ends.absent].into_iter().flatten() {
+        *end = end.clone().map(|embedding| embedding.mul_scalar(50.0));
+    }
+    model
 }
 
 fn vanilla_model() -> VanillaTransformer {
@@ -51,8 +66,9 @@ fn uncached_block(model: &BlockTransformer, prompt_len: usize, tokens: &[u32]) -
     let device = Device::flex();
     let ids = Tensor::<3, Int>::from_data(TensorData::new(ids, shape), &device);
     let output = model.forward(ids, Some(Tensor::from_data(TensorData::new(real, shape), &device)));
-    let logits = model.logits(output.hidden); // [n_blocks - 1, 4, vocab_size]
-    logits.slice(s![position / 4 - 1, position % 4, ..]).reshape([VOCAB_SIZE])
+    let logits = model.logits(output.hidden); // [predicted blocks, 4, vocab_size]
+    let first = model.layout().first_predicted_block();
+    logits.slice(s![position / 4 - first, position % 4, ..]).reshape([VOCAB_SIZE])
 }
 
 fn uncached_vanilla(model: &VanillaTransformer, _prompt_len: usize, tokens: &[u32]) -> Tensor<1> {
@@ -103,6 +119,21 @@ fn block_logits_match_for_prompts_of_one_to_three_blocks() {
 fn ragged_batches_give_each_prompt_what_it_gets_alone() {
     check(&block_model(TransformerConfig::gpt_neox), &[prompt(11, 0), prompt(2, 1), prompt(5, 2)], uncached_block);
     check(&vanilla_model(), &[prompt(11, 0), prompt(2, 1), prompt(5, 2)], uncached_vanilla);
+}
+
+#[test]
+fn several_contexts_and_a_learned_start_generate_what_the_whole_pass_predicts() {
+    for (context_blocks, start) in [(2, false), (3, false), (1, true), (3, true)] {
+        let model = widened_model(TransformerConfig::gpt_neox, context_blocks, start);
+        for length in [1, 4, 7, 12] {
+            check(&model, &[prompt(length, 0)], uncached_block);
+        }
+        check(&model, &[prompt(11, 0), prompt(2, 1), prompt(5, 2)], uncached_block);
+        if start {
+            check(&model, &[vec![]], uncached_block);
+            check(&model, &[vec![], prompt(9, 0), vec![]], uncached_block);
+        }
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@ use blockformer_token_decoder::{AnyTokenDecoder, TokenDecoder, TokenInput};
 use burn::module::Module;
 use burn::tensor::{Bool, Int, Tensor, s};
 
-use crate::BlockLayout;
+use crate::{BlockLayout, ContextEnds};
 
 /// An embedder, a block decoder and a token decoder (Ho et al. 2024, figure 1).
 ///
@@ -19,6 +19,8 @@ pub struct BlockTransformer<E: Embedder = AnyEmbedder, T: TokenDecoder = AnyToke
     pub embedder: E,
     /// Block embeddings to context embeddings.
     pub block_decoder: BlockDecoder,
+    /// Which context embeddings a block is decoded from; without parameters in the paper's models.
+    pub context_ends: ContextEnds,
     /// Context embeddings to tokens.
     pub token_decoder: T,
     #[module(skip)]
@@ -32,32 +34,41 @@ pub struct BlockOutput {
     pub block_embeddings: Tensor<4>,
     /// The block decoder's output, `[batch, n_blocks, n_embedding_tokens, d_model]`.
     pub context_embeddings: Tensor<4>,
-    /// The token decoder's hidden states of blocks 1 to `n_blocks - 1`,
-    /// `[batch · (n_blocks - 1), block_length, d_model]`: position `t` predicts token `t` of the block.
+    /// The token decoder's hidden states of the blocks that are predicted, from
+    /// [`first_predicted_block`](BlockLayout::first_predicted_block) on,
+    /// `[batch · n_predicted_blocks, block_length, d_model]`: position `t` predicts token `t` of the block.
     pub hidden: Tensor<3>,
 }
 
 impl<E: Embedder, T: TokenDecoder> BlockTransformer<E, T> {
-    /// Runs all three parts over whole sequences, teacher-forced: the context embedding of block `n` and the tokens
-    /// of block `n + 1` give the predictions of block `n + 1`. The first block is not predicted.
+    /// Runs all three parts over whole sequences, teacher-forced: the context embedding of block `n` (or those of the
+    /// last few) and the tokens of block `n + 1` give the predictions of block `n + 1`. The first block is not
+    /// predicted unless the model has learned a start of text.
     ///
     /// # Shapes
-    /// - `ids`: `[batch, n_blocks, block_length]`, at least two blocks
+    /// - `ids`: `[batch, n_blocks, block_length]`, at least one block that is predicted
     /// - `mask`: the same, false on padding; `None` where there is none
     ///
     /// # Panics
-    /// If shapes do not fit, there are fewer than two blocks, or more than the context holds.
+    /// If shapes do not fit, no block is predicted, or there are more than the context holds.
     pub fn forward(&self, ids: Tensor<3, Int>, mask: Option<Tensor<3, Bool>>) -> BlockOutput {
         let [batch, n_blocks, _] = ids.dims();
-        assert!(n_blocks > 1, "{n_blocks} blocks: predicting the next block needs at least two");
+        let first = self.layout.first_predicted_block();
+        assert!(n_blocks > first, "{n_blocks} blocks, of which none is predicted: at least {} are needed", first + 1);
         let (tokens, max_length) = (n_blocks * self.layout.block_length, self.layout.max_length);
         assert!(tokens <= max_length, "{tokens} tokens in a context of {max_length}");
-        let (block_embeddings, context_embeddings) = self.context(ids.clone(), mask.clone());
-        let [_, _, n_embedding_tokens, d_model] = context_embeddings.dims();
-        let context = context_embeddings.clone().slice(s![.., 0..n_blocks - 1, .., ..]);
-        let context = context.reshape([batch * (n_blocks - 1), n_embedding_tokens, d_model]);
-        let hidden =
-            self.decode_blocks(context, ids.slice(s![.., 1.., ..]), mask.map(|mask| mask.slice(s![.., 1.., ..])));
+        let block_embeddings = self.embedder.forward(ids.clone(), mask.clone());
+        let (contexts, real) = self.contexts(block_embeddings.clone(), block_mask(mask.clone()));
+        let positions = contexts.dims()[1];
+        let context_embeddings = contexts.clone().slice(s![.., positions - n_blocks.., .., ..]);
+        // The last context embedding predicts a block that is not there.
+        let known = contexts.slice(s![.., 0..positions - 1, .., ..]);
+        let (windows, _) =
+            self.context_ends.windows(known, real.map(|real| real.slice(s![.., 0..positions - 1])), None);
+        let [_, n_predicted, n_contexts, d_model] = windows.dims();
+        let windows = windows.reshape([batch * n_predicted, n_contexts, d_model]);
+        let mask = mask.map(|mask| mask.slice(s![.., first.., ..]));
+        let hidden = self.decode_blocks(windows, ids.slice(s![.., first.., ..]), mask);
         BlockOutput { block_embeddings, context_embeddings, hidden }
     }
 
@@ -70,16 +81,27 @@ impl<E: Embedder, T: TokenDecoder> BlockTransformer<E, T> {
     /// # Panics
     /// If shapes do not fit.
     pub fn context(&self, ids: Tensor<3, Int>, mask: Option<Tensor<3, Bool>>) -> (Tensor<4>, Tensor<4>) {
-        let block_mask = mask.clone().map(|mask| mask.any_dim(2).squeeze_dim::<2>(2)); // [batch, n_blocks]
-        let block_embeddings = self.embedder.forward(ids, mask);
-        let context_embeddings = self.block_decoder.forward(block_embeddings.clone(), block_mask, None);
-        (block_embeddings, context_embeddings)
+        let n_blocks = ids.dims()[1];
+        let block_embeddings = self.embedder.forward(ids, mask.clone());
+        let (contexts, _) = self.contexts(block_embeddings.clone(), block_mask(mask));
+        let positions = contexts.dims()[1];
+        (block_embeddings, contexts.slice(s![.., positions - n_blocks.., .., ..]))
+    }
+
+    /// Context embeddings, that of the start of text first where there is one, and which of them are real.
+    fn contexts(
+        &self,
+        block_embeddings: Tensor<4>,
+        real: Option<Tensor<2, Bool>>,
+    ) -> (Tensor<4>, Option<Tensor<2, Bool>>) {
+        let (blocks, real) = self.context_ends.with_start(block_embeddings, real);
+        (self.block_decoder.forward(blocks, real.clone(), None), real)
     }
 
     /// The third part, teacher-forced: the hidden states that predict every token of `ids`.
     ///
     /// # Shapes
-    /// - `context`: `[batch · n_blocks, n_embedding_tokens, d_model]`, one context a block of `ids`
+    /// - `context`: `[batch · n_blocks, n_contexts, d_model]`, a window of context embeddings for each block of `ids`
     /// - `ids`, `mask`: `[batch, n_blocks, block_length]`
     /// - returns: `[batch · n_blocks, block_length, d_model]`
     ///
@@ -106,4 +128,9 @@ impl<E: Embedder, T: TokenDecoder> BlockTransformer<E, T> {
     pub fn layout(&self) -> BlockLayout {
         self.layout
     }
+}
+
+/// Which blocks hold a real token, `[batch, n_blocks]`.
+fn block_mask(mask: Option<Tensor<3, Bool>>) -> Option<Tensor<2, Bool>> {
+    mask.map(|mask| mask.any_dim(2).squeeze_dim(2))
 }

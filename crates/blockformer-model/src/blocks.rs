@@ -15,6 +15,8 @@ pub struct BlockLayout {
     pub pad_token_id: u32,
     /// Number of token ids.
     pub vocab_size: usize,
+    /// Whether the first block of a text is predicted too, from a learned start. An empty prompt can then be continued.
+    pub predict_first_block: bool,
 }
 
 /// Prompts as blocks: each padded on the left to whole blocks, and to the number of blocks of the longest.
@@ -32,14 +34,14 @@ impl BlockLayout {
     /// padding on the left, as in training.
     ///
     /// # Errors
-    /// A [`PromptError`] naming the first prompt that is empty, holds an id outside the vocabulary, or does not leave
-    /// room for `new_tokens` in the context.
+    /// A [`PromptError`] naming the first prompt that is empty (unless the model predicts first blocks), holds an id
+    /// outside the vocabulary, or does not leave room for `new_tokens` in the context.
     pub fn block_prompts(&self, prompts: &[&[u32]], new_tokens: usize) -> Result<BlockedPrompts, PromptError> {
         for (index, prompt) in prompts.iter().enumerate() {
             self.check(index, prompt, new_tokens)?;
         }
         let longest = prompts.iter().map(|prompt| prompt.len()).max().ok_or(PromptError::None)?;
-        let n_blocks = longest.div_ceil(self.block_length);
+        let n_blocks = longest.div_ceil(self.block_length).max(1);
         let padded = n_blocks * self.block_length;
         let mut ids = Vec::with_capacity(prompts.len() * padded);
         let mut real = Vec::with_capacity(prompts.len() * padded);
@@ -51,13 +53,18 @@ impl BlockLayout {
         Ok(BlockedPrompts { ids, real, batch: prompts.len(), n_blocks, block_length: self.block_length })
     }
 
+    /// The first block that is predicted: 0 or, where a text's beginning is not, 1.
+    pub fn first_predicted_block(&self) -> usize {
+        usize::from(!self.predict_first_block)
+    }
+
     /// Blocks that `tokens` take.
     pub fn n_blocks(&self, tokens: usize) -> usize {
         tokens.div_ceil(self.block_length)
     }
 
     fn check(&self, index: usize, prompt: &[u32], new_tokens: usize) -> Result<(), PromptError> {
-        if prompt.is_empty() {
+        if prompt.is_empty() && !self.predict_first_block {
             return Err(PromptError::Empty { index });
         }
         if let Some(&id) = prompt.iter().find(|&&id| id as usize >= self.vocab_size) {
@@ -102,7 +109,8 @@ impl BlockedPrompts {
 mod tests {
     use super::*;
 
-    const LAYOUT: BlockLayout = BlockLayout { block_length: 4, max_length: 16, pad_token_id: 0, vocab_size: 100 };
+    const LAYOUT: BlockLayout =
+        BlockLayout { block_length: 4, max_length: 16, pad_token_id: 0, vocab_size: 100, predict_first_block: false };
 
     #[test]
     fn prompts_are_padded_on_the_left_to_the_longest() {
@@ -118,6 +126,16 @@ mod tests {
     fn full_blocks_need_no_mask() {
         let blocked = LAYOUT.block_prompts(&[&[1, 2, 3, 4], &[5, 6, 7, 8]], 1).unwrap();
         assert!(blocked.mask(&Device::flex()).is_none());
+    }
+
+    #[test]
+    fn empty_prompts_are_served_where_the_first_block_is_predicted() {
+        let layout = BlockLayout { predict_first_block: true, ..LAYOUT };
+        let blocked = layout.block_prompts(&[&[], &[1]], 12).unwrap();
+        assert_eq!((blocked.shape(), blocked.padded_blocks()), ([2, 1, 4], vec![1, 0]));
+        let blocked = layout.block_prompts(&[&[], &[]], 16).unwrap();
+        assert_eq!((blocked.shape(), blocked.padded_blocks()), ([2, 1, 4], vec![1, 1]));
+        assert!(matches!(layout.block_prompts(&[&[]], 17), Err(PromptError::TooLong { .. })));
     }
 
     #[test]

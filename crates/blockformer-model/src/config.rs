@@ -10,7 +10,7 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 use crate::reference::{self, ForeignModel, Format};
-use crate::{BlockLayout, BlockTransformer, CONFIG_FILE, CheckpointError, VanillaTransformer};
+use crate::{BlockLayout, BlockTransformer, CONFIG_FILE, CheckpointError, ContextEnds, VanillaTransformer};
 
 /// More token ids than any tokenizer has, and fewer than 32-bit tensors can hold.
 const MAX_VOCAB_SIZE: f64 = 16_777_216.0;
@@ -45,12 +45,23 @@ pub struct BlockTransformerConfig {
     pub random_pad_first_block: bool,
     /// Whether documents were padded to the block boundary in training.
     pub pad_to_block_boundary: bool,
+    /// Blocks whose context embeddings a block is decoded from: 1 in the paper, more for a token decoder that sees
+    /// the last few (prefix and cross-attention decoders).
+    #[serde(default = "one")]
+    pub context_blocks: usize,
+    /// Whether the first block of a text is predicted too, from a learned start of text; not so in the paper.
+    #[serde(default)]
+    pub predict_first_block: bool,
     /// Blocks of tokens to block embeddings.
     pub embedder: EmbedderConfig,
     /// Attention over block embeddings. Its `max_positions` counts embedding tokens.
     pub block_decoder: TransformerConfig,
     /// Context embeddings to tokens.
     pub token_decoder: TokenDecoderConfig,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// Configuration of a [`VanillaTransformer`].
@@ -82,6 +93,7 @@ impl BlockTransformerConfig {
             max_length: self.max_length,
             pad_token_id: self.pad_token_id,
             vocab_size: self.vocab_size,
+            predict_first_block: self.predict_first_block,
         }
     }
 
@@ -100,7 +112,7 @@ impl BlockTransformerConfig {
         TokenDecoderSizes {
             vocab_size: self.vocab_size,
             block_length: self.block_length,
-            n_embedding_tokens: self.n_embedding_tokens,
+            n_contexts: self.context_blocks * self.n_embedding_tokens,
             d_context: self.block_decoder.d_model,
         }
     }
@@ -111,6 +123,10 @@ impl BlockTransformerConfig {
     /// A [`ConfigError`] that names what does not fit together.
     pub fn init(&self, device: &Device) -> Result<BlockTransformer, ConfigError> {
         self.validate()?;
+        if matches!(self.token_decoder, TokenDecoderConfig::Summation(_)) {
+            // It adds a part of the context to each token: several blocks have no place in it.
+            ConfigError::equal("context_blocks", self.context_blocks, "a summation token decoder", 1)?;
+        }
         let embedder = self.embedder.try_init(&self.embedder_sizes(), device)?;
         let token_decoder = self.token_decoder.try_init(&self.token_decoder_sizes(), device)?;
         self.init_with(embedder, token_decoder, device)
@@ -137,13 +153,15 @@ impl BlockTransformerConfig {
             ("embedder.d_model", e.d_model, "block_decoder.d_model", want_e.d_model),
             ("token_decoder.vocab_size", t.vocab_size, "vocab_size", want_t.vocab_size),
             ("token_decoder.block_length", t.block_length, "block_length", want_t.block_length),
-            ("token_decoder.n_embedding_tokens", t.n_embedding_tokens, "n_embedding_tokens", want_t.n_embedding_tokens),
+            ("token_decoder.n_contexts", t.n_contexts, "context_blocks · n_embedding_tokens", want_t.n_contexts),
             ("token_decoder.d_context", t.d_context, "block_decoder.d_model", want_t.d_context),
         ] {
             ConfigError::equal(field, got, want_field, want)?;
         }
+        let shape = [self.n_embedding_tokens, self.block_decoder.d_model];
         let block_decoder = BlockDecoder::new(&self.block_decoder, self.n_embedding_tokens, device);
-        Ok(BlockTransformer { embedder, block_decoder, token_decoder, layout: self.layout() })
+        let context_ends = ContextEnds::new(shape, self.context_blocks, self.predict_first_block, device);
+        Ok(BlockTransformer { embedder, block_decoder, context_ends, token_decoder, layout: self.layout() })
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
@@ -151,14 +169,19 @@ impl BlockTransformerConfig {
         ConfigError::positive("block_length", self.block_length)?;
         ConfigError::positive("n_embedding_tokens", self.n_embedding_tokens)?;
         ConfigError::positive("max_length", self.max_length)?;
-        let sizes = [("block_length", self.block_length), ("n_embedding_tokens", self.n_embedding_tokens)];
+        ConfigError::positive("context_blocks", self.context_blocks)?;
+        let sizes = [
+            ("block_length", self.block_length),
+            ("n_embedding_tokens", self.n_embedding_tokens),
+            ("context_blocks", self.context_blocks),
+        ];
         sizes.into_iter().try_for_each(|(field, value)| ConfigError::bounded(field, value))?;
         ConfigError::in_range("vocab_size", self.vocab_size as f64, 1.0, MAX_VOCAB_SIZE)?;
         ConfigError::multiple("max_length", self.max_length, "block_length", self.block_length)?;
         self.block_decoder.validate()?;
         check_token("pad_token_id", Some(self.pad_token_id), self.vocab_size)?;
         check_token("eos_token_id", self.eos_token_id, self.vocab_size)?;
-        let positions = self.max_blocks() * self.n_embedding_tokens;
+        let positions = (self.max_blocks() + usize::from(self.predict_first_block)) * self.n_embedding_tokens;
         self.block_decoder.check_positions("block_decoder.max_positions", positions, "max_length")
     }
 }
@@ -182,6 +205,7 @@ impl VanillaTransformerConfig {
             max_length: self.max_length,
             pad_token_id: self.eos_token_id.unwrap_or(0),
             vocab_size: self.vocab_size,
+            predict_first_block: false,
         };
         Ok(VanillaTransformer { vocabulary, transformer: self.transformer.init(device), layout })
     }

@@ -143,6 +143,8 @@ fn with_parts(
         eos_token_id: Some(EOS_TOKEN_ID),
         random_pad_first_block: true,
         pad_to_block_boundary: true,
+        context_blocks: 1,
+        predict_first_block: false,
         embedder,
         block_decoder,
         token_decoder,

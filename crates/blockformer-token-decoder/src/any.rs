@@ -50,19 +50,19 @@ impl TokenDecoderConfig {
 
     /// The positions whose keys and values the token decoder's cache holds (the expanded context, where it takes
     /// positions, and tokens), and the bytes of one position if a number takes `bytes_per_value`.
-    pub fn cache_size(&self, n_embedding_tokens: usize, block_length: usize, bytes_per_value: usize) -> (usize, usize) {
+    pub fn cache_size(&self, n_contexts: usize, block_length: usize, bytes_per_value: usize) -> (usize, usize) {
         let per_position = |n_layers, n_kv_heads, head_dim| {
             CacheConfig { n_layers, n_kv_heads, head_dim, batch: 1, capacity: 1 }.bytes_per_position(bytes_per_value)
         };
         let of = |t: &TransformerConfig| per_position(t.n_layers, t.n_kv_heads, t.head_dim);
         match self {
             Self::Prefix(config) => {
-                let positions = config.expansion_ratio * n_embedding_tokens + block_length - 1;
+                let positions = config.expansion_ratio * n_contexts + block_length - 1;
                 (positions, of(&config.transformer))
             }
             Self::Summation(config) => (block_length, of(&config.transformer)),
             Self::CrossAttention(config) => {
-                let positions = config.expansion_ratio * n_embedding_tokens + block_length;
+                let positions = config.expansion_ratio * n_contexts + block_length;
                 (positions, per_position(config.n_layers, config.n_heads, config.head_dim))
             }
         }

@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn tokens_one_by_one_match_the_whole_block() {
         let device = Device::flex();
-        let sizes = TokenDecoderSizes { vocab_size: 13, block_length: 4, n_embedding_tokens: 1, d_context: 12 };
+        let sizes = TokenDecoderSizes { vocab_size: 13, block_length: 4, n_contexts: 1, d_context: 12 };
         let config = CrossAttentionConfig {
             d_model: 16,
             n_layers: 2,

@@ -59,8 +59,8 @@ impl ContextExpansion {
     }
 
     /// # Shapes
-    /// - `context`: `[rows, n_embedding_tokens, d_context]`
-    /// - returns: `[rows, n_embedding_tokens · ratio, d_model]`
+    /// - `context`: `[rows, n_contexts, d_context]`
+    /// - returns: `[rows, n_contexts · ratio, d_model]`
     pub fn forward(&self, context: Tensor<3>) -> Tensor<3> {
         let [rows, n, d_context] = context.dims();
         match &self.layer {

@@ -8,7 +8,7 @@ use burn::tensor::{Bool, Device, Int, Tensor};
 /// next tokens of blocks that a cache has begun. Every row is a block of its own.
 #[derive(Debug, Clone)]
 pub struct TokenInput {
-    /// Context embeddings that begin the blocks, `[rows, n_embedding_tokens, d_context]`; `None` where a cache holds
+    /// Context embeddings that begin the blocks, `[rows, n_contexts, d_context]`; `None` where a cache holds
     /// the beginning.
     pub context: Option<Tensor<3>>,
     /// Tokens that follow, `[rows, n]`.
@@ -21,7 +21,7 @@ impl TokenInput {
     /// Blocks that begin with these context embeddings.
     ///
     /// # Shapes
-    /// - `context`: `[rows, n_embedding_tokens, d_context]`
+    /// - `context`: `[rows, n_contexts, d_context]`
     pub fn start(context: Tensor<3>) -> Self {
         Self { context: Some(context), ids: None, mask: None }
     }
@@ -105,8 +105,9 @@ pub struct TokenDecoderSizes {
     pub vocab_size: usize,
     /// Tokens a block.
     pub block_length: usize,
-    /// Context embeddings a block.
-    pub n_embedding_tokens: usize,
+    /// Context embeddings that begin a block: the embedding tokens of each block, for as many blocks as it is decoded
+    /// from.
+    pub n_contexts: usize,
     /// Features of a context embedding, the block decoder's `d_model`.
     pub d_context: usize,
 }
@@ -119,7 +120,7 @@ impl TokenDecoderSizes {
     pub fn validate(&self) -> Result<(), ConfigError> {
         ConfigError::positive("vocab_size", self.vocab_size)?;
         ConfigError::positive("block_length", self.block_length)?;
-        ConfigError::positive("n_embedding_tokens", self.n_embedding_tokens)?;
+        ConfigError::positive("n_contexts", self.n_contexts)?;
         ConfigError::positive("d_context", self.d_context)
     }
 
@@ -138,8 +139,8 @@ pub(crate) fn assert_steps_match_the_whole_block<T: TokenDecoder>(decoder: &T) {
     use burn::tensor::{Distribution, Tolerance, s};
 
     let device = Device::flex();
-    let TokenDecoderSizes { n_embedding_tokens, d_context, .. } = decoder.sizes();
-    let shape = [3, n_embedding_tokens, d_context];
+    let TokenDecoderSizes { n_contexts, d_context, .. } = decoder.sizes();
+    let shape = [3, n_contexts, d_context];
     let context = Tensor::<3>::random(shape, Distribution::Normal(0.0, 1.0), &device);
     let ids = Tensor::<2, Int>::from_ints([[1, 2, 3], [4, 5, 6], [12, 0, 7]], &device);
     let full = decoder.forward(TokenInput::start(context.clone()).with_ids(Some(ids.clone())), None);

@@ -1,6 +1,7 @@
 //! Samples as tensors.
 
 use blockformer_data::Sample;
+use blockformer_model::BlockLayout;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 /// Samples of equal length, cut into blocks.
@@ -10,38 +11,43 @@ pub struct Batch {
     pub ids: Tensor<3, Int>,
     /// False on padding, `[batch, n_blocks, block_length]`; `None` where there is none.
     pub mask: Option<Tensor<3, Bool>>,
-    /// Content tokens that are predicted: all behind each sample's first block.
+    /// The first block of each sample that is predicted, 0 or 1.
+    pub first_predicted_block: usize,
+    /// Content tokens that are predicted: all from that block on.
     pub n_predicted: usize,
 }
 
 impl Batch {
-    /// A batch of samples in blocks of `block_length`.
+    /// A batch of samples for a model of this layout.
     ///
     /// # Panics
-    /// If there are no samples, or they are not of one length that is a multiple of `block_length`.
-    pub fn new(samples: &[Sample], block_length: usize, device: &Device) -> Self {
+    /// If there are no samples, or they are not of one length that is a multiple of the layout's `block_length`.
+    pub fn new(samples: &[Sample], layout: &BlockLayout, device: &Device) -> Self {
+        let (block_length, first) = (layout.block_length, layout.first_predicted_block());
         let length = samples.first().map_or(0, |sample| sample.ids.len());
         assert!(length > 0 && length.is_multiple_of(block_length), "samples of {length} in blocks of {block_length}");
         assert!(samples.iter().all(|sample| sample.ids.len() == length), "samples of different lengths");
         let shape = [samples.len(), length / block_length, block_length];
         let ids: Vec<i32> = samples.iter().flat_map(|sample| sample.ids.iter().map(|&id| id as i32)).collect();
         let mask: Vec<bool> = samples.iter().flat_map(|sample| sample.mask.iter().copied()).collect();
-        let predicted = |sample: &Sample| sample.mask[block_length..].iter().filter(|real| **real).count();
+        let predicted = |sample: &Sample| sample.mask[first * block_length..].iter().filter(|real| **real).count();
         Self {
             ids: Tensor::from_data(TensorData::new(ids, shape), device),
             mask: mask.contains(&false).then(|| Tensor::from_data(TensorData::new(mask, shape), device)),
+            first_predicted_block: first,
             n_predicted: samples.iter().map(predicted).sum(),
         }
     }
 
-    /// The tokens that are predicted, behind each sample's first block, as one list, and which of them count.
+    /// The tokens that are predicted as one list, and which of them count.
     ///
     /// # Shapes
-    /// - returns: twice `[batch · (n_blocks - 1) · block_length]`
+    /// - returns: twice `[batch · n_predicted_blocks · block_length]`
     pub fn targets(&self) -> (Tensor<1, Int>, Option<Tensor<1, Bool>>) {
         let [batch, n_blocks, length] = self.ids.dims();
-        let n = batch * (n_blocks - 1) * length;
-        let ids = self.ids.clone().narrow(1, 1, n_blocks - 1).reshape([n]);
-        (ids, self.mask.clone().map(|mask| mask.narrow(1, 1, n_blocks - 1).reshape([n])))
+        let first = self.first_predicted_block;
+        let (n_predicted, n) = (n_blocks - first, batch * (n_blocks - first) * length);
+        let ids = self.ids.clone().narrow(1, first, n_predicted).reshape([n]);
+        (ids, self.mask.clone().map(|mask| mask.narrow(1, first, n_predicted).reshape([n])))
     }
 }

@@ -18,7 +18,7 @@ pub struct Evaluation {
 
 impl Evaluation {
     /// Evaluates `model` (in its validation form) on the first `max_samples` samples of `data`, `batch_size` at a
-    /// time. Every sample is taken by itself; its first block is not predicted.
+    /// time. Every sample is taken by itself; its first block is not predicted unless the model has a start of text.
     ///
     /// # Errors
     /// [`TrainError::OutOfVocabulary`] if a sample holds an id the model does not know, [`TrainError::SampleLength`]
@@ -30,8 +30,9 @@ impl Evaluation {
         batch_size: usize,
         device: &Device,
     ) -> Result<Self, TrainError> {
-        let block_length = model.layout().block_length;
-        let (sample, context) = (data.config().max_length, model.layout().max_length);
+        let layout = model.layout();
+        let (block_length, first) = (layout.block_length, layout.first_predicted_block());
+        let (sample, context) = (data.config().sample_len(), model.layout().max_length);
         if sample > context {
             return Err(TrainError::SampleLength { sample, context });
         }
@@ -43,8 +44,8 @@ impl Evaluation {
             let samples: Vec<_> =
                 (start..(start + batch_size).min(n_samples)).map(|index| data.sample(index)).collect();
             check_vocabulary(&samples, model.layout().vocab_size)?;
-            let loss = model.loss(&Batch::new(&samples, block_length, device), 1.0);
-            let predicted = samples.iter().flat_map(|sample| sample.mask[block_length..].iter());
+            let loss = model.loss(&Batch::new(&samples, &layout, device), 1.0);
+            let predicted = samples.iter().flat_map(|sample| sample.mask[first * block_length..].iter());
             let losses = loss.per_token.into_data();
             for (index, (loss, real)) in losses.iter::<f64>().zip(predicted).enumerate() {
                 sums[index % block_length] += loss;

@@ -44,7 +44,7 @@ impl Losses {
     }
 }
 
-/// A model that predicts the tokens behind each sample's first block.
+/// A model that predicts the tokens of samples, behind their first block or, where it has a start of text, all.
 pub trait Trainable: Module {
     /// The losses of the batch. The cross-entropy of tokens is divided by `normalizer` (see [`token_loss`]); the other
     /// losses are averages over the batch, and models without blocks have none.
@@ -73,11 +73,14 @@ impl<E: Embedder, T: TokenDecoder> Trainable for BlockTransformer<E, T> {
             loss.kind.forward(context, blocks, real).mul_scalar(loss.weight)
         });
         let auto_encoding = config.auto_encoding_weight.map(|weight| {
+            let first = batch.first_predicted_block;
             let [n_batch, n_blocks, n, d_model] = output.block_embeddings.dims();
-            let own = output.block_embeddings.slice(s![.., 1.., .., ..]);
-            let own = own.reshape([n_batch * (n_blocks - 1), n, d_model]);
-            let ids = batch.ids.clone().slice(s![.., 1.., ..]);
-            let mask = batch.mask.clone().map(|mask| mask.slice(s![.., 1.., ..]));
+            let own = output.block_embeddings.slice(s![.., first.., .., ..]);
+            // Each block by itself: of a window of several contexts, its own embedding is the only one there is.
+            let own = own.reshape([n_batch * (n_blocks - first), 1, n, d_model]);
+            let own = self.context_ends.windows(own, None, None).0.squeeze_dim::<3>(1);
+            let ids = batch.ids.clone().slice(s![.., first.., ..]);
+            let mask = batch.mask.clone().map(|mask| mask.slice(s![.., first.., ..]));
             (cross_entropy(self.decode_blocks(own, ids, mask)), weight)
         });
         Losses { tokens, block_decoding, auto_encoding }

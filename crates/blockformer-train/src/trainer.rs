@@ -53,13 +53,16 @@ impl<M: Trainable, C: TokenCorpus> Trainer<M, C> {
         if model_length != data_length {
             return Err(TrainError::BlockLength { data: data_length, model: model_length });
         }
-        let (sample, context) = (data.config().max_length, model.layout().max_length);
+        let (sample, context) = (data.config().sample_len(), model.layout().max_length);
         if sample > context {
             return Err(TrainError::SampleLength { sample, context });
         }
-        if data.config().max_length <= model_length {
-            let value = data.config().max_length as f64;
-            return Err(TrainError::Setting { field: "max_length", value, expected: "at least two blocks" });
+        if sample <= model_length * model.layout().first_predicted_block() {
+            return Err(TrainError::Setting {
+                field: "max_length",
+                value: sample as f64,
+                expected: "at least two blocks",
+            });
         }
         let order = BatchOrder::new(data.len(), config.batch_size, config.seed)?;
         let optimizer = Optimizer::new(&config.optimizer);
@@ -158,7 +161,7 @@ impl<M: Trainable, C: TokenCorpus> Trainer<M, C> {
         let samples: Vec<_> = self.order.indices(step as u64).iter().map(|&index| self.data.sample(index)).collect();
         check_vocabulary(&samples, self.model.layout().vocab_size)?;
         let size = self.config.batch_size / self.config.accumulation;
-        let block_length = self.data.config().block_length;
-        Ok(samples.chunks(size).map(|samples| Batch::new(samples, block_length, &self.device)).collect())
+        let layout = self.model.layout();
+        Ok(samples.chunks(size).map(|samples| Batch::new(samples, &layout, &self.device)).collect())
     }
 }

@@ -59,10 +59,33 @@ fn accumulated_steps_are_those_of_the_whole_batch() {
 }
 
 #[test]
+fn a_learned_start_and_several_contexts_are_trained_and_first_blocks_count() {
+    let device = Device::flex().autodiff();
+    device.seed(3);
+    let config = BlockTransformerConfig { context_blocks: 3, predict_first_block: true, ..config() };
+    let model = config.init(&device).unwrap();
+    let sample = data().sample(0);
+    let batch = Batch::new(std::slice::from_ref(&sample), &model.layout(), &device);
+    assert_eq!(batch.n_predicted, sample.n_content());
+    let losses = model.losses(&batch, &LossConfig::default(), batch.n_predicted as f64);
+    assert_eq!(losses.tokens.per_token.dims(), [sample.ids.len()]);
+    let gradients = losses.graph().backward();
+    for end in [&model.context_ends.start, &model.context_ends.absent] {
+        let gradient = end.as_ref().expect("a learned end").val().grad(&gradients).expect("a gradient");
+        assert!(gradient.abs().max().into_scalar::<f32>() > 0.0);
+    }
+    let settings =
+        TrainConfig { learning_rate: 1e-2, warmup_steps: 2, steps: 40, batch_size: 8, ..TrainConfig::default() };
+    let mut trainer = trainer(model, settings);
+    let losses: Vec<f64> = (0..40).map(|_| trainer.step().unwrap().loss).collect();
+    assert!(losses[39] < losses[0] - 0.2, "the loss does not fall: {losses:?}");
+}
+
+#[test]
 fn a_batch_of_nothing_but_padding_has_no_loss_and_no_gradient() {
     let model = model();
     let sample = Sample { ids: vec![0; 32], mask: vec![false; 32] };
-    let batch = Batch::new(&[sample], 4, &Device::flex().autodiff());
+    let batch = Batch::new(&[sample], &model.layout(), &Device::flex().autodiff());
     assert_eq!(batch.n_predicted, 0);
     let block_decoding = BlockDecodingLoss { kind: BlockDecodingLossKind::Contrastive, weight: 1.0 };
     let config = LossConfig { block_decoding: Some(block_decoding), auto_encoding_weight: Some(1.0) };
@@ -95,7 +118,7 @@ fn evaluation_averages_over_content_and_over_positions() {
     // The same by hand: one sample at a time, losses of content alone.
     let (mut sum, mut n) = (0.0, 0);
     for index in 0..6 {
-        let batch = Batch::new(&[data.sample(index)], 4, &device);
+        let batch = Batch::new(&[data.sample(index)], &model.layout(), &device);
         sum += model.loss(&batch, 1.0).sum();
         n += batch.n_predicted;
     }

@@ -69,7 +69,8 @@ fn caches(config: &ModelConfig) -> String {
     match config {
         ModelConfig::BlockTransformer(config) => {
             let entry = per_position(&config.block_decoder) * config.n_embedding_tokens;
-            let (handful, token) = config.token_decoder.cache_size(config.n_embedding_tokens, config.block_length, 4);
+            let n_contexts = config.token_decoder_sizes().n_contexts;
+            let (handful, token) = config.token_decoder.cache_size(n_contexts, config.block_length, 4);
             let full = entry * config.max_blocks() + handful * token;
             format!(
                 "KV cache, float32\n  block decoder   {entry} bytes a block, {} bytes a token\n  \

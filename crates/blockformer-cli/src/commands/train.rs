@@ -52,6 +52,10 @@ pub(crate) struct Arguments {
     /// Tokens a sample; the configuration's context if not given
     #[arg(long, value_name = "TOKENS")]
     sample_length: Option<usize>,
+    /// Draw the length of every block from this many tokens to the block length of the configuration, whose two paddings
+    /// must be off; all blocks are full if not given
+    #[arg(long, value_name = "TOKENS")]
+    shortest_block: Option<usize>,
     /// Optimizer steps
     #[arg(long, default_value_t = 1000)]
     steps: usize,

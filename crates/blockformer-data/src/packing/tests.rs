@@ -47,6 +47,47 @@ fn without_paddings_documents_are_joined_by_their_ends() {
 }
 
 #[test]
+fn blocks_of_drawn_lengths_hold_the_same_text() {
+    let documents: Vec<Vec<u32>> = (0..30).map(|i| (0..i % 7 + 3).map(|j| 10 * i + j).collect()).collect();
+    let plain = PackingConfig { pad_token_id: PAD, ..PackingConfig::vanilla(50, EOS) };
+    let drawn = PackingConfig { block_length: 6, block_lengths: BlockLengths::Uniform { shortest: 2 }, ..plain };
+    let plain = PackedDataset::new(InMemoryCorpus::from_documents(documents.clone()), plain).unwrap();
+    let other_seed = PackingConfig { seed: 1, ..drawn };
+    let other_seed = PackedDataset::new(InMemoryCorpus::from_documents(documents.clone()), other_seed).unwrap();
+    let drawn = PackedDataset::new(InMemoryCorpus::from_documents(documents), drawn).unwrap();
+    assert_eq!(drawn.config().sample_len(), 13 * 6); // 50 tokens in blocks of 4 on average
+    assert_eq!(drawn.len(), plain.len());
+    for (drawn, plain) in samples(&drawn).iter().zip(samples(&plain)) {
+        assert_eq!(drawn.ids.len(), 78);
+        let content: Vec<u32> =
+            drawn.ids.iter().zip(&drawn.mask).filter(|(_, real)| **real).map(|(id, _)| *id).collect();
+        assert_eq!(content, plain.ids);
+        for block in drawn.mask.chunks(6) {
+            let n = block.iter().filter(|real| **real).count();
+            assert!((2..=6).contains(&n) && block[..n].iter().all(|real| *real), "{block:?}");
+        }
+    }
+    assert_ne!(drawn.sample(0).mask, drawn.sample(1).mask);
+    assert_ne!(drawn.sample(0).mask, other_seed.sample(0).mask);
+}
+
+#[test]
+fn drawn_lengths_that_cannot_be_are_refused() {
+    let config = PackingConfig { block_lengths: BlockLengths::Uniform { shortest: 2 }, ..config(4, 12) };
+    let message = |config: PackingConfig| config.validate().unwrap_err().to_string();
+    assert!(message(config).starts_with("blocks of drawn lengths cannot go with random_pad_first_block"));
+    let config = PackingConfig { random_pad_first_block: false, ..config };
+    assert!(message(config).starts_with("blocks of drawn lengths cannot go with pad_to_block_boundary"));
+    let config = PackingConfig { pad_to_block_boundary: false, ..config };
+    assert!(config.validate().is_ok());
+    for shortest in [0, 5] {
+        let config = PackingConfig { block_lengths: BlockLengths::Uniform { shortest }, ..config };
+        let expected = "the shortest block is to have {shortest} tokens, expected 1 to block_length (4)";
+        assert!(message(config).starts_with(&expected.replace("{shortest}", &shortest.to_string())));
+    }
+}
+
+#[test]
 fn random_padding_alone_goes_before_each_document() {
     let corpus = InMemoryCorpus::from_documents(vec![vec![1, 2]; 50]);
     let config = PackingConfig { pad_to_block_boundary: false, ..config(4, 4) };

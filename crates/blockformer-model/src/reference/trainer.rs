@@ -142,6 +142,8 @@ impl TrainerFile {
             eos_token_id: Some(EOS_TOKEN_ID),
             random_pad_first_block: self.random_pad_first_block.unwrap_or(true),
             pad_to_block_boundary: self.pad_to_block_boundary.unwrap_or(true),
+            context_blocks: 1,
+            predict_first_block: false,
             embedder: self.embedder(&block_decoder, path)?,
             block_decoder,
             token_decoder,

@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 use blockformer::data::{
-    Documents, InMemoryCorpus, PackedDataset, PackingConfig, TokenCorpus, Tokenizer, TokenizerTraining,
+    BlockLengths, Documents, InMemoryCorpus, PackedDataset, PackingConfig, TokenCorpus, Tokenizer, TokenizerTraining,
     character_level_of, read_documents,
 };
 use blockformer::model::{ModelConfig, TOKENIZER_FILE};
@@ -71,17 +71,29 @@ fn tokenizer(arguments: &Arguments, resumes: bool) -> Result<Tokenizer, CliError
 }
 
 fn packing(arguments: &Arguments, config: &ModelConfig, eos: u32) -> PackingConfig {
-    let max_length = arguments.sample_length.unwrap_or(config.max_length());
+    let context = config.max_length();
     match config {
         ModelConfig::VanillaTransformer(_) => {
+            let max_length = arguments.sample_length.unwrap_or(context);
             PackingConfig { seed: arguments.seed, ..PackingConfig::vanilla(max_length, eos) }
         }
-        ModelConfig::BlockTransformer(config) => PackingConfig {
-            random_pad_first_block: config.random_pad_first_block,
-            pad_to_block_boundary: config.pad_to_block_boundary,
-            pad_token_id: config.pad_token_id,
-            seed: arguments.seed,
-            ..PackingConfig::new(config.block_length, max_length, eos)
-        },
+        ModelConfig::BlockTransformer(config) => {
+            let (block_lengths, fitting) = match arguments.shortest_block {
+                None => (BlockLengths::Fixed, context),
+                // As many tokens as blocks of the mean length hold.
+                Some(shortest) => {
+                    let tokens = config.max_blocks().saturating_mul(shortest.saturating_add(config.block_length)) / 2;
+                    (BlockLengths::Uniform { shortest }, tokens)
+                }
+            };
+            PackingConfig {
+                random_pad_first_block: config.random_pad_first_block,
+                pad_to_block_boundary: config.pad_to_block_boundary,
+                pad_token_id: config.pad_token_id,
+                block_lengths,
+                seed: arguments.seed,
+                ..PackingConfig::new(config.block_length, arguments.sample_length.unwrap_or(fitting), eos)
+            }
+        }
     }
 }
