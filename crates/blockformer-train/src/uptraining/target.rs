@@ -55,6 +55,8 @@ pub fn target_config(
         eos_token_id: vanilla.eos_token_id,
         random_pad_first_block: true,
         pad_to_block_boundary: true,
+        context_blocks: 1,
+        predict_first_block: false,
         embedder: EmbedderConfig::Lookup(LookupConfig { d_embedding, projection: Projection::ProjectionLayer }),
         block_decoder: stack(block_layers, blocks),
         token_decoder: TokenDecoderConfig::Prefix(PrefixConfig {
