@@ -3,6 +3,7 @@
 pub(crate) mod convert;
 pub(crate) mod generate;
 pub(crate) mod inspect;
+pub(crate) mod tokenize;
 pub(crate) mod train;
 pub(crate) mod uptrain;
 pub(crate) mod verify;

@@ -51,6 +51,14 @@ pub(crate) enum CliError {
     EndOfText { path: PathBuf, tokenizer: u32, model: u32 },
     #[error("{} has no end-of-text token, which training needs", path.display())]
     NoEndOfText { path: PathBuf },
+    #[error(
+        "{} was tokenized by another tokenizer, its {}.blockformer.json says: give the one it was made with",
+        path.display(),
+        path.file_stem().unwrap_or_default().display()
+    )]
+    OtherTokenizer { path: PathBuf },
+    #[error("{} does not fit the model: {source}", path.display())]
+    Dataset { path: PathBuf, source: DataError },
     #[error("{option}: {reason}")]
     Option { option: &'static str, reason: String },
 }

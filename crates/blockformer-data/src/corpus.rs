@@ -3,7 +3,13 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use sha2::{Digest, Sha256};
+
 use crate::error::{DataError, Result};
+
+/// How many documents a [fingerprint](TokenCorpus::fingerprint) looks into, and how far.
+const N_SAMPLED: usize = 1024;
+const N_SAMPLED_TOKENS: usize = 256;
 
 /// A list of tokenized documents.
 ///
@@ -36,6 +42,26 @@ pub trait TokenCorpus: Send + Sync {
     /// How many tokens there are in all documents.
     fn n_tokens(&self) -> usize {
         (0..self.n_documents()).map(|index| self.document_len(index)).sum()
+    }
+
+    /// Tells corpora apart: a SHA-256 digest, in hexadecimal, of the lengths of all documents and of the first tokens of
+    /// up to 1,024 of them spread over the corpus.
+    ///
+    /// It reads little of a corpus however large, so two that differ only in the middle of documents share it.
+    fn fingerprint(&self) -> String {
+        let n_documents = self.n_documents();
+        let mut hasher = Sha256::new();
+        hasher.update((n_documents as u64).to_le_bytes());
+        for index in 0..n_documents {
+            hasher.update((self.document_len(index) as u64).to_le_bytes());
+        }
+        for index in (0..n_documents).step_by(n_documents.div_ceil(N_SAMPLED).max(1)) {
+            let n_tokens = self.document_len(index).min(N_SAMPLED_TOKENS);
+            for token in self.document_range(index, 0..n_tokens).iter() {
+                hasher.update(token.to_le_bytes());
+            }
+        }
+        format!("{:x}", hasher.finalize())
     }
 
     /// Checks that every token fits a model with `vocab_size` tokens, by looking at all of them.
@@ -92,5 +118,23 @@ impl<C: TokenCorpus + ?Sized> TokenCorpus for Box<C> {
     }
     fn n_tokens(&self) -> usize {
         (**self).n_tokens()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::in_memory_corpus::InMemoryCorpus;
+
+    #[test]
+    fn a_fingerprint_tells_lengths_and_tokens_apart() {
+        let fingerprint = |documents: &[&[u32]]| InMemoryCorpus::from_documents(documents).fingerprint();
+        let one = fingerprint(&[&[1, 2, 3], &[4]]);
+        assert_eq!(one, fingerprint(&[&[1, 2, 3], &[4]]));
+        for other in [&[&[1, 2][..], &[3, 4]][..], &[&[1, 2, 3], &[5]], &[&[1, 2, 3]], &[&[1, 2, 3], &[4], &[]], &[]] {
+            assert_ne!(one, fingerprint(other), "{other:?}");
+        }
+        // By `sha256sum` of the numbers 1 and 2 in eight bytes, and 7 and 8 in four.
+        assert_eq!(fingerprint(&[&[7, 8]]), "7ed58cfea0ba22f974fcba8945d366e54f609d355285e5f9e77282a6c128309c");
     }
 }

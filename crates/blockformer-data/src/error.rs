@@ -124,34 +124,54 @@ pub enum DataError {
         /// The first bad byte, counted from the start of the file.
         byte_offset: u64,
     },
-    /// A line of a JSONL file is not a JSON object with a string `text` field.
-    #[error("{} line {line}: expected a json object with a string \"text\" field", path.display())]
+    /// A line of a JSONL file is not a JSON object in which the field with the text is a string.
+    #[error("{} line {line}: expected a json object with a string {field:?} field", path.display())]
     InvalidJsonLine {
         /// The file.
         path: PathBuf,
         /// The line, counted from one.
         line: u64,
+        /// The field that is to have the text.
+        field: String,
         /// What the parser says.
         source: serde_json::Error,
     },
-    /// A line of a JSONL file is JSON, but not an object.
-    #[error("{} line {line}: expected a json object, got a line starting with {got:?}", path.display())]
-    NotAnObject {
-        /// The file.
-        path: PathBuf,
-        /// The line, counted from one.
-        line: u64,
-        /// The first character of the line.
-        got: char,
-    },
-    /// A line of a JSONL file has no `text` field.
-    #[error("{} line {line}: missing field \"text\"", path.display())]
+    /// A line of a JSONL file has no field with the text.
+    #[error("{} line {line}: missing field {field:?}", path.display())]
     MissingText {
         /// The file.
         path: PathBuf,
         /// The line, counted from one.
         line: u64,
+        /// The field that is to have the text.
+        field: String,
     },
+    /// The system gives no thread to make batches on.
+    #[error("cannot start a thread")]
+    Thread {
+        /// The operating system's answer.
+        source: std::io::Error,
+    },
+    /// A dataset is there already.
+    #[error("{} is there already", path.display())]
+    Exists {
+        /// Its index.
+        path: PathBuf,
+    },
+    /// The card of a dataset is not one.
+    #[error("{} is not the card of a dataset", path.display())]
+    DatasetCard {
+        /// The file.
+        path: PathBuf,
+        /// What the parser says.
+        source: serde_json::Error,
+    },
+    /// The tokenizer has no end-of-text token, and one is needed.
+    #[error("the tokenizer has no end-of-text token")]
+    NoEndOfText,
+    /// The caller did not want to go on.
+    #[error("cancelled")]
+    Cancelled,
     /// The paths given hold no document.
     #[error("no documents in {paths:?}: {n_files} files read, {n_empty} empty documents skipped")]
     NoDocuments {

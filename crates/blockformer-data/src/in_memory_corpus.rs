@@ -6,8 +6,8 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use crate::corpus::TokenCorpus;
+use crate::corpus_part::{tail_len, validation_documents};
 use crate::error::{DataError, Result};
-use crate::seeded_hash::seeded_hash;
 use crate::tokenizer::Tokenizer;
 
 /// How many bytes of text [`InMemoryCorpus::tokenize_stream`] gathers before it tokenizes them in parallel.
@@ -121,9 +121,7 @@ impl InMemoryCorpus {
     /// # Errors
     /// [`DataError::InvalidFraction`] unless `0 <= fraction < 1`.
     pub fn split_tail(mut self, fraction: f64) -> Result<(Self, Self)> {
-        check_fraction("fraction", fraction)?;
-        let n_tail = (self.tokens.len() as f64 * fraction).round() as usize;
-        let cut = self.tokens.len() - n_tail.min(self.tokens.len());
+        let cut = self.tokens.len() - tail_len(self.tokens.len(), fraction)?;
         // Documents that start before the cut: these belong to the head, the last perhaps in part.
         let n_head = self.offsets[..self.offsets.len() - 1].partition_point(|&start| start < cut);
         let is_cut = self.offsets[n_head] > cut;
@@ -145,20 +143,10 @@ impl InMemoryCorpus {
     /// # Errors
     /// [`DataError::InvalidFraction`] unless `0 <= fraction < 1`.
     pub fn split_documents(self, fraction: f64, seed: u64) -> Result<(Self, Self)> {
-        check_fraction("fraction", fraction)?;
-        let n_documents = self.n_documents();
-        let at_least = usize::from(fraction > 0.0 && n_documents > 1);
-        let at_most = n_documents.saturating_sub(1);
-        let n_validation = ((n_documents as f64 * fraction).round() as usize).clamp(at_least, at_most);
-        let mut order: Vec<usize> = (0..n_documents).collect();
-        order.sort_by_key(|&index| (seeded_hash(seed, index as u64), index));
-        let mut is_validation = vec![false; n_documents];
-        for &index in &order[..n_validation] {
-            is_validation[index] = true;
-        }
+        let mut chosen = validation_documents(self.n_documents(), fraction, seed)?.into_iter().peekable();
         let (mut training, mut validation) = (Self::new(), Self::new());
-        for (index, is_validation) in is_validation.into_iter().enumerate() {
-            let part = if is_validation { &mut validation } else { &mut training };
+        for index in 0..self.n_documents() {
+            let part = if chosen.next_if_eq(&index).is_some() { &mut validation } else { &mut training };
             part.push(self.slice(index));
         }
         Ok((training, validation))
@@ -191,10 +179,6 @@ impl TokenCorpus for InMemoryCorpus {
     fn n_tokens(&self) -> usize {
         self.tokens.len()
     }
-}
-
-fn check_fraction(name: &'static str, got: f64) -> Result<()> {
-    if (0.0..1.0).contains(&got) { Ok(()) } else { Err(DataError::InvalidFraction { name, got }) }
 }
 
 #[cfg(test)]

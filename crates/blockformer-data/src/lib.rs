@@ -13,8 +13,10 @@
 //! * [`Tokenizer`] is a `tokenizer.json` file, [`DecodeStream`] its decoder for text that is being generated.
 //!   [`TokenizerTraining`] and [`character_level`] make new ones.
 //! * [`TokenCorpus`] is a list of tokenized documents: [`InMemoryCorpus`], or [`MegatronCorpus`] on disk.
+//!   [`CorpusPart`] splits off a validation part, [`ConcatenatedCorpus`] takes several as one.
+//! * [`tokenize_files`] makes the latter from text, on all cores.
 //! * [`PackedDataset`] pads documents to blocks, lays them end to end, and cuts them into samples.
-//! * [`BatchOrder`] says which samples make up each batch.
+//! * [`BatchOrder`] says which samples make up each batch, and [`Prefetcher`] makes them ahead of time.
 //!
 //! Everything random is a pure function of a seed and an index. A run that is resumed, or that looks at samples in
 //! another order, gets the same data.
@@ -42,29 +44,34 @@
 //! # }
 //! ```
 
-mod atomic_file;
 mod block_lengths;
 mod corpus;
+mod corpus_part;
 mod decode_stream;
 mod error;
 mod in_memory_corpus;
 mod megatron;
 mod order;
 mod packing;
+mod prefetch;
 mod seeded_hash;
 mod source;
+mod tokenize;
 mod tokenizer;
 mod tokenizer_training;
 
 pub use block_lengths::BlockLengths;
 pub use corpus::TokenCorpus;
+pub use corpus_part::{ConcatenatedCorpus, CorpusPart};
 pub use decode_stream::DecodeStream;
 pub use error::{BoxedError, DataError, Result};
 pub use in_memory_corpus::InMemoryCorpus;
-pub use megatron::{MegatronCorpus, MegatronWriter, TokenType};
+pub use megatron::{DatasetCard, MegatronCorpus, MegatronWriter, TokenType};
 pub use order::BatchOrder;
 pub use packing::{PackedDataset, PackingConfig, PackingStatistics, Sample};
+pub use prefetch::{PrefetchConfig, Prefetched, Prefetcher};
 pub use source::{Documents, read_documents};
+pub use tokenize::{TokenizeConfig, TokenizeProgress, tokenize_files};
 pub use tokenizer::{EOS_TOKENS, PAD_TOKENS, Tokenizer};
 pub use tokenizer_training::{END_OF_TEXT, TokenizerTraining, character_level, character_level_of};
 

@@ -17,6 +17,7 @@
 //! Sequences must lie in the `.bin` file one after another without gaps, as every known writer leaves them. An index
 //! whose `doc_idx` has fewer than two entries says nothing of documents: each sequence is one then.
 
+mod card;
 mod corpus;
 mod dtype;
 mod index;
@@ -26,6 +27,7 @@ mod writer;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+pub use card::DatasetCard;
 pub use corpus::MegatronCorpus;
 pub use dtype::TokenType;
 pub use writer::MegatronWriter;
@@ -33,17 +35,32 @@ pub use writer::MegatronWriter;
 const MAGIC: &[u8; 9] = b"MMIDIDX\x00\x00";
 const VERSION: u64 = 1;
 
-/// The `.idx` and `.bin` paths of a dataset named without either ending, or with one of them.
-fn index_and_token_paths(name: &Path) -> (PathBuf, PathBuf) {
-    let has_ending = name.extension().is_some_and(|ending| ending == "idx" || ending == "bin");
-    let stem = if has_ending { name.with_extension("") } else { name.to_path_buf() };
-    // Names have dots in them, so an ending is added, never replaced.
-    let with_ending = |ending: &str| {
-        let mut path = stem.clone().into_os_string();
-        path.push(OsStr::new(ending));
-        PathBuf::from(path)
-    };
-    (with_ending(".idx"), with_ending(".bin"))
+/// The files of a dataset.
+#[derive(Debug)]
+struct Paths {
+    index: PathBuf,
+    tokens: PathBuf,
+    card: PathBuf,
+}
+
+impl Paths {
+    /// Those of a dataset named without an ending, or with `.idx` or `.bin`.
+    fn of(name: &Path) -> Self {
+        let has_ending = name.extension().is_some_and(|ending| ending == "idx" || ending == "bin");
+        let stem = if has_ending { name.with_extension("") } else { name.to_path_buf() };
+        // Names have dots in them, so an ending is added, never replaced.
+        let with_ending = |ending: &str| {
+            let mut path = stem.clone().into_os_string();
+            path.push(OsStr::new(ending));
+            PathBuf::from(path)
+        };
+        Self { index: with_ending(".idx"), tokens: with_ending(".bin"), card: with_ending(".blockformer.json") }
+    }
+}
+
+/// The index of the dataset called `name`, if there is one.
+pub(crate) fn dataset_exists(name: &Path) -> Option<PathBuf> {
+    Some(Paths::of(name).index).filter(|index| index.exists())
 }
 
 #[cfg(test)]
@@ -52,9 +69,11 @@ mod tests {
 
     #[test]
     fn a_dataset_is_named_with_or_without_an_ending() {
-        let expected = (PathBuf::from("pile_0.87_text.idx"), PathBuf::from("pile_0.87_text.bin"));
         for name in ["pile_0.87_text", "pile_0.87_text.idx", "pile_0.87_text.bin"] {
-            assert_eq!(index_and_token_paths(Path::new(name)), expected);
+            let paths = Paths::of(Path::new(name));
+            assert_eq!(paths.index, Path::new("pile_0.87_text.idx"));
+            assert_eq!(paths.tokens, Path::new("pile_0.87_text.bin"));
+            assert_eq!(paths.card, Path::new("pile_0.87_text.blockformer.json"));
         }
     }
 }

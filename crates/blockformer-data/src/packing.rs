@@ -71,6 +71,11 @@ impl PackingConfig {
         Self { random_pad_first_block: false, pad_to_block_boundary: false, ..Self::new(1, max_length, eos_token_id) }
     }
 
+    /// As one line of JSON: what a checkpoint keeps to be compared with.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("numbers and flags can be written as json")
+    }
+
     /// Checks the configuration.
     ///
     /// # Errors

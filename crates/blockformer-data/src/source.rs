@@ -1,21 +1,26 @@
 //! Documents from files: plain text, one document a file, and JSONL, one document a line.
 
+mod json_line;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-
-use serde::Deserialize;
+use std::sync::Arc;
 
 use crate::error::{DataError, Result};
 
 /// A byte order mark, which some editors put at the start of a file and which is no part of its text.
 const BYTE_ORDER_MARK: &str = "\u{feff}";
 
+/// The field of a JSONL line that is the document, if no other is named.
+const TEXT_FIELD: &str = "text";
+
 /// Reads documents one after another, holding one at a time.
 ///
-/// A `.jsonl` file has one JSON object a line, whose `text` field is the document; other fields and blank lines are
-/// skipped. Any other file is one document of plain text. A folder stands for the `.txt` and `.jsonl` files right in
-/// it, sorted by name. Documents of nothing but white space are skipped and [counted](Self::n_empty).
+/// A `.jsonl` file has one JSON object a line, whose `text` field (or [another](Self::with_text_field)) is the document;
+/// other fields and blank lines are skipped. Any other file is one document of plain text. A folder stands for the
+/// `.txt` and `.jsonl` files right in it, sorted by name. Documents of nothing but white space are skipped and
+/// [counted](Self::n_empty).
 ///
 /// The iterator ends after its first error. If it gets to the end without having met a document,
 /// [`DataError::NoDocuments`] is its only item.
@@ -23,6 +28,7 @@ const BYTE_ORDER_MARK: &str = "\u{feff}";
 pub struct Documents {
     paths: Vec<PathBuf>,
     files: Vec<PathBuf>,
+    text_field: Arc<str>,
     next_file: usize,
     lines: Option<JsonLines>,
     n_documents: usize,
@@ -48,12 +54,20 @@ impl Documents {
         Ok(Self {
             paths: paths.to_vec(),
             files,
+            text_field: TEXT_FIELD.into(),
             next_file: 0,
             lines: None,
             n_documents: 0,
             n_empty: 0,
             finished: false,
         })
+    }
+
+    /// Takes the documents of JSONL files from the field called `name`.
+    #[must_use]
+    pub fn with_text_field(mut self, name: &str) -> Self {
+        self.text_field = name.into();
+        self
     }
 
     /// The files to be read, in order.
@@ -71,12 +85,12 @@ impl Documents {
         self.n_empty
     }
 
-    /// The next document, empty or not.
-    fn advance(&mut self) -> Result<Option<String>> {
+    /// The next file or line as it is, empty or not.
+    pub(crate) fn next_raw(&mut self) -> Result<Option<RawDocument>> {
         loop {
             if let Some(lines) = &mut self.lines {
-                match lines.next_text()? {
-                    Some(text) => return Ok(Some(text)),
+                match lines.next_line(&self.text_field)? {
+                    Some(line) => return Ok(Some(line)),
                     None => self.lines = None,
                 }
             }
@@ -87,13 +101,25 @@ impl Documents {
             if has_extension(path, "jsonl") {
                 self.lines = Some(JsonLines::open(path)?);
             } else {
-                return read_text(path).map(Some);
+                let bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
+                return Ok(Some(RawDocument { bytes, path: path.as_path().into(), line: None }));
             }
         }
     }
 
-    fn no_documents(&self) -> DataError {
-        DataError::NoDocuments { paths: self.paths.clone(), n_files: self.files.len(), n_empty: self.n_empty }
+    /// The next document, empty or not.
+    fn advance(&mut self) -> Result<Option<String>> {
+        while let Some(raw) = self.next_raw()? {
+            if let Some(text) = raw.text()? {
+                return Ok(Some(text));
+            }
+        }
+        Ok(None)
+    }
+
+    /// That there was none, but `n_empty` empty ones.
+    pub(crate) fn no_documents(&self, n_empty: usize) -> DataError {
+        DataError::NoDocuments { paths: self.paths.clone(), n_files: self.files.len(), n_empty }
     }
 }
 
@@ -103,14 +129,14 @@ impl Iterator for Documents {
     fn next(&mut self) -> Option<Self::Item> {
         while !self.finished {
             match self.advance() {
-                Ok(Some(text)) if text.trim().is_empty() => self.n_empty += 1,
+                Ok(Some(text)) if is_empty(&text) => self.n_empty += 1,
                 Ok(Some(text)) => {
                     self.n_documents += 1;
                     return Some(Ok(text));
                 }
                 Ok(None) => {
                     self.finished = true;
-                    return (self.n_documents == 0).then(|| Err(self.no_documents()));
+                    return (self.n_documents == 0).then(|| Err(self.no_documents(self.n_empty)));
                 }
                 Err(error) => {
                     self.finished = true;
@@ -120,6 +146,11 @@ impl Iterator for Documents {
         }
         None
     }
+}
+
+/// Whether a document is nothing but white space, and not worth keeping.
+pub(crate) fn is_empty(text: &str) -> bool {
+    text.trim().is_empty()
 }
 
 /// Reads all documents into memory. See [`Documents`] for what paths may be.
@@ -150,79 +181,89 @@ fn text_files_in(folder: &Path) -> Result<Vec<PathBuf>> {
     list().map_err(DataError::io("list the folder", folder))
 }
 
-fn read_text(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).map_err(DataError::io("read", path))?;
-    let mut text = String::from_utf8(bytes).map_err(|error| DataError::InvalidUtf8 {
-        path: path.to_path_buf(),
-        byte_offset: error.utf8_error().valid_up_to() as u64,
-    })?;
-    if text.starts_with(BYTE_ORDER_MARK) {
-        text.drain(..BYTE_ORDER_MARK.len());
-    }
-    Ok(text)
+/// A file of plain text, or a line of JSONL, that has been read but not looked at.
+///
+/// Looking at it is most of the work besides tokenizing, so that can be done on another thread.
+#[derive(Debug)]
+pub(crate) struct RawDocument {
+    bytes: Vec<u8>,
+    path: Arc<Path>,
+    /// For JSONL.
+    line: Option<Line>,
 }
 
-/// One line of a JSONL file. Fields other than these are skipped.
-#[derive(Deserialize)]
-struct JsonLine {
-    text: Option<String>,
+/// Where a line is.
+#[derive(Debug)]
+struct Line {
+    /// Counted from one.
+    number: u64,
+    /// Where it starts in the file.
+    byte_offset: u64,
+    text_field: Arc<str>,
+}
+
+impl RawDocument {
+    /// How many bytes of its file it is.
+    pub(crate) fn n_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Its text; `None` for a blank line.
+    pub(crate) fn text(self) -> Result<Option<String>> {
+        let Self { bytes, path, line } = self;
+        let start = line.as_ref().map_or(0, |line| line.byte_offset);
+        let mut text = String::from_utf8(bytes).map_err(|error| DataError::InvalidUtf8 {
+            path: path.to_path_buf(),
+            byte_offset: start + error.utf8_error().valid_up_to() as u64,
+        })?;
+        if start == 0 && text.starts_with(BYTE_ORDER_MARK) {
+            text.drain(..BYTE_ORDER_MARK.len());
+        }
+        match line {
+            None => Ok(Some(text)),
+            Some(_) if is_empty(&text) => Ok(None),
+            Some(line) => line.parse(&path, &text).map(Some),
+        }
+    }
+}
+
+impl Line {
+    fn parse(self, path: &Path, text: &str) -> Result<String> {
+        let Self { number: line, text_field, .. } = self;
+        let path = || path.to_path_buf();
+        let field = || text_field.to_string();
+        let parsed = json_line::text_of(text, &text_field);
+        let found =
+            parsed.map_err(|source| DataError::InvalidJsonLine { path: path(), line, field: field(), source })?;
+        found.ok_or_else(|| DataError::MissingText { path: path(), line, field: field() })
+    }
 }
 
 /// An open JSONL file.
 #[derive(Debug)]
 struct JsonLines {
-    path: PathBuf,
+    path: Arc<Path>,
     reader: BufReader<File>,
-    buffer: Vec<u8>,
-    /// The number of the line in `buffer`, from one.
-    line: u64,
-    /// Where that line starts in the file.
-    byte_offset: u64,
+    /// How many lines have been read, and their bytes.
+    n_lines: u64,
+    n_bytes: u64,
 }
 
 impl JsonLines {
     fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(DataError::io("read", path))?;
-        Ok(Self {
-            path: path.to_path_buf(),
-            reader: BufReader::with_capacity(1 << 16, file),
-            buffer: Vec::new(),
-            line: 0,
-            byte_offset: 0,
-        })
+        Ok(Self { path: path.into(), reader: BufReader::with_capacity(1 << 20, file), n_lines: 0, n_bytes: 0 })
     }
 
-    /// The text of the next line that is not blank.
-    fn next_text(&mut self) -> Result<Option<String>> {
-        loop {
-            self.byte_offset += self.buffer.len() as u64;
-            self.buffer.clear();
-            self.line += 1;
-            let read = self.reader.read_until(b'\n', &mut self.buffer);
-            if read.map_err(DataError::io("read", &self.path))? == 0 {
-                return Ok(None);
-            }
-            let line = std::str::from_utf8(&self.buffer).map_err(|error| DataError::InvalidUtf8 {
-                path: self.path.clone(),
-                byte_offset: self.byte_offset + error.valid_up_to() as u64,
-            })?;
-            let line = if self.line == 1 { line.trim_start_matches(BYTE_ORDER_MARK) } else { line };
-            if let Some(first) = line.trim_start().chars().next() {
-                return self.parse(line, first).map(Some);
-            }
+    fn next_line(&mut self, text_field: &Arc<str>) -> Result<Option<RawDocument>> {
+        let mut bytes = Vec::new();
+        let read = self.reader.read_until(b'\n', &mut bytes);
+        if read.map_err(DataError::io("read", &self.path))? == 0 {
+            return Ok(None);
         }
-    }
-
-    fn parse(&self, line: &str, first: char) -> Result<String> {
-        // Serde would take a JSON array for the fields in order.
-        if first == '[' {
-            return Err(DataError::NotAnObject { path: self.path.clone(), line: self.line, got: first });
-        }
-        let parsed: JsonLine = serde_json::from_str(line).map_err(|source| DataError::InvalidJsonLine {
-            path: self.path.clone(),
-            line: self.line,
-            source,
-        })?;
-        parsed.text.ok_or_else(|| DataError::MissingText { path: self.path.clone(), line: self.line })
+        self.n_lines += 1;
+        let line = Line { number: self.n_lines, byte_offset: self.n_bytes, text_field: Arc::clone(text_field) };
+        self.n_bytes += bytes.len() as u64;
+        Ok(Some(RawDocument { bytes, path: Arc::clone(&self.path), line: Some(line) }))
     }
 }

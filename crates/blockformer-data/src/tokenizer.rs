@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io::Write;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use blockformer_files::write_atomically;
+use sha2::{Digest, Sha256};
 use tokenizers::{PaddingParams, TruncationParams};
 
-use crate::atomic_file::AtomicFile;
 use crate::decode_stream::DecodeStream;
 use crate::error::{BoxedError, DataError, Result};
 
@@ -184,6 +184,14 @@ impl Tokenizer {
         original.to_string(true).map_err(serialize)
     }
 
+    /// A SHA-256 digest of [`to_json`](Self::to_json), in hexadecimal: the same for tokenizers that are the same.
+    ///
+    /// # Errors
+    /// As [`to_json`](Self::to_json).
+    pub fn digest(&self) -> Result<String> {
+        Ok(format!("{:x}", Sha256::digest(self.to_json()?)))
+    }
+
     /// Writes a `tokenizer.json` file: to a temporary file in the same folder first, which is then renamed.
     ///
     /// # Errors
@@ -191,12 +199,7 @@ impl Tokenizer {
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
         let json = self.to_json()?;
-        let write = || {
-            let mut file = AtomicFile::create(path)?;
-            file.write_all(json.as_bytes())?;
-            file.commit()
-        };
-        write().map_err(DataError::io("write", path))
+        write_atomically(path, json).map_err(DataError::io("write", path))
     }
 }
 
@@ -299,6 +302,18 @@ mod tests {
         let read = Tokenizer::from_file(&path).unwrap();
         assert_eq!(read.to_json().unwrap(), tokenizer.to_json().unwrap());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn the_digest_is_the_sha256_of_the_file() {
+        let tokenizer = character_level("abc").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        tokenizer.save(folder.path().join("tokenizer.json")).unwrap();
+        let read = Tokenizer::from_file(folder.path().join("tokenizer.json")).unwrap();
+        assert_eq!(read.digest().unwrap(), tokenizer.digest().unwrap());
+        assert_ne!(character_level("abd").unwrap().digest().unwrap(), tokenizer.digest().unwrap());
+        // By `sha256sum` of the file.
+        assert_eq!(tokenizer.digest().unwrap(), "a0745b2605c80bc1b11f95e61a586704387c7ed9e7a70399de6abd386f6951d9");
     }
 
     #[test]

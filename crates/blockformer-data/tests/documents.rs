@@ -104,11 +104,21 @@ fn a_bad_line_is_named_by_its_number() {
         ("{\"text\": \"a\"} {\"text\": \"b\"}", format!("a.jsonl line 1: {expected}")),
         ("{\"text\": \"a\", \"text\": \"b\"}", format!("a.jsonl line 1: {expected}")),
         ("\"just a string\"", format!("a.jsonl line 1: {expected}")),
-        ("[\"a\"]", "a.jsonl line 1: expected a json object, got a line starting with '['".to_owned()),
+        ("[\"a\"]", format!("a.jsonl line 1: {expected}")),
+        ("{\"a\": {\"text\": \"b\"}}", "a.jsonl line 1: missing field \"text\"".to_owned()),
     ] {
         let error = error_of("a.jsonl", contents.as_bytes());
         assert_eq!(error, message, "{contents}");
     }
+}
+
+#[test]
+fn the_field_with_the_text_may_have_another_name() {
+    let folder = folder(&[("a.jsonl", b"{\"content\": \"a\", \"text\": 3}\n{\"text\": \"b\"}")]);
+    let mut documents = Documents::open(&[folder.path().to_path_buf()]).unwrap().with_text_field("content");
+    assert_eq!(documents.next().unwrap().unwrap(), "a");
+    let error = documents.next().unwrap().unwrap_err().to_string();
+    assert!(error.ends_with("a.jsonl line 2: missing field \"content\""), "{error}");
 }
 
 #[test]

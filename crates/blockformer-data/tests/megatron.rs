@@ -100,6 +100,96 @@ fn the_writer_writes_just_these_bytes() {
     assert_eq!(std::fs::read(name.with_extension("bin")).unwrap(), Parts::good().tokens);
 }
 
+/// SHA-256 of the `.idx` and `.bin` that megatron-core 0.16.1 (`IndexedDatasetBuilder`, PyPI) writes for the documents
+/// `[0, 1, 2]`, `[]`, `[127, 5, 9, 4]` and `[77]`.
+const BY_MEGATRON_CORE: [(TokenType, &str, &str); 6] = [
+    (
+        TokenType::U8,
+        "adddd2d68dd963460b656a1ca57cc3dc7231cfad22110c3c6c7e96ea18bd42ad",
+        "6b40d07ed0d2d192dd17f046d1eb68db9365dde0687e7a191a17bc81cd2beee8",
+    ),
+    (
+        TokenType::I8,
+        "5c3b93b6e6e7de58c2ac412405b18446c8b5c8684cb6f2d874b3e036542548ef",
+        "6b40d07ed0d2d192dd17f046d1eb68db9365dde0687e7a191a17bc81cd2beee8",
+    ),
+    (
+        TokenType::I16,
+        "a62002be007e2e007f9956b59eccabe23d3f67d0f840460c8c98b2a8faa2f2eb",
+        "f79608b9496166eae0247b44d1dbd974eaf5fb6403b829fe0a83e2b2e43e449c",
+    ),
+    (
+        TokenType::I32,
+        "5804840c0a999bfa5d8881b55d62a742253130e6b03e0c8c1357bcfd73d0ef10",
+        "0f090b3095cc2edc3a3f102bad44a3da74e9577bfe6e23666b3cf8199454d96f",
+    ),
+    (
+        TokenType::I64,
+        "0601dab48d5fc43c7d74d365c56afb33a062dcdb41338b65792ed6eeec5564d9",
+        "55160570c0010665cba413e7cfcd59b543e5fe6985080cab58ddf7ee332f895d",
+    ),
+    (
+        TokenType::U16,
+        "5dfe6c63c03b8cf3e2b905d597c52ffc8aa358a41e4efdaec7b5334508e3d57d",
+        "f79608b9496166eae0247b44d1dbd974eaf5fb6403b829fe0a83e2b2e43e449c",
+    ),
+];
+
+#[test]
+fn the_writer_writes_what_megatron_core_does() {
+    use sha2::{Digest, Sha256};
+    let sha256 = |path: PathBuf| format!("{:x}", Sha256::digest(std::fs::read(path).unwrap()));
+    for (dtype, index, tokens) in BY_MEGATRON_CORE {
+        let (_folder, name) = dataset();
+        let mut writer = MegatronWriter::create(&name, dtype).unwrap();
+        for document in [&[0, 1, 2][..], &[], &[127, 5, 9, 4], &[77]] {
+            writer.push(document).unwrap();
+        }
+        writer.finish().unwrap();
+        assert_eq!(sha256(name.with_extension("idx")), index, "{dtype:?}");
+        assert_eq!(sha256(name.with_extension("bin")), tokens, "{dtype:?}");
+    }
+}
+
+/// The `.bin` files that megatron-core 0.16.1 wrote for the documents above and `[3, 4, 5]`, which it was given as two
+/// sequences of 2 and 1 tokens; their type codes; and the pointers of their indices. The rest of the indices is the
+/// same for all.
+const TOKENS_BY_MEGATRON_CORE: [(u8, [i64; 6], &str); 6] = [
+    (1, [0, 3, 3, 7, 8, 10], "0001027f0509044d030405"),
+    (2, [0, 3, 3, 7, 8, 10], "0001027f0509044d030405"),
+    (3, [0, 6, 6, 14, 16, 20], "0000010002007f000500090004004d00030004000500"),
+    (
+        4,
+        [0, 12, 12, 28, 32, 40],
+        "0000000001000000020000007f0000000500000009000000040000004d000000030000000400000005000000",
+    ),
+    (
+        5,
+        [0, 24, 24, 56, 64, 80],
+        "0000000000000000010000000000000002000000000000007f000000000000000500000000000000090000000000000004000000000000004d00000000000000030000000000000004000000000000000500000000000000",
+    ),
+    (8, [0, 6, 6, 14, 16, 20], "0000010002007f000500090004004d00030004000500"),
+];
+
+#[test]
+fn what_megatron_core_writes_is_read() {
+    for (dtype, pointers, tokens) in TOKENS_BY_MEGATRON_CORE {
+        let byte = |i: usize| u8::from_str_radix(&tokens[i..i + 2], 16).unwrap();
+        let parts = Parts {
+            dtype,
+            n_sequences: 6,
+            n_doc_idx: 6,
+            sizes: vec![3, 0, 4, 1, 2, 1],
+            pointers: pointers.to_vec(),
+            doc_idx: vec![0, 1, 2, 3, 4, 6],
+            tokens: (0..tokens.len()).step_by(2).map(byte).collect(),
+            ..Parts::good()
+        };
+        let expected = [vec![0, 1, 2], vec![], vec![127, 5, 9, 4], vec![77], vec![3, 4, 5]];
+        assert_eq!(documents(&parts.open().unwrap()), expected, "type {dtype}");
+    }
+}
+
 #[test]
 fn documents_of_several_sequences_are_joined() {
     let parts = Parts { n_doc_idx: 2, doc_idx: vec![0, 2], ..Parts::good() };

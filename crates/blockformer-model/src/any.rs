@@ -1,8 +1,8 @@
 //! A model directory, whichever model it holds.
 
-use std::io::Write;
 use std::path::Path;
 
+use blockformer_files::write_atomically;
 use burn::module::Module;
 use burn::tensor::Device;
 
@@ -81,7 +81,8 @@ impl AnyModel {
     ) -> Result<(), CheckpointError> {
         std::fs::create_dir_all(directory).map_err(|e| CheckpointError::io("make directory", directory, e))?;
         save_weights(self, &directory.join(WEIGHTS_FILE), precision)?;
-        write_atomically(&directory.join(CONFIG_FILE), config.to_json().as_bytes())
+        let path = directory.join(CONFIG_FILE);
+        write_atomically(&path, config.to_json()).map_err(|e| CheckpointError::io("write", &path, e))
     }
 
     /// Its blocks (of one token for a vanilla transformer), context and vocabulary.
@@ -96,17 +97,4 @@ impl AnyModel {
     pub fn parameters(&self) -> ParameterCount {
         ParameterCount::of(self)
     }
-}
-
-/// Writes a file by way of a temporary one beside it.
-fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
-    let temporary = path.with_extension(format!("tmp{}", std::process::id()));
-    let written = std::fs::File::create(&temporary)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&temporary, path));
-    written.map_err(|source| {
-        // Best effort: the error that matters is the one reported.
-        let _ = std::fs::remove_file(&temporary);
-        CheckpointError::io("write", path, source)
-    })
 }

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use blockformer_files::permissions_for;
 use burn::module::Module;
 use burn::store::burn_pack::Tensor as PackTensor;
 use burn::store::{
@@ -183,7 +184,12 @@ pub fn save_weights<M: Module>(model: &M, path: &Path, precision: SavePrecision)
         SavePrecision::Float16 => store.with_to_adapter(cast(DType::F16)),
         SavePrecision::BFloat16 => store.with_to_adapter(cast(DType::BF16)),
     };
-    model.save_into(&mut store).map_err(|error| CheckpointError::Write { path: path.into(), reason: error.to_string() })
+    // The store's own temporary file is for its owner alone, and stays so when it is renamed.
+    let permissions = permissions_for(path).map_err(|source| CheckpointError::io("write", path, source))?;
+    model
+        .save_into(&mut store)
+        .map_err(|error| CheckpointError::Write { path: path.into(), reason: error.to_string() })?;
+    std::fs::set_permissions(path, permissions).map_err(|source| CheckpointError::io("write", path, source))
 }
 
 /// Reads every tensor from the shard that the index names.
@@ -237,4 +243,30 @@ pub(crate) fn named(tensor: &PackTensor, name: &str) -> PackTensor {
     let mut tensor = tensor.clone();
     tensor.name = name.to_string();
     tensor
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use burn::nn::LinearConfig;
+    use burn::tensor::Device;
+
+    use super::*;
+
+    #[test]
+    fn saved_weights_have_the_permissions_of_an_ordinary_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let (plain, weights) = (folder.path().join("plain"), folder.path().join(WEIGHTS_FILE));
+        std::fs::write(&plain, "text").unwrap();
+        let model = LinearConfig::new(2, 3).init(&Device::flex());
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode();
+        save_weights(&model, &weights, SavePrecision::Unchanged).unwrap();
+        assert_eq!(mode(&weights), mode(&plain));
+        // A file that is replaced keeps what its owner gave it.
+        std::fs::set_permissions(&weights, std::fs::Permissions::from_mode(0o640)).unwrap();
+        save_weights(&model, &weights, SavePrecision::Float16).unwrap();
+        assert_eq!(mode(&weights) & 0o777, 0o640);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "a temporary file is left");
+    }
 }

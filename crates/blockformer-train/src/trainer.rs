@@ -67,13 +67,13 @@ impl<M: Trainable, C: TokenCorpus> Trainer<M, C> {
         let order = BatchOrder::new(data.len(), config.batch_size, config.seed)?;
         let optimizer = Optimizer::new(&config.optimizer);
         let mut identity = Identity::new();
-        identity.insert("packing".into(), format!("{:?}", data.config()));
-        identity.insert("data".into(), format!("{:?}", data.statistics()));
+        identity.insert("packing".into(), data.config().to_json());
+        identity.insert("data".into(), data.corpus().fingerprint());
         Ok(Self { model, optimizer, data, order, config, identity, device: device.clone(), step: 0 })
     }
 
     /// Something else that a run must have in common with the checkpoint it goes on from, by name: the model's
-    /// configuration, say, or a digest of the tokenizer. Packing and size of the data are always checked.
+    /// configuration, say, or a digest of the tokenizer. Packing and data are always checked.
     pub fn identify(&mut self, name: &str, value: impl Into<String>) {
         self.identity.insert(name.into(), value.into());
     }

@@ -6,7 +6,7 @@ mod progress;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use blockformer::data::{InMemoryCorpus, PackedDataset};
+use blockformer::data::PackedDataset;
 use blockformer::model::{AnyModel, ModelConfig, TOKENIZER_FILE, WEIGHTS_FILE, presets};
 use blockformer::train::{AdamWSettings, TrainConfig, Trainer, latest_checkpoint};
 use burn::module::Module;
@@ -19,7 +19,8 @@ use progress::Progress;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// Text to train on: .txt files (a document each), .jsonl files (a "text" field a line), or folders of them
+    /// Text to train on: .txt files (a document each), .jsonl files (a "text" field a line), or folders of them; or
+    /// datasets that `blockformer tokenize` wrote, or other Megatron .idx/.bin files
     #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
     data: Vec<PathBuf>,
     /// Text to validate on; a part of the training text if not given
@@ -184,7 +185,7 @@ fn settings(arguments: &Arguments) -> TrainConfig {
     }
 }
 
-type TextTrainer = Trainer<AnyModel, InMemoryCorpus>;
+type TextTrainer = Trainer<AnyModel, data::Corpus>;
 
 /// The checkpoint to go on from; none for a run that begins, which must not overwrite another.
 fn checkpoint_to_resume(arguments: &Arguments) -> Result<Option<PathBuf>, CliError> {
@@ -207,7 +208,7 @@ fn checkpoints(arguments: &Arguments) -> PathBuf {
 fn train(
     arguments: &Arguments,
     mut trainer: TextTrainer,
-    validation: &PackedDataset<InMemoryCorpus>,
+    validation: &PackedDataset<data::Corpus>,
 ) -> Result<Option<TextTrainer>, CliError> {
     let interrupt = Interrupt::watch();
     let mut progress = Progress::new(&arguments.output, trainer.next_step(), arguments.steps);

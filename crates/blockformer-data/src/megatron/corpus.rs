@@ -6,8 +6,8 @@ use std::path::Path;
 
 use super::dtype::TokenType;
 use super::index::{Index, check_length};
-use super::index_and_token_paths;
 use super::mapped_file::MappedFile;
+use super::{DatasetCard, Paths, dataset_exists};
 use crate::corpus::TokenCorpus;
 use crate::error::Result;
 
@@ -20,10 +20,16 @@ use crate::error::Result;
 pub struct MegatronCorpus {
     index: Index,
     tokens: MappedFile,
+    card: Option<DatasetCard>,
     eos_token_id: Option<u32>,
 }
 
 impl MegatronCorpus {
+    /// Whether there is a dataset called `name`, as [`open`](Self::open) takes it: whether its index is there.
+    pub fn exists(name: impl AsRef<Path>) -> bool {
+        dataset_exists(name.as_ref()).is_some()
+    }
+
     /// Opens the dataset called `name`: the files `name.idx` and `name.bin`. Either of them may be named as well.
     ///
     /// The files must not be changed or cut short as long as the corpus is in use: that would end the process, or give
@@ -32,13 +38,14 @@ impl MegatronCorpus {
     ///
     /// # Errors
     /// Everything about the two files that does not fit together: [`DataError`](crate::DataError)'s `Io`,
-    /// `NotAnIndex`, `IndexVersion`, `TokenType`, `FileLength` and `IndexEntry`.
+    /// `NotAnIndex`, `IndexVersion`, `TokenType`, `FileLength`, `IndexEntry` and `DatasetCard`.
     pub fn open(name: impl AsRef<Path>) -> Result<Self> {
-        let (index_path, token_path) = index_and_token_paths(name.as_ref());
-        let index = Index::open(&index_path)?;
-        let tokens = MappedFile::open(&token_path)?;
-        check_length(&token_path, index.n_token_bytes(), tokens.len() as u64)?;
-        Ok(Self { index, tokens, eos_token_id: None })
+        let paths = Paths::of(name.as_ref());
+        let index = Index::open(&paths.index)?;
+        let tokens = MappedFile::open(&paths.tokens)?;
+        check_length(&paths.tokens, index.n_token_bytes(), tokens.len() as u64)?;
+        let card = DatasetCard::read(&paths.card)?;
+        Ok(Self { index, tokens, card, eos_token_id: None })
     }
 
     /// Leaves out a last token of each document that is `eos_token_id`.
@@ -49,6 +56,11 @@ impl MegatronCorpus {
     pub fn without_trailing(mut self, eos_token_id: u32) -> Self {
         self.eos_token_id = Some(eos_token_id);
         self
+    }
+
+    /// Where the tokens are from, if that was written down.
+    pub fn card(&self) -> Option<&DatasetCard> {
+        self.card.as_ref()
     }
 
     /// The type of the tokens on disk.

@@ -1,11 +1,12 @@
 //! Writing, one document at a time.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use blockformer_files::AtomicFile;
 
 use super::dtype::TokenType;
-use super::{MAGIC, VERSION, index_and_token_paths};
-use crate::atomic_file::AtomicFile;
+use super::{DatasetCard, MAGIC, Paths, VERSION};
 use crate::error::{DataError, Result};
 
 /// Writes a Megatron dataset of which each document is one sequence.
@@ -35,6 +36,7 @@ pub struct MegatronWriter {
     dtype: TokenType,
     index: AtomicFile,
     tokens: AtomicFile,
+    card: PathBuf,
     sizes: Vec<i32>,
     /// The bytes of one document.
     buffer: Vec<u8>,
@@ -46,12 +48,13 @@ impl MegatronWriter {
     /// # Errors
     /// [`DataError::Io`] if there can be no file there.
     pub fn create(name: impl AsRef<Path>, dtype: TokenType) -> Result<Self> {
-        let (index_path, token_path) = index_and_token_paths(name.as_ref());
+        let paths = Paths::of(name.as_ref());
         let create = |path: &Path| AtomicFile::create(path).map_err(DataError::io("create", path));
         Ok(Self {
             dtype,
-            index: create(&index_path)?,
-            tokens: create(&token_path)?,
+            index: create(&paths.index)?,
+            tokens: create(&paths.tokens)?,
+            card: paths.card,
             sizes: Vec::new(),
             buffer: Vec::new(),
         })
@@ -83,16 +86,44 @@ impl MegatronWriter {
         Ok(())
     }
 
-    /// Writes the index and gives both files their names.
+    /// Writes the index and gives both files their names, replacing a dataset of that name.
+    ///
+    /// Whatever happens meanwhile, no index ever stands beside tokens of another dataset: once the
+    /// new files are on the disk, the old index goes first and the new one gets its name last.
     ///
     /// # Errors
     /// [`DataError::Io`] if that fails.
-    pub fn finish(mut self) -> Result<()> {
+    pub fn finish(self) -> Result<()> {
+        self.finish_by(None)
+    }
+
+    /// The same, with a card.
+    pub(crate) fn finish_with(self, card: &DatasetCard) -> Result<()> {
+        self.finish_by(Some(card))
+    }
+
+    fn finish_by(mut self, card: Option<&DatasetCard>) -> Result<()> {
         let index_path = self.index.path().to_path_buf();
         let token_path = self.tokens.path().to_path_buf();
+        self.tokens.sync().map_err(DataError::io("write", &token_path))?;
         self.write_index().map_err(DataError::io("write", &index_path))?;
+        let card_file = card.map(|card| self.write_card(card)).transpose();
+        let card_file = card_file.map_err(DataError::io("write", &self.card))?;
+        for old in [&index_path, &self.card] {
+            remove_if_there(old).map_err(DataError::io("replace", old))?;
+        }
         self.tokens.commit().map_err(DataError::io("write", &token_path))?;
+        if let Some(file) = card_file {
+            file.commit().map_err(DataError::io("write", &self.card))?;
+        }
         self.index.commit().map_err(DataError::io("write", &index_path))
+    }
+
+    fn write_card(&self, card: &DatasetCard) -> io::Result<AtomicFile> {
+        let mut file = AtomicFile::create(&self.card)?;
+        file.write_all(card.to_json().as_bytes())?;
+        file.sync()?;
+        Ok(file)
     }
 
     fn write_index(&mut self) -> io::Result<()> {
@@ -113,6 +144,13 @@ impl MegatronWriter {
         for document in 0..=self.sizes.len() as i64 {
             index.write_all(&document.to_le_bytes())?;
         }
-        Ok(())
+        index.sync()
+    }
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
     }
 }

@@ -168,6 +168,17 @@ fn a_sample_that_is_not_there_panics() {
     PackedDataset::new(corpus, PackingConfig::vanilla(4, EOS)).unwrap().sample(1);
 }
 
+#[test]
+fn the_configuration_is_written_as_json_and_read_back() {
+    let config = PackingConfig { seed: u64::MAX, ..config(4, 16) };
+    assert_eq!(
+        config.to_json(),
+        r#"{"block_length":4,"max_length":16,"random_pad_first_block":true,"pad_to_block_boundary":true,"#.to_owned()
+            + r#""eos_token_id":1000,"pad_token_id":1001,"seed":18446744073709551615}"#
+    );
+    assert_eq!(serde_json::from_str::<PackingConfig>(&config.to_json()).unwrap(), config);
+}
+
 /// Documents of distinct tokens, so that every token tells where it is from: `100 * document + place`.
 fn corpora() -> impl Strategy<Value = InMemoryCorpus> {
     prop::collection::vec(0_usize..30, 1..9).prop_map(|lengths| {

@@ -1,11 +1,10 @@
 //! Text to packed samples.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 use blockformer::data::{
-    BlockLengths, Documents, InMemoryCorpus, PackedDataset, PackingConfig, TokenCorpus, Tokenizer, TokenizerTraining,
-    character_level_of, read_documents,
+    BlockLengths, ConcatenatedCorpus, CorpusPart, Documents, InMemoryCorpus, MegatronCorpus, PackedDataset,
+    PackingConfig, TokenCorpus, Tokenizer, TokenizerTraining, character_level_of, read_documents,
 };
 use blockformer::model::{ModelConfig, TOKENIZER_FILE};
 
@@ -13,12 +12,18 @@ use super::{Arguments, Split};
 use crate::error::CliError;
 use crate::vocabulary;
 
+/// The most tokens of a dataset that are all looked at before training; those of larger ones are when they are used.
+const VALIDATED_TOKENS: usize = 1 << 30;
+
+/// Text in memory, or datasets on disk; all of it or a part.
+pub(super) type Corpus = CorpusPart<Box<dyn TokenCorpus>>;
+
 pub(super) struct Text {
     pub(super) tokenizer: Tokenizer,
     /// Tells tokenizers apart.
     pub(super) tokenizer_digest: String,
-    pub(super) train: PackedDataset<InMemoryCorpus>,
-    pub(super) validation: PackedDataset<InMemoryCorpus>,
+    pub(super) train: PackedDataset<Corpus>,
+    pub(super) validation: PackedDataset<Corpus>,
 }
 
 /// Reads the text and packs it. A run that goes on takes the tokenizer it began with, unless that was a file.
@@ -27,32 +32,78 @@ pub(super) fn prepare(arguments: &Arguments, config: &ModelConfig, resumes: bool
     let path = PathBuf::from(&arguments.tokenizer);
     vocabulary::check(&path, &tokenizer, config)?;
     let eos = config.eos_token_id().or_else(|| tokenizer.eos_token_id()).ok_or(CliError::NoEndOfText { path })?;
-    let corpus = InMemoryCorpus::tokenize_stream(Documents::open(&arguments.data)?, &tokenizer)?;
+    let corpus = read(&arguments.data, &tokenizer, config, eos)?;
     eprintln!("{} tokens in {} documents", corpus.n_tokens(), corpus.n_documents());
     let (train, validation) = if arguments.validation_data.is_empty() {
         match arguments.validation_split {
-            Split::Documents => corpus.split_documents(arguments.validation_share, arguments.seed)?,
-            Split::Tail => corpus.split_tail(arguments.validation_share)?,
+            Split::Documents => CorpusPart::split_documents(corpus, arguments.validation_share, arguments.seed)?,
+            Split::Tail => CorpusPart::split_tail(corpus, arguments.validation_share)?,
         }
     } else {
-        let held_out = Documents::open(&arguments.validation_data)?;
-        (corpus, InMemoryCorpus::tokenize_stream(held_out, &tokenizer)?)
+        let held_out = read(&arguments.validation_data, &tokenizer, config, eos)?;
+        (CorpusPart::whole(corpus), CorpusPart::whole(held_out))
     };
     let packing = packing(arguments, config, eos);
-    let mut hasher = DefaultHasher::new();
-    tokenizer.to_json()?.hash(&mut hasher);
     Ok(Text {
-        tokenizer_digest: format!("{:016x}", hasher.finish()),
+        tokenizer_digest: tokenizer.digest()?,
         tokenizer,
         train: PackedDataset::new(train, packing)?,
         validation: PackedDataset::new(validation, packing)?,
     })
 }
 
+/// Text, tokenized; or datasets, mapped into memory.
+fn read(
+    paths: &[PathBuf],
+    tokenizer: &Tokenizer,
+    config: &ModelConfig,
+    eos: u32,
+) -> Result<Box<dyn TokenCorpus>, CliError> {
+    let datasets: Vec<&PathBuf> = paths.iter().filter(|path| is_dataset(path)).collect();
+    match datasets.as_slice() {
+        [] => Ok(Box::new(InMemoryCorpus::tokenize_stream(Documents::open(paths)?, tokenizer)?)),
+        [path] if paths.len() == 1 => Ok(Box::new(open(path, tokenizer, config, eos)?)),
+        all if paths.len() == all.len() => {
+            let corpora = all.iter().map(|path| open(path, tokenizer, config, eos)).collect::<Result<_, _>>()?;
+            Ok(Box::new(ConcatenatedCorpus::new(corpora)))
+        }
+        [path, ..] => {
+            let reason = format!("{} is a dataset, others are text: tokenize these first", path.display());
+            Err(CliError::Option { option: "--data", reason })
+        }
+    }
+}
+
+/// Whether a path is meant as a Megatron dataset.
+fn is_dataset(path: &Path) -> bool {
+    let has_ending = path.extension().is_some_and(|ending| ending == "idx" || ending == "bin");
+    has_ending || !path.is_dir() && MegatronCorpus::exists(path)
+}
+
+fn open(path: &Path, tokenizer: &Tokenizer, config: &ModelConfig, eos: u32) -> Result<MegatronCorpus, CliError> {
+    let corpus = MegatronCorpus::open(path)?;
+    if let Some(card) = corpus.card()
+        && card.tokenizer != tokenizer.digest()?
+    {
+        return Err(CliError::OtherTokenizer { path: path.into() });
+    }
+    if corpus.n_tokens() <= VALIDATED_TOKENS {
+        corpus.validate(config.vocab_size()).map_err(|source| CliError::Dataset { path: path.into(), source })?;
+    }
+    // Packing puts an end of text behind each document; what stands there already is the tokenizer's, if it was ours.
+    let written = corpus.card().filter(|card| card.ends_with_eos).and(tokenizer.eos_token_id());
+    Ok(corpus.without_trailing(written.unwrap_or(eos)))
+}
+
 fn tokenizer(arguments: &Arguments, resumes: bool) -> Result<Tokenizer, CliError> {
     let name = arguments.tokenizer.as_str();
     if resumes && (name == "characters" || name.starts_with("bpe:")) {
         return Ok(Tokenizer::from_file(arguments.output.join(TOKENIZER_FILE))?);
+    }
+    let learns = name == "characters" || name.starts_with("bpe:");
+    if learns && arguments.data.iter().chain(&arguments.validation_data).any(|path| is_dataset(path)) {
+        let reason = "a dataset is tokenized already: give its tokenizer.json".into();
+        return Err(CliError::Option { option: "--tokenizer", reason });
     }
     if name == "characters" {
         let documents = read_documents(&arguments.data)?.into_iter().chain(if arguments.validation_data.is_empty() {
