@@ -174,7 +174,7 @@ fn the_configuration_is_written_as_json_and_read_back() {
     assert_eq!(
         config.to_json(),
         r#"{"block_length":4,"max_length":16,"random_pad_first_block":true,"pad_to_block_boundary":true,"#.to_owned()
-            + r#""eos_token_id":1000,"pad_token_id":1001,"seed":18446744073709551615}"#
+            + r#""eos_token_id":1000,"pad_token_id":1001,"block_lengths":{"kind":"fixed"},"seed":18446744073709551615}"#
     );
     assert_eq!(serde_json::from_str::<PackingConfig>(&config.to_json()).unwrap(), config);
 }
