@@ -1,6 +1,7 @@
 //! One file a subcommand.
 
 pub(crate) mod convert;
+pub(crate) mod evaluate;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod tokenize;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use blockformer::DeviceError;
 use blockformer::bundled::BundledError;
 use blockformer::data::DataError;
+use blockformer::eval::EvalError;
 use blockformer::generate::GenerateError;
 use blockformer::model::CheckpointError;
 use blockformer::train::TrainError;
@@ -21,6 +22,8 @@ pub(crate) enum CliError {
     Bundled(#[from] BundledError),
     #[error(transparent)]
     Data(#[from] DataError),
+    #[error(transparent)]
+    Eval(#[from] EvalError),
     #[error(transparent)]
     Generate(#[from] GenerateError),
     #[error(transparent)]

@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 
 use error::CliError;
 
-use commands::{convert, generate, inspect, tokenize, train, uptrain, verify};
+use commands::{convert, evaluate, generate, inspect, tokenize, train, uptrain, verify};
 
 /// Burn's CPU backend allocates a tensor for every operation; mimalloc makes that several times faster.
 #[global_allocator]
@@ -29,6 +29,8 @@ struct Cli {
 enum Command {
     /// Continue a prompt; the text goes to standard output, everything else to standard error.
     Generate(generate::Arguments),
+    /// Measure perplexity, loss by position, and zero-shot tasks.
+    Evaluate(evaluate::Arguments),
     /// Turn text into token files that training maps into memory.
     Tokenize(tokenize::Arguments),
     /// Train a model on text.
@@ -46,6 +48,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Generate(arguments) => generate::run(&arguments),
+        Command::Evaluate(arguments) => evaluate::run(&arguments),
         Command::Tokenize(arguments) => tokenize::run(&arguments),
         Command::Train(arguments) => train::run(&arguments),
         Command::Convert(arguments) => convert::run(&arguments),

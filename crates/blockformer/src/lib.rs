@@ -37,6 +37,7 @@ pub mod verify;
 pub use blockformer_block_decoder as block_decoder;
 pub use blockformer_data as data;
 pub use blockformer_embedder as embedder;
+pub use blockformer_eval as eval;
 pub use blockformer_generate as generate;
 pub use blockformer_kv_cache as kv_cache;
 pub use blockformer_model as model;

@@ -74,7 +74,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
 }
 
 /// The model and its tokenizer, which must belong together.
-fn open(directory: Option<&Path>, device: &Device) -> Result<(ModelConfig, AnyModel, Tokenizer), CliError> {
+pub(crate) fn open(directory: Option<&Path>, device: &Device) -> Result<(ModelConfig, AnyModel, Tokenizer), CliError> {
     let Some(directory) = directory else { return Ok(blockformer::bundled::load(device)?) };
     let (config, model) = AnyModel::load(directory, device)?;
     let path = directory.join(TOKENIZER_FILE);
