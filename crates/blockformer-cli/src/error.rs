@@ -10,6 +10,7 @@ use blockformer::eval::EvalError;
 use blockformer::generate::GenerateError;
 use blockformer::model::CheckpointError;
 use blockformer::train::TrainError;
+use blockformer::train::lora::LoraError;
 use blockformer::train::uptraining::UptrainingError;
 use blockformer::verify::VerifyError;
 use thiserror::Error;
@@ -30,6 +31,8 @@ pub(crate) enum CliError {
     Model(#[from] CheckpointError),
     #[error(transparent)]
     Train(#[from] TrainError),
+    #[error(transparent)]
+    Lora(#[from] LoraError),
     #[error(transparent)]
     Uptraining(#[from] UptrainingError),
     #[error(transparent)]

@@ -78,12 +78,16 @@ impl BlockLengths {
 /// A sample cut into blocks of these lengths, each padded behind to `block_length`.
 pub(crate) fn cut(sample: &Sample, lengths: &[usize], block_length: usize, pad_token_id: u32) -> Sample {
     let n = lengths.len() * block_length;
-    let mut cut = Sample { ids: vec![pad_token_id; n], mask: vec![false; n] };
+    let n_prompt = if sample.prompt.is_empty() { 0 } else { n };
+    let mut cut = Sample { ids: vec![pad_token_id; n], mask: vec![false; n], prompt: vec![false; n_prompt] };
     let mut from = 0;
     for (block, &length) in lengths.iter().enumerate() {
         let (at, to) = (block * block_length, from + length);
         cut.ids[at..at + length].copy_from_slice(&sample.ids[from..to]);
         cut.mask[at..at + length].copy_from_slice(&sample.mask[from..to]);
+        if n_prompt > 0 {
+            cut.prompt[at..at + length].copy_from_slice(&sample.prompt[from..to]);
+        }
         from = to;
     }
     cut
@@ -126,10 +130,12 @@ mod tests {
 
     #[test]
     fn cut_blocks_are_padded_behind() {
-        let sample = Sample { ids: (1..=6).collect(), mask: vec![true, true, true, true, false, true] };
+        let (mask, prompt) = (vec![true, true, true, true, false, true], vec![true, true, false, false, false, false]);
+        let sample = Sample { ids: (1..=6).collect(), mask, prompt };
         let cut = cut(&sample, &[1, 3, 2], 3, 99);
         assert_eq!(cut.ids, [1, 99, 99, 2, 3, 4, 5, 6, 99]);
         assert_eq!(cut.mask, [true, false, false, true, true, true, false, true, false]);
+        assert_eq!(cut.prompt, [true, false, false, true, false, false, false, false, false]);
     }
 
     proptest! {

@@ -39,6 +39,16 @@ pub trait TokenCorpus: Send + Sync {
         self.document_range(index, 0..self.document_len(index))
     }
 
+    /// How many tokens document `index` begins with that are read but not learned: those of a prompt. Their
+    /// predictions do not count in the loss.
+    ///
+    /// # Panics
+    /// If there is no such document.
+    fn prompt_len(&self, index: usize) -> usize {
+        let _ = index;
+        0
+    }
+
     /// How many tokens there are in all documents.
     fn n_tokens(&self) -> usize {
         (0..self.n_documents()).map(|index| self.document_len(index)).sum()
@@ -54,6 +64,9 @@ pub trait TokenCorpus: Send + Sync {
         hasher.update((n_documents as u64).to_le_bytes());
         for index in 0..n_documents {
             hasher.update((self.document_len(index) as u64).to_le_bytes());
+            if self.prompt_len(index) > 0 {
+                hasher.update((self.prompt_len(index) as u64).to_be_bytes());
+            }
         }
         for index in (0..n_documents).step_by(n_documents.div_ceil(N_SAMPLED).max(1)) {
             let n_tokens = self.document_len(index).min(N_SAMPLED_TOKENS);
@@ -98,6 +111,9 @@ impl<C: TokenCorpus + ?Sized> TokenCorpus for std::sync::Arc<C> {
     fn document(&self, index: usize) -> Cow<'_, [u32]> {
         (**self).document(index)
     }
+    fn prompt_len(&self, index: usize) -> usize {
+        (**self).prompt_len(index)
+    }
     fn n_tokens(&self) -> usize {
         (**self).n_tokens()
     }
@@ -115,6 +131,9 @@ impl<C: TokenCorpus + ?Sized> TokenCorpus for Box<C> {
     }
     fn document(&self, index: usize) -> Cow<'_, [u32]> {
         (**self).document(index)
+    }
+    fn prompt_len(&self, index: usize) -> usize {
+        (**self).prompt_len(index)
     }
     fn n_tokens(&self) -> usize {
         (**self).n_tokens()

@@ -142,6 +142,11 @@ impl<C: TokenCorpus> TokenCorpus for CorpusPart<C> {
         self.range_of(index).1.len()
     }
 
+    fn prompt_len(&self, index: usize) -> usize {
+        let (document, range) = self.range_of(index);
+        self.corpus.prompt_len(document).clamp(range.start, range.end) - range.start
+    }
+
     fn document_range(&self, index: usize, range: Range<usize>) -> Cow<'_, [u32]> {
         let (document, own) = self.range_of(index);
         assert!(range.end <= own.len(), "tokens {range:?} of document {index}, which has {}", own.len());
@@ -208,6 +213,11 @@ impl<C: TokenCorpus> TokenCorpus for ConcatenatedCorpus<C> {
     fn document_len(&self, index: usize) -> usize {
         let (corpus, index) = self.find(index);
         corpus.document_len(index)
+    }
+
+    fn prompt_len(&self, index: usize) -> usize {
+        let (corpus, index) = self.find(index);
+        corpus.prompt_len(index)
     }
 
     fn document_range(&self, index: usize, range: Range<usize>) -> Cow<'_, [u32]> {

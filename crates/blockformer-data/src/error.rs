@@ -172,6 +172,24 @@ pub enum DataError {
     /// The caller did not want to go on.
     #[error("cancelled")]
     Cancelled,
+    /// A line of a file of prompts and answers that is not one.
+    #[error("{} line {line}: expected a json object with strings \"prompt\" and \"answer\"", path.display())]
+    InvalidPair {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: u64,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// A prompt whose answer has no tokens, so that there is nothing to learn.
+    #[error("{} line {line}: the answer is empty", path.display())]
+    EmptyAnswer {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: u64,
+    },
     /// The paths given hold no document.
     #[error("no documents in {paths:?}: {n_files} files read, {n_empty} empty documents skipped")]
     NoDocuments {

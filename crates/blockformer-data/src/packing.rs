@@ -132,11 +132,13 @@ pub struct Sample {
     pub ids: Vec<u32>,
     /// True for content, ends of documents included; false for padding.
     pub mask: Vec<bool>,
+    /// True for tokens of a prompt, whose predictions do not count; empty where there are no prompts.
+    pub prompt: Vec<bool>,
 }
 
 impl Sample {
     fn with_capacity(n: usize) -> Self {
-        Self { ids: Vec::with_capacity(n), mask: Vec::with_capacity(n) }
+        Self { ids: Vec::with_capacity(n), mask: Vec::with_capacity(n), prompt: Vec::new() }
     }
 
     fn push_content(&mut self, tokens: &[u32]) {
@@ -147,6 +149,22 @@ impl Sample {
     fn push_padding(&mut self, token: u32, n: usize) {
         self.ids.resize(self.ids.len() + n, token);
         self.mask.resize(self.ids.len(), false);
+    }
+
+    /// Marks a range of the last `n` tokens as a prompt.
+    fn mark_prompt(&mut self, n: usize, prompt: Range<usize>) {
+        if prompt.is_empty() && self.prompt.is_empty() {
+            return;
+        }
+        let start = self.ids.len() - n;
+        self.prompt.resize(self.ids.len(), false);
+        self.prompt[start + prompt.start..start + prompt.end].fill(true);
+    }
+
+    /// For each token, whether its prediction counts in the loss: content that is not part of a prompt.
+    pub fn counted(&self) -> impl Iterator<Item = bool> + '_ {
+        let prompt = self.prompt.iter().copied().chain(std::iter::repeat(false));
+        self.mask.iter().zip(prompt).map(|(&is_content, is_prompt)| is_content && !is_prompt)
     }
 
     /// How many tokens are content.
@@ -228,6 +246,9 @@ impl<C: TokenCorpus> PackedDataset<C> {
             self.push_document(document, from..to, &mut sample);
             document += 1;
         }
+        if !sample.prompt.is_empty() {
+            sample.prompt.resize(sample.ids.len(), false);
+        }
         let PackingConfig { block_lengths, block_length, max_length, pad_token_id, seed, .. } = self.config;
         if block_lengths == BlockLengths::Fixed {
             return sample;
@@ -248,7 +269,9 @@ impl<C: TokenCorpus> PackedDataset<C> {
         let text = within(text_start, text_end);
         if !text.is_empty() {
             let text = text.start - text_start..text.end - text_start;
-            sample.push_content(&self.corpus.document_range(index, text));
+            sample.push_content(&self.corpus.document_range(index, text.clone()));
+            let prompt_end = self.corpus.prompt_len(index).clamp(text.start, text.end);
+            sample.mark_prompt(text.len(), 0..prompt_end - text.start);
         }
         if range.contains(&text_end) {
             sample.push_content(&[self.config.eos_token_id]);

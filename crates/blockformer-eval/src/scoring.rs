@@ -126,7 +126,8 @@ impl<'a> Placed<'a> {
         let mut ids = vec![pad_token_id; length];
         ids[content.start..self.start()].copy_from_slice(self.context);
         ids[self.start()..content.end].copy_from_slice(self.continuation);
-        Sample { ids, mask: (0..length).map(|position| content.contains(&position)).collect() }
+        let mask = (0..length).map(|position| content.contains(&position)).collect();
+        Sample { ids, mask, prompt: Vec::new() }
     }
 }
 

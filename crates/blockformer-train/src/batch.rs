@@ -11,9 +11,12 @@ pub struct Batch {
     pub ids: Tensor<3, Int>,
     /// False on padding, `[batch, n_blocks, block_length]`; `None` where there is none.
     pub mask: Option<Tensor<3, Bool>>,
+    /// False where a prediction does not count, `[batch, n_blocks, block_length]`: on padding and on tokens of prompts;
+    /// `None` where all content counts.
+    pub counted: Option<Tensor<3, Bool>>,
     /// The first block of each sample that is predicted, 0 or 1.
     pub first_predicted_block: usize,
-    /// Content tokens that are predicted: all from that block on.
+    /// Predictions that count, of all tokens from that block on.
     pub n_predicted: usize,
 }
 
@@ -30,12 +33,14 @@ impl Batch {
         let shape = [samples.len(), length / block_length, block_length];
         let ids: Vec<i32> = samples.iter().flat_map(|sample| sample.ids.iter().map(|&id| id as i32)).collect();
         let mask: Vec<bool> = samples.iter().flat_map(|sample| sample.mask.iter().copied()).collect();
-        let predicted = |sample: &Sample| sample.mask[first * block_length..].iter().filter(|real| **real).count();
+        let counted: Vec<bool> = samples.iter().flat_map(Sample::counted).collect();
+        let predicted = |sample: &[bool]| sample[first * block_length..].iter().filter(|counts| **counts).count();
         Self {
             ids: Tensor::from_data(TensorData::new(ids, shape), device),
+            n_predicted: counted.chunks(length).map(predicted).sum(),
+            counted: (counted != mask).then(|| Tensor::from_data(TensorData::new(counted, shape), device)),
             mask: mask.contains(&false).then(|| Tensor::from_data(TensorData::new(mask, shape), device)),
             first_predicted_block: first,
-            n_predicted: samples.iter().map(predicted).sum(),
         }
     }
 
@@ -48,6 +53,7 @@ impl Batch {
         let first = self.first_predicted_block;
         let (n_predicted, n) = (n_blocks - first, batch * (n_blocks - first) * length);
         let ids = self.ids.clone().narrow(1, first, n_predicted).reshape([n]);
-        (ids, self.mask.clone().map(|mask| mask.narrow(1, first, n_predicted).reshape([n])))
+        let counted = self.counted.clone().or_else(|| self.mask.clone());
+        (ids, counted.map(|counted| counted.narrow(1, first, n_predicted).reshape([n])))
     }
 }

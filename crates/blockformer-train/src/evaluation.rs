@@ -45,11 +45,11 @@ impl Evaluation {
                 (start..(start + batch_size).min(n_samples)).map(|index| data.sample(index)).collect();
             check_vocabulary(&samples, model.layout().vocab_size)?;
             let loss = model.loss(&Batch::new(&samples, &layout, device), 1.0);
-            let predicted = samples.iter().flat_map(|sample| sample.mask[first * block_length..].iter());
+            let predicted = samples.iter().flat_map(|sample| sample.counted().skip(first * block_length));
             let losses = loss.per_token.into_data();
             for (index, (loss, real)) in losses.iter::<f64>().zip(predicted).enumerate() {
                 sums[index % block_length] += loss;
-                counts[index % block_length] += usize::from(*real);
+                counts[index % block_length] += usize::from(real);
             }
         }
         let n_tokens = counts.iter().sum::<usize>();

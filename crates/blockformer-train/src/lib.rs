@@ -4,7 +4,8 @@
 //! evaluation, checkpoints to resume from. It trains whatever implements [`Trainable`], which every
 //! `BlockTransformer<E, T>` does, also with parts of your own. The pieces ([`token_loss`], [`Schedule`],
 //! [`clip_gradients`], [`Optimizer`]) can be used without it.
-//! [`uptraining`] makes a Block Transformer of a pretrained vanilla model to begin with.
+//! [`uptraining`] makes a Block Transformer of a pretrained vanilla model to begin with, [`lora`] adapts a model by a few
+//! parameters of its own.
 //!
 //! ```
 //! use blockformer_data::{InMemoryCorpus, PackedDataset, PackingConfig};
@@ -39,7 +40,9 @@ mod curve;
 mod error;
 mod evaluation;
 mod gradients;
+pub mod lora;
 mod loss;
+mod named_parameters;
 mod optimizer;
 mod schedule;
 mod trainable;

@@ -32,7 +32,6 @@
 mod check;
 mod error;
 mod layers;
-mod parameters;
 mod plan;
 mod target;
 

@@ -84,7 +84,7 @@ fn a_learned_start_and_several_contexts_are_trained_and_first_blocks_count() {
 #[test]
 fn a_batch_of_nothing_but_padding_has_no_loss_and_no_gradient() {
     let model = model();
-    let sample = Sample { ids: vec![0; 32], mask: vec![false; 32] };
+    let sample = Sample { ids: vec![0; 32], mask: vec![false; 32], prompt: Vec::new() };
     let batch = Batch::new(&[sample], &model.layout(), &Device::flex().autodiff());
     assert_eq!(batch.n_predicted, 0);
     let block_decoding = BlockDecodingLoss { kind: BlockDecodingLossKind::Contrastive, weight: 1.0 };

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use blockformer::data::Tokenizer;
 use blockformer::model::{AnyModel, ModelConfig, SavePrecision, TOKENIZER_FILE};
+use blockformer::train::lora;
 use clap::{Args, ValueEnum};
 
 use crate::error::CliError;
@@ -20,6 +21,9 @@ pub(crate) struct Arguments {
     /// A tokenizer.json to put beside them; the input's own if it has one
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
+    /// Adapters to merge into the weights: the adapter.safetensors that `train --lora-rank` wrote
+    #[arg(long, value_name = "FILE")]
+    adapter: Option<PathBuf>,
     /// The number type of the weights
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     precision: Precision,
@@ -91,6 +95,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
     let device = blockformer::default_device()?;
     check_output(&arguments.output)?;
     let (config, model) = AnyModel::load(&arguments.input, &device)?;
+    let model = match &arguments.adapter {
+        Some(path) => lora::merge(lora::load(model, path)?.0),
+        None => model,
+    };
     // Read the tokenizer before anything is written.
     let tokenizer = tokenizer(arguments.tokenizer.as_deref(), &arguments.input, &config)?;
     model.save(&config, &arguments.output, arguments.precision.into())?;

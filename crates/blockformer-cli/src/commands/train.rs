@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use blockformer::data::PackedDataset;
 use blockformer::model::{AnyModel, ModelConfig, TOKENIZER_FILE, WEIGHTS_FILE, presets};
+use blockformer::train::lora::{self, LoraConfig};
 use blockformer::train::{AdamWSettings, TrainConfig, Trainer, latest_checkpoint};
 use burn::module::Module;
 use clap::{Args, ValueEnum};
@@ -17,12 +18,19 @@ use crate::error::CliError;
 use crate::interrupt::Interrupt;
 use progress::Progress;
 
+/// The adapters' name in the output directory.
+const ADAPTER_FILE: &str = "adapter.safetensors";
+
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// Text to train on: .txt files (a document each), .jsonl files (a "text" field a line), or folders of them; or
     /// datasets that `blockformer tokenize` wrote, or other Megatron .idx/.bin files
-    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    #[arg(long, required_unless_present = "pairs", num_args = 1.., value_name = "PATH")]
     data: Vec<PathBuf>,
+    /// Prompts and answers to train on instead: .jsonl files with a "prompt" and an "answer" a line. Only the answers
+    /// are learned
+    #[arg(long, conflicts_with = "data", num_args = 1.., value_name = "FILE")]
+    pairs: Vec<PathBuf>,
     /// Text to validate on; a part of the training text if not given
     #[arg(long, num_args = 1.., value_name = "PATH")]
     validation_data: Vec<PathBuf>,
@@ -41,6 +49,18 @@ pub(crate) struct Arguments {
     /// A model directory whose configuration and weights to begin with
     #[arg(long, value_name = "DIR", conflicts_with = "config")]
     init: Option<PathBuf>,
+    /// Train adapters of this rank (LoRA) and leave the weights as they are
+    #[arg(long, requires = "init", value_name = "RANK")]
+    lora_rank: Option<usize>,
+    /// Adapters' corrections are scaled by this over the rank
+    #[arg(long, default_value_t = 16.0, requires = "lora_rank")]
+    lora_alpha: f64,
+    /// The share of a map's input features that its adapter does not see in a step
+    #[arg(long, default_value_t = 0.0, requires = "lora_rank", value_name = "SHARE")]
+    lora_dropout: f64,
+    /// Regular expressions of the weights to adapt; all of attention and feed-forward networks if not given
+    #[arg(long, requires = "lora_rank", num_args = 1.., value_name = "REGEX")]
+    lora_targets: Vec<String>,
     /// Where to write the model, its tokenizer, checkpoints and the loss curve
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
@@ -125,11 +145,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
         Some(directory) if checkpoint.is_none() => AnyModel::load(directory, &device)?.1,
         _ => AnyModel::new(&config, &device)?,
     };
+    let lora = lora(arguments);
+    let model = match &lora {
+        Some(lora) => lora.attach(model)?,
+        None => model,
+    };
     let count = model.parameters();
     eprintln!("{} parameters, {} non-embedding", count.total, count.non_embedding);
     let mut trainer = Trainer::new(model, text.train, settings(arguments), &device)?;
     trainer.identify("model configuration", config.to_json());
     trainer.identify("tokenizer", text.tokenizer_digest);
+    trainer.identify("adapters", format!("{lora:?}"));
     if let Some(path) = checkpoint {
         trainer = trainer.resume(&path)?;
         eprintln!("resumed from {} at step {}", path.display(), trainer.next_step());
@@ -140,9 +166,24 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
     std::fs::create_dir_all(output).map_err(io)?;
     text.tokenizer.save(output.join(TOKENIZER_FILE))?;
     let Some(trainer) = train(arguments, trainer, &text.validation)? else { return Ok(ExitCode::from(130)) };
-    trainer.model().valid().save(&config, output, arguments.precision.into())?;
+    let model = trainer.model().valid();
+    if let Some(lora) = &lora {
+        lora::save(&model, lora, &output.join(ADAPTER_FILE))?;
+    }
+    lora::merge(model).save(&config, output, arguments.precision.into())?;
     eprintln!("wrote the model to {}", output.display());
     Ok(ExitCode::SUCCESS)
+}
+
+/// The adapters to train, if any.
+fn lora(arguments: &Arguments) -> Option<LoraConfig> {
+    let default = LoraConfig::default();
+    arguments.lora_rank.map(|rank| LoraConfig {
+        rank,
+        alpha: arguments.lora_alpha,
+        dropout: arguments.lora_dropout,
+        targets: if arguments.lora_targets.is_empty() { default.targets } else { arguments.lora_targets.clone() },
+    })
 }
 
 /// Checks the options that only this command has.

@@ -23,6 +23,7 @@ fn boundary_padding_fills_the_last_block_of_each_document() {
         [Sample {
             ids: vec![1, 2, 3, 4, 5, EOS, PAD, PAD, 6, 7, 8, EOS],
             mask: [vec![true; 6], vec![false; 2], vec![true; 4]].concat(),
+            prompt: Vec::new(),
         }]
     );
 }
@@ -215,7 +216,7 @@ fn packed_plainly(corpus: &InMemoryCorpus, config: &PackingConfig) -> Vec<Sample
     }
     let sample = |chunk: &[(u32, bool)]| {
         let (ids, mask) = chunk.iter().copied().unzip();
-        Sample { ids, mask }
+        Sample { ids, mask, prompt: Vec::new() }
     };
     all.chunks_exact(config.max_length).map(sample).collect()
 }

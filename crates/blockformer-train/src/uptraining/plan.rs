@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::check;
 use super::layers::LayerSources;
-use super::parameters::{self, Value};
 use super::{LayerMethod, UptrainingError};
+use crate::named_parameters::{self as parameters, Value};
 
 const EMBEDDER_TABLE: &str = "embedder.embedding.weight";
 const TOKEN_TABLE: &str = "token_decoder.vocabulary.embedding.weight";
@@ -282,7 +282,12 @@ impl fmt::Display for UptrainingPlan {
             writeln!(f, "{:name_width$}  {shape:shape_width$}  {}", tensor.name, tensor.origin)?;
         }
         let copied = self.tensors.iter().filter(|tensor| source(&tensor.origin).is_some()).count();
-        writeln!(f, "{copied} of {} tensors are copies; not copied are {}", self.tensors.len(), self.unused.len())?;
+        writeln!(
+            f,
+            "{copied} of {} tensors are copies; {} of the vanilla transformer are not used",
+            self.tensors.len(),
+            self.unused.len()
+        )?;
         self.unused.iter().try_for_each(|name| writeln!(f, "  {name}"))
     }
 }

@@ -91,7 +91,8 @@ fn check_vanilla(case: &Case, model: &VanillaTransformer) -> Result<Vec<Check>, 
     if let Some(expected) = case.scalar("loss") {
         let ids = Tensor::from_inner(tensor.reshape([rows, n, 1]));
         let predicted = rows * (n - 1);
-        let batch = blockformer_train::Batch { ids, mask: None, first_predicted_block: 1, n_predicted: predicted };
+        let (mask, counted, first_predicted_block, n_predicted) = (None, None, 1, predicted);
+        let batch = blockformer_train::Batch { ids, mask, counted, first_predicted_block, n_predicted };
         let loss = model.loss(&batch, predicted as f64).sum() / predicted as f64;
         checks.push(relative("loss", loss, expected, LOSS_TOLERANCE));
     }

@@ -113,6 +113,7 @@ impl Case {
         let batch = Batch {
             ids: Tensor::<3, Int>::from_data(TensorData::new(values, shape), &device),
             mask: mask.map(|mask| Tensor::<3, Bool>::from_data(mask, &device)),
+            counted: None,
             first_predicted_block: 1,
             n_predicted: real.iter().enumerate().filter(|(index, real)| **real && !first_block(*index)).count(),
         };

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use blockformer::data::{
     BlockLengths, ConcatenatedCorpus, CorpusPart, Documents, InMemoryCorpus, MegatronCorpus, PackedDataset,
-    PackingConfig, TokenCorpus, Tokenizer, TokenizerTraining, character_level_of, read_documents,
+    PackingConfig, PairsCorpus, TokenCorpus, Tokenizer, TokenizerTraining, character_level_of, read_documents,
 };
 use blockformer::model::{ModelConfig, TOKENIZER_FILE};
 
@@ -32,7 +32,11 @@ pub(super) fn prepare(arguments: &Arguments, config: &ModelConfig, resumes: bool
     let path = PathBuf::from(&arguments.tokenizer);
     vocabulary::check(&path, &tokenizer, config)?;
     let eos = config.eos_token_id().or_else(|| tokenizer.eos_token_id()).ok_or(CliError::NoEndOfText { path })?;
-    let corpus = read(&arguments.data, &tokenizer, config, eos)?;
+    let corpus: Box<dyn TokenCorpus> = if arguments.pairs.is_empty() {
+        read(&arguments.data, &tokenizer, config, eos)?
+    } else {
+        Box::new(PairsCorpus::read(&arguments.pairs, &tokenizer)?)
+    };
     eprintln!("{} tokens in {} documents", corpus.n_tokens(), corpus.n_documents());
     let (train, validation) = if arguments.validation_data.is_empty() {
         match arguments.validation_split {
@@ -40,7 +44,11 @@ pub(super) fn prepare(arguments: &Arguments, config: &ModelConfig, resumes: bool
             Split::Tail => CorpusPart::split_tail(corpus, arguments.validation_share)?,
         }
     } else {
-        let held_out = read(&arguments.validation_data, &tokenizer, config, eos)?;
+        let held_out: Box<dyn TokenCorpus> = if arguments.pairs.is_empty() {
+            read(&arguments.validation_data, &tokenizer, config, eos)?
+        } else {
+            Box::new(PairsCorpus::read(&arguments.validation_data, &tokenizer)?)
+        };
         (CorpusPart::whole(corpus), CorpusPart::whole(held_out))
     };
     let packing = packing(arguments, config, eos);
@@ -101,6 +109,10 @@ fn tokenizer(arguments: &Arguments, resumes: bool) -> Result<Tokenizer, CliError
         return Ok(Tokenizer::from_file(arguments.output.join(TOKENIZER_FILE))?);
     }
     let learns = name == "characters" || name.starts_with("bpe:");
+    if learns && !arguments.pairs.is_empty() {
+        let reason = "prompts and answers need the tokenizer of their model: give its tokenizer.json".into();
+        return Err(CliError::Option { option: "--tokenizer", reason });
+    }
     if learns && arguments.data.iter().chain(&arguments.validation_data).any(|path| is_dataset(path)) {
         let reason = "a dataset is tokenized already: give its tokenizer.json".into();
         return Err(CliError::Option { option: "--tokenizer", reason });

@@ -2,20 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
 
 /// A parameter's name and shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Parameter {
-    pub(super) name: String,
-    pub(super) in_memory: Vec<usize>,
+pub(crate) struct Parameter {
+    pub(crate) id: ParamId,
+    pub(crate) name: String,
+    pub(crate) in_memory: Vec<usize>,
     /// Whether it is the weight of a linear map, which is `[in, out]` in memory and `[out, in]` in a file.
-    linear: bool,
+    pub(crate) linear: bool,
 }
 
 impl Parameter {
-    pub(super) fn shape_in_file(&self) -> Vec<usize> {
+    pub(crate) fn shape_in_file(&self) -> Vec<usize> {
         let mut shape = self.in_memory.clone();
         if self.linear {
             shape.reverse();
@@ -25,27 +26,27 @@ impl Parameter {
 }
 
 /// Every parameter, in the order of the model; lazy ones stay undrawn.
-pub(super) fn shapes<M: Module>(model: &M) -> Vec<Parameter> {
+pub(crate) fn shapes<M: Module>(model: &M) -> Vec<Parameter> {
     let mut visitor = Shapes { path: Path::default(), found: Vec::new() };
     model.visit(&mut visitor);
     visitor.found
 }
 
 /// The value of every parameter.
-pub(super) fn values<M: Module>(model: &M) -> BTreeMap<String, Value> {
+pub(crate) fn values<M: Module>(model: &M) -> BTreeMap<String, Value> {
     let mut visitor = Values { path: Path::default(), found: BTreeMap::new() };
     model.visit(&mut visitor);
     visitor.found
 }
 
 /// Gives parameters the values that `value` has for them; the others stay as they are, lazy ones undrawn.
-pub(super) fn replace<M: Module>(model: M, value: impl FnMut(&str) -> Option<Value>) -> M {
+pub(crate) fn replace<M: Module>(model: M, value: impl FnMut(&str) -> Option<Value>) -> M {
     model.map(&mut Replace { path: Path::default(), value })
 }
 
 /// The value of a parameter, without its graph.
 #[derive(Debug, Clone)]
-pub(super) enum Value {
+pub(crate) enum Value {
     /// Of a bias or a norm.
     Vector(Tensor<1>),
     /// Of a linear map or a table.
@@ -63,7 +64,7 @@ impl Value {
     }
 
     /// A matrix with rows and columns exchanged.
-    pub(super) fn transposed(self) -> Self {
+    pub(crate) fn transposed(self) -> Self {
         match self {
             Self::Vector(tensor) => Self::Vector(tensor),
             Self::Matrix(tensor) => Self::Matrix(tensor.transpose()),
@@ -130,7 +131,7 @@ impl ModuleVisitor for Shapes {
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let (name, in_memory) = (self.path.name(), param.lazy_shape().to_vec());
-        self.found.push(Parameter { name, in_memory, linear: D == 2 && self.path.in_linear() });
+        self.found.push(Parameter { id: param.id, name, in_memory, linear: D == 2 && self.path.in_linear() });
     }
 }
 
