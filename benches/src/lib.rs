@@ -28,11 +28,38 @@ pub fn device_id() -> String {
 /// # Panics
 /// If there is no such preset.
 pub fn model(preset: &str, device: &Device) -> AnyModel {
+    init(preset, config(preset), device)
+}
+
+/// The same for texts of up to `max_length` tokens.
+///
+/// # Panics
+/// If there is no such preset.
+pub fn model_with_context(preset: &str, max_length: usize, device: &Device) -> AnyModel {
+    let mut config = config(preset);
+    match &mut config {
+        ModelConfig::BlockTransformer(config) => {
+            config.block_decoder.max_positions = max_length / config.block_length;
+            config.max_length = max_length;
+        }
+        ModelConfig::VanillaTransformer(config) => {
+            config.transformer.max_positions = max_length;
+            config.max_length = max_length;
+        }
+    }
+    init(preset, config, device)
+}
+
+fn config(preset: &str) -> ModelConfig {
     let Some(mut config) = presets::model(preset) else { panic!("no preset {preset}") };
     match &mut config {
         ModelConfig::BlockTransformer(config) => config.vocab_size = 4096,
         ModelConfig::VanillaTransformer(config) => config.vocab_size = 4096,
     }
+    config
+}
+
+fn init(preset: &str, config: ModelConfig, device: &Device) -> AnyModel {
     match AnyModel::new(&config, device) {
         Ok(model) => model,
         Err(error) => panic!("{preset}: {error}"),

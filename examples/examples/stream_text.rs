@@ -6,7 +6,6 @@
 
 use std::error::Error;
 use std::io::Write;
-use std::ops::ControlFlow;
 
 use blockformer::prelude::*;
 
@@ -15,17 +14,20 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let device = blockformer::device("cpu")?;
-    let (_, model, tokenizer) = blockformer::bundled::load(&device)?;
+    let (config, model, tokenizer) = blockformer::bundled::load(&device)?;
     let prompt = tokenizer.encode("The whale")?;
+    let engine_config = EngineConfig { alignment: Alignment::of(&config), ..EngineConfig::default() };
+    let engine = EngineThread::spawn(Engine::new(model, engine_config, &device)?.with_tokenizer(tokenizer));
     let sampling = Sampling { temperature: 0.8, top_p: Some(0.95), seed: 7, ..Sampling::default() };
-    let options = GenerateOptions { max_new_tokens: 60, sampling, ..GenerateOptions::default() };
-    let mut text = tokenizer.decode_stream();
     print!("The whale");
-    generate(&model, &[&prompt], &options, &device, |_, token| {
-        print!("{}", text.push(token).ok().flatten().unwrap_or_default());
-        let _ = std::io::stdout().flush();
-        ControlFlow::Continue(())
-    })?;
-    println!("{}", text.finish()?.unwrap_or_default());
+    for event in engine.submit(Request::new(prompt).with_max_new_tokens(60).with_sampling(sampling))? {
+        match event {
+            Event::Token(token) => print!("{}", token.text),
+            Event::Finished { text, .. } => println!("{text}"),
+            Event::Failed(error) => return Err(error.into()),
+            Event::Done(_) => {}
+        }
+        std::io::stdout().flush()?;
+    }
     Ok(())
 }

@@ -16,7 +16,7 @@
 //! ```
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-use blockformer_kv_cache::{CacheConfig, KvCache};
+use blockformer_kv_cache::{CacheConfig, KvCache, PagedBatch};
 use blockformer_nn::{AttentionMask, Transformer, TransformerConfig};
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Tensor};
@@ -56,6 +56,22 @@ impl BlockDecoder {
         let positions = blocks.reshape([batch, n_blocks * n_embedding_tokens, d_model]);
         let context = self.transformer.forward(positions, &mask, cache);
         context.reshape([batch, n_blocks, n_embedding_tokens, d_model])
+    }
+
+    /// Context embeddings of the blocks that follow those a pool holds of each sequence.
+    ///
+    /// # Shapes
+    /// - `blocks`: `[sequences of the batch, n_blocks, n_embedding_tokens, d_model]`, returns the same
+    ///
+    /// # Panics
+    /// If shapes do not fit.
+    pub fn forward_paged(&self, blocks: Tensor<4>, batch: &mut PagedBatch<'_>) -> Tensor<4> {
+        let [rows, n_blocks, n_embedding_tokens, d_model] = blocks.dims();
+        assert_eq!(n_embedding_tokens, self.n_embedding_tokens, "embedding tokens a block");
+        let mask = AttentionMask::causal_groups(n_embedding_tokens);
+        let positions = blocks.reshape([rows, n_blocks * n_embedding_tokens, d_model]);
+        let context = self.transformer.forward_paged(positions, &mask, batch);
+        context.reshape([rows, n_blocks, n_embedding_tokens, d_model])
     }
 
     /// The size of a cache for `batch` sequences of up to `n_blocks` blocks.

@@ -5,6 +5,8 @@
 //! a text loses its leading space in many tokenizers), so a token is decoded together with the ones before it, and what
 //! those alone decode to is taken off the front.
 
+use std::borrow::Borrow;
+
 use crate::error::{DataError, Result};
 use crate::tokenizer::Tokenizer;
 
@@ -33,8 +35,8 @@ const REPLACEMENT: char = char::REPLACEMENT_CHARACTER;
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct DecodeStream<'a> {
-    tokenizer: &'a Tokenizer,
+pub struct DecodeStream<T> {
+    tokenizer: T,
     /// The tokens still needed: one push that gave text, then those since.
     window: Vec<u32>,
     /// How many ids at the window's start belong to that earlier push.
@@ -43,8 +45,9 @@ pub struct DecodeStream<'a> {
     given: String,
 }
 
-impl<'a> DecodeStream<'a> {
-    pub(crate) fn new(tokenizer: &'a Tokenizer) -> Self {
+impl<T: Borrow<Tokenizer>> DecodeStream<T> {
+    /// An empty stream, with a tokenizer that is borrowed (`&Tokenizer`), shared (`Arc<Tokenizer>`) or its own.
+    pub fn new(tokenizer: T) -> Self {
         Self { tokenizer, window: Vec::new(), n_context: 0, given: String::new() }
     }
 
@@ -54,7 +57,7 @@ impl<'a> DecodeStream<'a> {
     /// [`DataError::Decode`] as in [`Tokenizer::decode`]; [`DataError::UnstableDecoding`] for a tokenizer whose text
     /// for some ids is not the beginning of its text for more ids (speech models' CTC decoders).
     pub fn push(&mut self, id: u32) -> Result<Option<String>> {
-        let Some(token) = self.tokenizer.text_token(id) else {
+        let Some(token) = self.tokenizer.borrow().text_token(id) else {
             return Ok(None); // Decoding skips it.
         };
         self.window.push(id);
@@ -62,7 +65,7 @@ impl<'a> DecodeStream<'a> {
             // A run of byte tokens is text or not as a whole, so it has to end first.
             return Ok(None);
         }
-        let text = self.tokenizer.decode(&self.window)?;
+        let text = self.tokenizer.borrow().decode(&self.window)?;
         let complete = match text.strip_suffix(REPLACEMENT) {
             Some(complete) => complete,
             None => text.as_str(),
@@ -72,7 +75,7 @@ impl<'a> DecodeStream<'a> {
         if is_whole && new_text.is_some() {
             self.window.drain(..self.n_context);
             self.n_context = self.window.len();
-            self.given = self.tokenizer.decode(&self.window)?;
+            self.given = self.tokenizer.borrow().decode(&self.window)?;
         } else if let Some(new_text) = &new_text {
             self.given.push_str(new_text);
         }
@@ -84,7 +87,7 @@ impl<'a> DecodeStream<'a> {
     /// # Errors
     /// As [`push`](Self::push).
     pub fn finish(&mut self) -> Result<Option<String>> {
-        let text = self.tokenizer.decode(&self.window)?;
+        let text = self.tokenizer.borrow().decode(&self.window)?;
         let rest = self.new_text(&text)?;
         self.window.clear();
         self.n_context = 0;

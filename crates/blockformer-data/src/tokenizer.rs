@@ -122,7 +122,7 @@ impl Tokenizer {
     }
 
     /// A decoder that is given one id at a time, for printing text while it is being generated.
-    pub fn decode_stream(&self) -> DecodeStream<'_> {
+    pub fn decode_stream(&self) -> DecodeStream<&Self> {
         DecodeStream::new(self)
     }
 

@@ -1,5 +1,7 @@
 //! What can go wrong in generation.
 
+use blockformer_data::DataError;
+use blockformer_kv_cache::CacheError;
 use blockformer_model::PromptError;
 use thiserror::Error;
 
@@ -47,4 +49,44 @@ pub enum GenerateError {
     /// Every token was forbidden.
     #[error("no token may come next: logit_bias and the hook forbid them all")]
     NothingAllowed,
+    /// A request that the pool could not hold even if it were alone.
+    #[error("the request needs {needed} bytes of keys and values, the budget is {budget}")]
+    Budget {
+        /// Bytes of the pages it would take.
+        needed: usize,
+        /// Bytes of all pages.
+        budget: usize,
+    },
+    /// More sequences than the engine decodes at a time.
+    #[error("the request asks for {width} sequences at a time, the engine decodes {max_batch}")]
+    TooWide {
+        /// Samples or beams.
+        width: usize,
+        /// The engine's limit.
+        max_batch: usize,
+    },
+    /// Too many requests wait already.
+    #[error("{waiting} requests are waiting already: try again later")]
+    Busy {
+        /// Requests that wait.
+        waiting: usize,
+    },
+    /// The cache refused.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// Tokens that the tokenizer cannot make text of.
+    #[error("tokens could not be made text: {reason}")]
+    Text {
+        /// Why.
+        reason: String,
+    },
+    /// The engine's thread has ended.
+    #[error("the engine has stopped")]
+    Stopped,
+}
+
+impl From<DataError> for GenerateError {
+    fn from(error: DataError) -> Self {
+        Self::Text { reason: error.to_string() }
+    }
 }

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{Device, FloatDType, Tensor};
 
-use crate::{GenerateError, LanguageModel, Sampler, Sampling};
+use crate::{FinishReason, GenerateError, LanguageModel, Sampler, Sampling};
 
 /// What is to be generated.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,17 +22,6 @@ impl Default for GenerateOptions {
     fn default() -> Self {
         Self { max_new_tokens: 128, sampling: Sampling::default(), stop_tokens: Vec::new() }
     }
-}
-
-/// Why a sequence ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FinishReason {
-    /// It has as many tokens as were asked for.
-    Length,
-    /// A stop token came.
-    Stop,
-    /// The receiver of the tokens asked for no more.
-    Cancelled,
 }
 
 /// What was generated for one prompt.

@@ -1,11 +1,14 @@
-//! Generation with Block Transformers, and with the vanilla baseline through the same functions.
+//! Generation with Block Transformers, and with the vanilla baseline through the same engine.
 //!
 //! A prompt is prefilled by the embedder and the block decoder alone; the token decoder never sees it. Then, for each
 //! new block, the token decoder decodes `block_length` tokens from the context embedding, in a cache of a handful of
-//! entries that every block uses anew, and the block decoder takes one step (Ho et al. 2024, section 2.5).
+//! entries, and the block decoder takes one step (Ho et al. 2024, section 2.5).
 //!
-//! [`generate`] does it all; [`LanguageModel`] has its two halves, prefill and step, for loops of your own, and
-//! [`Sampler`] turns logits into tokens.
+//! An [`Engine`] does this for many [`Request`]s at a time: they come and go as they like, share the keys and values of
+//! common prefixes in one pool of fixed size, and get token for token what each would get alone. [`EngineThread`] runs
+//! it behind streams, for blocking and for asynchronous callers. [`generate`] is the short way for a few prompts that
+//! advance together, [`log_likelihoods`] and [`embed`] ask a model about texts that are there already. [`Sampler`] turns
+//! logits into tokens, [`PagedModel`] is what a model must do to be run by the engine, [`LanguageModel`] by `generate`.
 //!
 //! ```
 //! use blockformer_generate::{GenerateOptions, generate};
@@ -32,18 +35,32 @@
 
 mod any;
 mod block;
+mod draft;
+mod engine;
 mod error;
 mod generate;
 mod language_model;
+mod paged;
+mod prompt;
+mod request;
 mod sampler;
 mod sampling;
+mod score;
+mod text;
+mod thread;
 mod vanilla;
 
 pub use any::AnyState;
 pub use block::BlockState;
+pub use engine::{Engine, EngineConfig, EngineStats, RequestId, Speculation};
 pub use error::GenerateError;
-pub use generate::{FinishReason, GenerateOptions, Generation, generate};
+pub use generate::{GenerateOptions, Generation, generate};
 pub use language_model::LanguageModel;
+pub use paged::{Blocks, Context, PagedModel};
+pub use prompt::Alignment;
+pub use request::{Completion, Event, FinishReason, Request, SampleOutput, TokenEvent, Usage};
 pub use sampler::{LogitsHook, Sampler, TokenLogprobs};
 pub use sampling::Sampling;
+pub use score::{LogLikelihood, embed, log_likelihoods};
+pub use thread::{EngineThread, EventStream};
 pub use vanilla::VanillaState;

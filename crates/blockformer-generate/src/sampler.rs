@@ -15,6 +15,7 @@ use rand_chacha::rand_core::SeedableRng;
 
 use candidates::{Candidate, keep_above, keep_likeliest, keep_nucleus, keep_typical, total};
 pub use logprobs::TokenLogprobs;
+pub(crate) use logprobs::top_logprobs;
 
 use crate::{GenerateError, Sampling};
 

@@ -1,6 +1,6 @@
 //! The vanilla transformer, the baseline.
 
-use blockformer_kv_cache::KvCache;
+use blockformer_kv_cache::{KvCache, PagedBatch};
 use blockformer_nn::{AttentionMask, Transformer};
 use blockformer_token_decoder::Vocabulary;
 use burn::module::Module;
@@ -38,6 +38,18 @@ impl VanillaTransformer {
     ) -> Tensor<3> {
         let mask = AttentionMask::causal().with_keys(mask);
         self.transformer.forward(self.vocabulary.embed(ids), &mask, cache)
+    }
+
+    /// Hidden states of the tokens that follow those a pool holds of each sequence.
+    ///
+    /// # Shapes
+    /// - `ids`: `[sequences of the batch, n]`
+    /// - returns: `[sequences, n, d_model]`
+    ///
+    /// # Panics
+    /// If shapes do not fit or the tokens go beyond the context.
+    pub fn forward_paged(&self, ids: Tensor<2, Int>, batch: &mut PagedBatch<'_>) -> Tensor<3> {
+        self.transformer.forward_paged(self.vocabulary.embed(ids), &AttentionMask::causal(), batch)
     }
 
     /// Logits over the vocabulary.

@@ -4,7 +4,9 @@
 //! attention(q, k, v) = softmax(q kᵀ / sqrt(head_dim)) v
 //! ```
 
-use blockformer_kv_cache::LayerCache;
+use core::ops::Range;
+
+use blockformer_kv_cache::{LayerCache, PagedBatch};
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::activation::softmax;
@@ -12,6 +14,7 @@ use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Bool, Device, Tensor, s};
 
+use crate::rotary::Rotation;
 use crate::{AttentionMask, RotaryTable, TransformerConfig, linear, linear_init};
 
 /// Scores from which the fused kernel of the backend is used, which never materialises them. Below, the plain product
@@ -32,30 +35,74 @@ pub struct Attention {
 }
 
 /// What the layers of one forward pass share.
-pub(crate) struct AttentionContext<'a> {
-    /// Rotary tables, if positions are rotated.
-    pub(crate) rotary: Option<&'a RotaryTable>,
-    /// True where a query must not look, `[batch or 1, 1, queries, keys]`; also none where `fused` does the causal
-    /// mask itself.
-    pub(crate) hidden: Option<Tensor<4, Bool>>,
-    /// Whether the backend's fused kernel is used.
-    pub(crate) fused: bool,
-    /// Whether the mask is exactly the causal one.
-    pub(crate) plain_causal: bool,
-    /// The first query's position.
-    pub(crate) start: usize,
+pub(crate) struct AttentionContext {
+    /// How queries and keys are rotated, if they are.
+    rotation: Option<Rotation>,
+    /// What new positions see; with a paged cache, one list a sequence, one entry for each piece of its new positions.
+    sight: Vec<Vec<Sight>>,
 }
 
-impl<'a> AttentionContext<'a> {
+/// Which keys some queries see.
+struct Sight {
+    queries: Range<usize>,
+    n_keys: usize,
+    /// True where a query must not look, `[batch or 1, 1, queries, keys]`; also none where `fused` does the causal
+    /// mask itself.
+    hidden: Option<Tensor<4, Bool>>,
+    /// Whether the backend's fused kernel is used.
+    fused: bool,
+    /// Whether the mask is exactly the causal one.
+    plain_causal: bool,
+}
+
+impl AttentionContext {
     /// For `positions` new positions of `x` behind `start` others.
-    pub(crate) fn new(x: &Tensor<3>, mask: &AttentionMask, rotary: Option<&'a RotaryTable>, start: usize) -> Self {
+    pub(crate) fn new(x: &Tensor<3>, mask: &AttentionMask, rotary: Option<&RotaryTable>, start: usize) -> Self {
         let positions = x.dims()[1];
         let n_keys = start + positions;
         let fused = positions * n_keys >= FUSED_FROM_SCORES && !x.is_autodiff();
         let plain_causal = mask.is_plain_causal();
         let hidden = if fused && plain_causal { None } else { mask.hidden(positions, n_keys, &x.device()) };
-        Self { rotary, hidden, fused, plain_causal, start }
+        let sight = Sight { queries: 0..positions, n_keys, hidden, fused, plain_causal };
+        let rotation = rotary.map(|rotary| rotary.rotation(&[start], positions, x.dtype()));
+        Self { rotation, sight: vec![vec![sight]] }
     }
+
+    /// For new positions of the sequences of a paged cache. Each piece is attended to by itself, so that neither the
+    /// sequences beside it nor the way a text is cut into batches change a number.
+    pub(crate) fn paged(
+        x: &Tensor<3>,
+        mask: &AttentionMask,
+        rotary: Option<&RotaryTable>,
+        batch: &PagedBatch<'_>,
+    ) -> Self {
+        let starts = batch.starts();
+        let sight = |(row, start): (usize, &usize)| {
+            let piece = |queries: Range<usize>| {
+                let n_keys = start + queries.end;
+                let hidden = mask.hidden(queries.len(), n_keys, &x.device());
+                Sight { queries, n_keys, hidden, fused: false, plain_causal: false }
+            };
+            batch.pieces(row).into_iter().map(piece).collect()
+        };
+        let rotation = rotary.map(|rotary| rotary.rotation(&starts, x.dims()[1], x.dtype()));
+        Self { rotation, sight: starts.iter().enumerate().map(sight).collect() }
+    }
+}
+
+/// Where a layer keeps keys and values.
+pub(crate) enum LayerKv<'a, 'p> {
+    /// Nowhere: all positions are new.
+    None,
+    /// In a cache of sequences that advance together.
+    Contiguous(&'a mut LayerCache),
+    /// In layer `layer` of a pool.
+    Paged {
+        /// The sequences.
+        batch: &'a mut PagedBatch<'p>,
+        /// The layer's place in the stack.
+        layer: usize,
+    },
 }
 
 impl Attention {
@@ -77,40 +124,73 @@ impl Attention {
     ///
     /// # Panics
     /// If `cache` cannot take `positions` more.
-    pub(crate) fn forward(
-        &self,
-        x: Tensor<3>,
-        context: &AttentionContext<'_>,
-        cache: Option<&mut LayerCache>,
-    ) -> Tensor<3> {
+    pub(crate) fn forward(&self, x: Tensor<3>, context: &AttentionContext, kv: LayerKv<'_, '_>) -> Tensor<3> {
         let [batch, positions, _] = x.dims();
         let (heads, kv_heads, head_dim) = (self.n_heads, self.n_kv_heads, self.head_dim);
         let qkv = linear(&self.qkv, x).reshape([batch, positions, heads + 2 * kv_heads, head_dim]).swap_dims(1, 2); // [batch, heads + 2 kv_heads, positions, head_dim]
         let mut qk = qkv.clone().slice(s![.., 0..heads + kv_heads, .., ..]);
         let values = qkv.slice(s![.., heads + kv_heads.., .., ..]);
-        if let Some(rotary) = context.rotary {
-            qk = rotary.forward(qk, context.start);
+        if let Some(rotation) = &context.rotation {
+            qk = rotation.forward(qk);
         }
         let queries = qk.clone().slice(s![.., 0..heads, .., ..]);
         let keys = qk.slice(s![.., heads.., .., ..]);
-        let (keys, values) = match cache {
-            Some(cache) => match cache.append(keys, values) {
+        let (keys, values) = match kv {
+            LayerKv::None => (keys, values),
+            LayerKv::Contiguous(cache) => match cache.append(keys, values) {
                 Ok(held) => held,
                 Err(error) => panic!("attention with a cache: {error}"),
             },
-            None => (keys, values),
+            LayerKv::Paged { batch, layer } => {
+                let mixed = self.attend_paged(queries, keys, values, context, batch, layer);
+                return self.project(mixed);
+            }
         };
-        let mixed = self.attend(queries, keys, values, context); // [batch, heads, positions, head_dim]
+        let mixed = self.attend(queries, keys, values, &context.sight[0][0]); // [batch, heads, positions, head_dim]
+        self.project(mixed)
+    }
+
+    fn project(&self, mixed: Tensor<4>) -> Tensor<3> {
+        let [batch, heads, positions, head_dim] = mixed.dims();
         linear(&self.output, mixed.swap_dims(1, 2).reshape([batch, positions, heads * head_dim]))
     }
 
-    fn attend(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, context: &AttentionContext<'_>) -> Tensor<4> {
+    /// Each sequence over its own pages, piece by piece.
+    fn attend_paged(
+        &self,
+        queries: Tensor<4>,
+        keys: Tensor<4>,
+        values: Tensor<4>,
+        context: &AttentionContext,
+        batch: &mut PagedBatch<'_>,
+        layer: usize,
+    ) -> Tensor<4> {
+        let n_rows = context.sight.len();
+        for row in 0..n_rows {
+            let of = |x: &Tensor<4>| x.clone().slice(s![row..row + 1, .., .., ..]).squeeze_dim::<3>(0);
+            batch.write(layer, row, of(&keys), of(&values));
+        }
+        let mut mixed = Vec::with_capacity(n_rows);
+        for (row, pieces) in context.sight.iter().enumerate() {
+            let n_keys = pieces.last().map_or(0, |piece| piece.n_keys);
+            let (keys, values) = batch.read(layer, row, n_keys); // [kv_heads, n_keys, head_dim]
+            let attended = pieces.iter().map(|piece| {
+                let of = |x: &Tensor<3>| x.clone().slice(s![.., 0..piece.n_keys, ..]).unsqueeze::<4>();
+                let queries = queries.clone().slice(s![row..row + 1, .., piece.queries.clone(), ..]);
+                self.attend(queries, of(&keys), of(&values), piece)
+            });
+            mixed.push(Tensor::cat(attended.collect(), 2));
+        }
+        Tensor::cat(mixed, 0)
+    }
+
+    fn attend(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, sight: &Sight) -> Tensor<4> {
         let [batch, heads, n_queries, head_dim] = q.dims();
         let n_keys = k.dims()[2];
-        if context.fused {
+        if sight.fused {
             let (k, v) = (self.repeat_kv(k), self.repeat_kv(v));
-            let options = AttentionModuleOptions { is_causal: context.plain_causal, ..Default::default() };
-            let hidden = context.hidden.clone().map(|mask| mask.expand([batch, heads, n_queries, n_keys]));
+            let options = AttentionModuleOptions { is_causal: sight.plain_causal, ..Default::default() };
+            let hidden = sight.hidden.clone().map(|mask| mask.expand([batch, heads, n_queries, n_keys]));
             return attention(q, k, v, hidden, None, options);
         }
         // Query heads that share a key head become further queries of it: nothing is repeated.
@@ -118,7 +198,7 @@ impl Attention {
         let q = q.mul_scalar((head_dim as f64).powf(-0.5));
         let q = q.reshape([batch, self.n_kv_heads, group * n_queries, head_dim]);
         let scores = q.matmul(k.transpose()).reshape([batch, heads, n_queries, n_keys]);
-        let scores = match &context.hidden {
+        let scores = match &sight.hidden {
             Some(hidden) => {
                 scores.mask_fill(hidden.clone().expand([batch, heads, n_queries, n_keys]), f32::NEG_INFINITY)
             }

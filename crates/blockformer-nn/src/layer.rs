@@ -1,10 +1,9 @@
 //! One transformer layer.
 
-use blockformer_kv_cache::LayerCache;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
-use crate::attention::AttentionContext;
+use crate::attention::{AttentionContext, LayerKv};
 use crate::{Attention, FeedForward, Norm, NormPosition, Residual, TransformerConfig};
 
 /// Attention and feed-forward network, each behind its norm, added to the residual stream.
@@ -40,17 +39,12 @@ impl Layer {
 
     /// # Shapes
     /// - `x`: `[batch, positions, d_model]`, returns the same.
-    pub(crate) fn forward(
-        &self,
-        x: Tensor<3>,
-        context: &AttentionContext<'_>,
-        cache: Option<&mut LayerCache>,
-    ) -> Tensor<3> {
+    pub(crate) fn forward(&self, x: Tensor<3>, context: &AttentionContext, kv: LayerKv<'_, '_>) -> Tensor<3> {
         if self.norm_position == NormPosition::Post {
-            let x = self.attention_norm.forward(x.clone() + self.attention.forward(x, context, cache));
+            let x = self.attention_norm.forward(x.clone() + self.attention.forward(x, context, kv));
             return self.feed_forward_norm.forward(x.clone() + self.feed_forward.forward(x));
         }
-        let attended = self.attention.forward(self.attention_norm.forward(x.clone()), context, cache);
+        let attended = self.attention.forward(self.attention_norm.forward(x.clone()), context, kv);
         match self.residual {
             Residual::Parallel => {
                 let fed = self.feed_forward.forward(self.feed_forward_norm.forward(x.clone()));

@@ -69,6 +69,11 @@ impl AttentionMask {
         Some(hidden.bool_and(blind.bool_and(own).bool_not()))
     }
 
+    /// Whether certain keys are hidden from all queries.
+    pub(crate) fn hides_keys(&self) -> bool {
+        self.keys.is_some()
+    }
+
     /// Whether this is plain causal attention, which fused kernels know without a mask.
     pub(crate) fn is_plain_causal(&self) -> bool {
         self.causal && self.group == 1 && self.keys.is_none()

@@ -8,7 +8,7 @@
 //! ```
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, TensorData, s};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData, s};
 
 /// Sines and cosines of every position; constants, not parameters.
 #[derive(Module, Debug)]
@@ -44,8 +44,15 @@ impl RotaryTable {
     /// # Panics
     /// If the last position lies beyond the tables.
     pub fn forward(&self, x: Tensor<4>, start: usize) -> Tensor<4> {
-        let [_, _, positions, head_dim] = x.dims();
-        let end = start + positions;
+        self.rotation(&[start], x.dims()[2], x.dtype()).forward(x)
+    }
+
+    /// The rotation of `positions` positions from `starts[i]` on in sequence `i`; one start serves all sequences.
+    ///
+    /// # Panics
+    /// If the last position lies beyond the tables.
+    pub(crate) fn rotation(&self, starts: &[usize], positions: usize, dtype: DType) -> Rotation {
+        let end = starts.iter().max().map_or(0, |start| start + positions);
         assert!(
             end <= self.max_positions(),
             "position {} is beyond the {} rotary positions",
@@ -53,9 +60,35 @@ impl RotaryTable {
             self.max_positions()
         );
         let half = self.cos.dims()[1];
-        let dtype = x.dtype();
-        let cos = self.cos.clone().slice(s![start..end, ..]).cast(dtype).unsqueeze::<4>(); // [1, 1, positions, half]
-        let sin = self.sin.clone().slice(s![start..end, ..]).cast(dtype).unsqueeze::<4>();
+        let rows = |table: &Tensor<2>| {
+            let rows = match starts {
+                [start] => table.clone().slice(s![*start..start + positions, ..]),
+                _ => {
+                    let indices: Vec<i32> =
+                        starts.iter().flat_map(|start| (*start..start + positions).map(|p| p as i32)).collect();
+                    let n = indices.len();
+                    table.clone().select(0, Tensor::<1, Int>::from_data(TensorData::new(indices, [n]), &table.device()))
+                }
+            };
+            rows.cast(dtype).reshape([starts.len(), 1, positions, half])
+        };
+        Rotation { cos: rows(&self.cos), sin: rows(&self.sin) }
+    }
+}
+
+/// The rotation of certain positions.
+#[derive(Debug)]
+pub(crate) struct Rotation {
+    cos: Tensor<4>, // [sequences or 1, 1, positions, rotary_dim / 2]
+    sin: Tensor<4>,
+}
+
+impl Rotation {
+    /// # Shapes
+    /// - `x`: `[sequences, heads, positions, head_dim]`, returns the same.
+    pub(crate) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let (half, head_dim) = (self.cos.dims()[3], x.dims()[3]);
+        let (cos, sin) = (self.cos.clone(), self.sin.clone());
         let x1 = x.clone().slice(s![.., .., .., 0..half]);
         let x2 = x.clone().slice(s![.., .., .., half..2 * half]);
         let y1 = x1.clone() * cos.clone() - x2.clone() * sin.clone();

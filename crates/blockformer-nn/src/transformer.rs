@@ -1,10 +1,10 @@
 //! A stack of layers.
 
-use blockformer_kv_cache::{CacheConfig, KvCache};
+use blockformer_kv_cache::{CacheConfig, KvCache, KvStorage, PagedBatch, PoolConfig};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
-use crate::attention::AttentionContext;
+use crate::attention::{AttentionContext, LayerKv};
 use crate::{AttentionMask, Layer, Norm, RotaryTable};
 
 /// Layers, rotary tables and a final norm: embeddings in, hidden states out. Made by
@@ -31,19 +31,45 @@ impl Transformer {
     /// # Panics
     /// If shapes do not fit, if positions run beyond the rotary tables, or if the cache cannot take them (ask
     /// [`KvCache::ensure_room`] first).
-    pub fn forward(&self, x: Tensor<3>, mask: &AttentionMask, mut cache: Option<&mut KvCache>) -> Tensor<3> {
-        let [_, _, d_model] = x.dims();
-        assert_eq!(d_model, self.d_model, "embeddings of {d_model} features in a stack of {}", self.d_model);
+    pub fn forward(&self, x: Tensor<3>, mask: &AttentionMask, cache: Option<&mut KvCache>) -> Tensor<3> {
         let start = cache.as_ref().map_or(0, |cache| cache.len());
         let context = AttentionContext::new(&x, mask, self.rotary.as_ref(), start);
+        self.layers_forward(x, &context, &mut cache.map_or(Kv::None, Kv::Contiguous))
+    }
+
+    /// Runs the layers over the new positions of sequences that a pool holds, each behind those it has. What comes
+    /// out for one sequence depends on that sequence alone.
+    ///
+    /// # Shapes
+    /// - `x`: `[sequences of the batch, its new positions, d_model]`, returns the same
+    ///
+    /// # Panics
+    /// If shapes do not fit, if `mask` hides keys, or if positions run beyond the rotary tables.
+    pub fn forward_paged(&self, x: Tensor<3>, mask: &AttentionMask, batch: &mut PagedBatch<'_>) -> Tensor<3> {
+        let [rows, positions, _] = x.dims();
+        assert_eq!([rows, positions], [batch.rows(), batch.new_positions()], "sequences and new positions");
+        assert!(!mask.hides_keys(), "sequences of a pool hold no padding");
+        let context = AttentionContext::paged(&x, mask, self.rotary.as_ref(), batch);
+        self.layers_forward(x, &context, &mut Kv::Paged(batch))
+    }
+
+    fn layers_forward(&self, x: Tensor<3>, context: &AttentionContext, kv: &mut Kv<'_, '_>) -> Tensor<3> {
+        let [_, _, d_model] = x.dims();
+        assert_eq!(d_model, self.d_model, "embeddings of {d_model} features in a stack of {}", self.d_model);
         let mut x = x;
         for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(x, &context, cache.as_deref_mut().map(|cache| cache.layer_mut(index)));
+            x = layer.forward(x, context, kv.layer(index));
         }
         match &self.final_norm {
             Some(norm) => norm.forward(x),
             None => x,
         }
+    }
+
+    /// The size of a pool for this stack, with pages of `page_length` positions.
+    pub fn pool_config(&self, page_length: usize, budget: usize, storage: KvStorage) -> PoolConfig {
+        let (n_layers, n_kv_heads, head_dim) = (self.layers.len(), self.n_kv_heads, self.head_dim);
+        PoolConfig { n_layers, n_kv_heads, head_dim, page_length, budget, storage }
     }
 
     /// The size of a cache for `batch` sequences of up to `capacity` positions.
@@ -68,10 +94,28 @@ impl Transformer {
     }
 }
 
+/// Where the layers keep keys and values.
+enum Kv<'a, 'p> {
+    None,
+    Contiguous(&'a mut KvCache),
+    Paged(&'a mut PagedBatch<'p>),
+}
+
+impl<'p> Kv<'_, 'p> {
+    fn layer(&mut self, index: usize) -> LayerKv<'_, 'p> {
+        match self {
+            Self::None => LayerKv::None,
+            Self::Contiguous(cache) => LayerKv::Contiguous(cache.layer_mut(index)),
+            Self::Paged(batch) => LayerKv::Paged { batch, layer: index },
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{Residual, TransformerConfig};
+    use blockformer_kv_cache::KvPool;
     use burn::tensor::{Bool, Distribution, TensorData, s};
 
     fn styles() -> Vec<(&'static str, TransformerConfig)> {
@@ -105,6 +149,73 @@ mod tests {
                 let error = difference(Tensor::cat(parts.to_vec(), 1), full);
                 assert!(error < 1e-5, "{name}: {error}");
             }
+        }
+    }
+
+    #[test]
+    fn sequences_of_a_pool_compute_what_each_computes_alone() {
+        let device = Device::flex();
+        for (name, config) in styles() {
+            let stack = config.init(&device);
+            let x = Tensor::<3>::random([3, 11, 32], Distribution::Normal(0.0, 1.0), &device);
+            let mask = AttentionMask::causal_groups(2);
+            let full = stack.forward(x.clone(), &mask, None);
+            let mut pool = KvPool::new(stack.pool_config(4, 1 << 16, KvStorage::Float32), &device).unwrap();
+            let ids: Vec<_> = (0..3).map(|_| pool.open(11).unwrap()).collect();
+            let mut run = |rows: &[usize], from: usize, to: usize| {
+                let picked: Vec<_> = rows.iter().map(|row| x.clone().slice(s![*row..row + 1, from..to, ..])).collect();
+                let of: Vec<_> = rows.iter().map(|row| ids[*row]).collect();
+                let mut batch = pool.batch(&of, to - from).unwrap();
+                let y = stack.forward_paged(Tensor::cat(picked, 0), &mask, &mut batch);
+                batch.commit();
+                for (index, row) in rows.iter().enumerate() {
+                    let expected = full.clone().slice(s![*row..row + 1, from..to, ..]);
+                    let error = difference(y.clone().slice(s![index..index + 1, .., ..]), expected);
+                    assert!(error < 1e-5, "{name}, row {row}, {from}..{to}: {error}");
+                }
+            };
+            run(&[0], 0, 6);
+            run(&[1], 0, 4);
+            run(&[1], 4, 6);
+            run(&[2], 0, 8);
+            run(&[2], 8, 10);
+            run(&[0, 1], 6, 8);
+            run(&[1], 8, 10);
+            run(&[0], 8, 10);
+        }
+    }
+
+    /// The bits of every number.
+    fn bits(x: Tensor<3>) -> Vec<u32> {
+        x.into_data().iter::<f32>().map(f32::to_bits).collect()
+    }
+
+    #[test]
+    fn what_stands_beside_a_sequence_changes_no_bit_of_it() {
+        let device = Device::flex();
+        for (name, config) in styles() {
+            let stack = config.init(&device);
+            let x = Tensor::<3>::random([5, 9, 32], Distribution::Normal(0.0, 1.0), &device);
+            // Prefill in pieces, then one position at a time, among `beside`.
+            let run = |cuts: &[usize], beside: &[usize]| {
+                let mut pool = KvPool::new(stack.pool_config(2, 1 << 17, KvStorage::Float32), &device).unwrap();
+                let rows: Vec<usize> = std::iter::once(0).chain(beside.iter().copied()).collect();
+                let ids: Vec<_> = rows.iter().map(|_| pool.open(9).unwrap()).collect();
+                let mut out = Vec::new();
+                for window in cuts.windows(2) {
+                    let part = |row: &usize| x.clone().slice(s![*row..row + 1, window[0]..window[1], ..]);
+                    let x = Tensor::cat(rows.iter().map(part).collect(), 0);
+                    let mut batch = pool.batch(&ids, window[1] - window[0]).unwrap();
+                    out.push(stack.forward_paged(x, &AttentionMask::causal(), &mut batch).slice(s![0..1, .., ..]));
+                    batch.commit();
+                }
+                bits(Tensor::cat(out, 1))
+            };
+            let alone = run(&[0, 6, 7, 8, 9], &[]);
+            assert_eq!(alone, run(&[0, 6, 7, 8, 9], &[1]), "{name}");
+            assert_eq!(alone, run(&[0, 6, 7, 8, 9], &[3, 2, 4, 1]), "{name}");
+            assert_eq!(alone, run(&[0, 2, 6, 7, 8, 9], &[4]), "{name}");
+            assert_eq!(alone, run(&[0, 4, 6, 7, 8, 9], &[]), "{name}");
         }
     }
 

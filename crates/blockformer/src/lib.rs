@@ -50,7 +50,10 @@ pub use devices::{DeviceError, available_devices, default_device, device};
 pub mod prelude {
     pub use blockformer_data::{Documents, InMemoryCorpus, PackedDataset, PackingConfig, TokenCorpus, Tokenizer};
     pub use blockformer_embedder::{AnyEmbedder, Embedder};
-    pub use blockformer_generate::{GenerateOptions, LanguageModel, Sampling, generate};
+    pub use blockformer_generate::{
+        Alignment, Engine, EngineConfig, EngineThread, Event, GenerateOptions, LanguageModel, Request, Sampling,
+        generate,
+    };
     pub use blockformer_model::{
         AnyModel, BlockTransformer, BlockTransformerConfig, ModelConfig, VanillaTransformer, VanillaTransformerConfig,
         presets,

@@ -39,6 +39,18 @@ pub(crate) struct Arguments {
     /// Draw only from the likeliest tokens that together have probability P
     #[arg(long, default_value_t = 0.9, value_name = "P")]
     top_p: f64,
+    /// Draw only from tokens at least P times as likely as the likeliest
+    #[arg(long, value_name = "P")]
+    min_p: Option<f64>,
+    /// Make tokens of the prompt and of the text so far less likely: above 1
+    #[arg(long, default_value_t = 1.0, value_name = "FACTOR")]
+    repetition_penalty: f64,
+    /// Take this off the logits of tokens that were generated before
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true, value_name = "X")]
+    presence_penalty: f64,
+    /// Take this off the logits of tokens as often as they were generated before
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true, value_name = "X")]
+    frequency_penalty: f64,
     /// The same seed gives the same text
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -62,6 +74,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
         temperature: arguments.temperature,
         top_k: arguments.top_k,
         top_p: Some(arguments.top_p),
+        min_p: arguments.min_p,
+        repetition_penalty: arguments.repetition_penalty,
+        presence_penalty: arguments.presence_penalty,
+        frequency_penalty: arguments.frequency_penalty,
         seed: arguments.seed,
         ..Sampling::default()
     };

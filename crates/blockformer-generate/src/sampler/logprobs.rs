@@ -23,6 +23,11 @@ impl TokenLogprobs {
     }
 }
 
+/// The `n` likeliest tokens with their log probabilities, likeliest first.
+pub(crate) fn top_logprobs(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
+    top(logits, n, log_sum_exp(logits))
+}
+
 /// The natural logarithm of the sum of exponentials.
 fn log_sum_exp(logits: &[f32]) -> f64 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);

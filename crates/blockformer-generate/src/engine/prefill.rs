@@ -1,0 +1,182 @@
+//! From waiting requests to running sequences.
+
+use std::sync::Arc;
+
+use super::beams::{Beam, BeamSearch};
+use super::job::{Prefill, Row};
+use super::{Engine, RequestId};
+use crate::paged::{Blocks, Context, PagedModel};
+use crate::sampler::Sampler;
+use crate::text::TextStream;
+use crate::{GenerateError, Request};
+
+impl<M: PagedModel> Engine<M> {
+    /// Admits requests in the order in which they came, as long as there is room for the next.
+    pub(super) fn admit(&mut self) {
+        while let Some(&id) = self.waiting.front() {
+            let width = self.jobs.get(&id).map_or(0, |job| job.request.width());
+            if self.width() + width > self.config.max_batch || !self.open(id) {
+                return;
+            }
+            self.waiting.pop_front();
+        }
+    }
+
+    /// Sequences that have been admitted.
+    fn width(&self) -> usize {
+        let width = |prefill: &Prefill| self.jobs.get(&prefill.id).map_or(0, |job| job.request.width());
+        let prefilling: usize = self.prefilling.iter().map(width).sum();
+        prefilling + self.running.len() + self.searches.iter().map(BeamSearch::width).sum::<usize>()
+    }
+
+    /// Gives a request its pages; false if there are not enough now.
+    fn open(&mut self, id: RequestId) -> bool {
+        let Some(job) = self.jobs.get_mut(&id) else { return true };
+        let contents = job.prompt.contents(&self.limits.layout);
+        let page_blocks = self.config.page_blocks;
+        // The last contexts are needed anew: no page keeps them.
+        let reusable = contents.len().saturating_sub(self.limits.context_blocks) / page_blocks;
+        let reusable = if self.config.reuse_prefixes { reusable } else { 0 };
+        let pages: Vec<Vec<u32>> = contents.chunks_exact(page_blocks).take(reusable).map(<[_]>::concat).collect();
+        let pages: Vec<&[u32]> = pages.iter().map(Vec::as_slice).collect();
+        let capacity = self.limits.capacity(&job.request, &job.prompt);
+        let Ok((kv, reused)) = self.pool.open_with_prefix(capacity, &pages) else { return false };
+        let reserved = self.limits.reserved_pages(&job.request, &job.prompt);
+        if reserved > 0 {
+            match self.pool.open(reserved * self.pool.config().page_length) {
+                Ok(reserve) => job.reserve = Some(reserve),
+                Err(_) => {
+                    self.close(kv);
+                    return false;
+                }
+            }
+        }
+        let done = reused / self.limits.positions_per_block;
+        let start = usize::from(self.limits.layout.predict_first_block);
+        let blocks = done.saturating_sub(start);
+        let reused_ids = &job.prompt.real[..blocks * self.limits.layout.block_length];
+        job.usage.reused_tokens = reused_ids.iter().filter(|real| **real).count();
+        self.prefilling.push_back(Prefill { id, kv, contents, done, context: None });
+        true
+    }
+
+    /// Takes in blocks of prompts, the oldest first, up to the limit of a round.
+    pub(super) fn prefill(&mut self) {
+        let mut budget = self.config.prefill_blocks;
+        while budget > 0 {
+            let Some(mut prefill) = self.prefilling.pop_front() else { return };
+            let end = self.chunk_end(&prefill, budget);
+            budget = budget.saturating_sub(end - prefill.done);
+            if let Err(error) = self.take_in_prompt(&mut prefill, end) {
+                self.close(prefill.kv);
+                self.fail(prefill.id, error);
+            } else if end < prefill.contents.len() {
+                self.prefilling.push_front(prefill);
+            } else if let Err((id, error)) = self.start(prefill) {
+                self.fail(id, error);
+            }
+        }
+    }
+
+    /// The unit up to which a prompt is taken in next. Prompts are cut at page boundaries only, which makes the numbers
+    /// independent of where they are cut.
+    fn chunk_end(&self, prefill: &Prefill, budget: usize) -> usize {
+        let (total, page) = (prefill.contents.len(), self.config.page_blocks);
+        let end = prefill.done + budget;
+        if end >= total {
+            return total;
+        }
+        (end / page * page).max((prefill.done / page + 1) * page).min(total)
+    }
+
+    fn take_in_prompt(&mut self, prefill: &mut Prefill, end: usize) -> Result<(), GenerateError> {
+        let Some(job) = self.jobs.get(&prefill.id) else { return Ok(()) };
+        let layout = &self.limits.layout;
+        let start = usize::from(layout.predict_first_block);
+        let ids = prefill.done.saturating_sub(start) * layout.block_length..(end - start) * layout.block_length;
+        let mut batch = self.pool.batch(&[prefill.kv], (end - prefill.done) * self.limits.positions_per_block)?;
+        let blocks = Blocks {
+            ids: &job.prompt.ids[ids.clone()],
+            real: Some(&job.prompt.real[ids]),
+            rows: 1,
+            begin: prefill.done == 0,
+            device: &self.device,
+        };
+        prefill.context = Some(self.model.take_in(blocks, prefill.context.take(), &mut batch));
+        batch.commit();
+        prefill.done = end;
+        if self.config.reuse_prefixes {
+            let full = end / self.config.page_blocks;
+            let pages = prefill.contents.chunks_exact(self.config.page_blocks).take(full);
+            for content in pages.skip(self.pool.published(prefill.kv)?) {
+                self.pool.publish(prefill.kv, &content.concat())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins to decode: one sequence a sample, which share the prompt's pages.
+    fn start(&mut self, prefill: Prefill) -> Result<(), (RequestId, GenerateError)> {
+        let Prefill { id, kv, context, .. } = prefill;
+        let (Some(job), Some(context)) = (self.jobs.get_mut(&id), context) else { return Ok(()) };
+        let (request, rest) = (Arc::clone(&job.request), job.prompt.rest.clone());
+        let capacity = self.limits.capacity(&request, &job.prompt);
+        if request.beams.is_some() {
+            let own_pages = self.limits.own_pages(&request, &job.prompt);
+            self.searches.push(BeamSearch::new(id, request, Beam { kv, context }, rest, (capacity, own_pages)));
+            return Ok(());
+        }
+        if let Some(reserve) = job.reserve.take() {
+            self.close(reserve);
+        }
+        let mut sequences = vec![kv];
+        for _ in 1..request.width() {
+            match self.pool.fork(kv, capacity) {
+                Ok(fork) => sequences.push(fork),
+                Err(error) => {
+                    sequences.into_iter().for_each(|kv| self.close(kv));
+                    return Err((id, error.into()));
+                }
+            }
+        }
+        for (sample, kv) in sequences.into_iter().enumerate() {
+            let row = self.row(id, sample, &request, kv, context.clone(), rest.clone());
+            self.running.push(row);
+        }
+        Ok(())
+    }
+
+    fn row(
+        &self,
+        id: RequestId,
+        sample: usize,
+        request: &Arc<Request>,
+        kv: blockformer_kv_cache::SequenceId,
+        context: Context,
+        rest: Vec<u32>,
+    ) -> Row {
+        let sampler = Sampler::new(request.sampling.clone(), sample, &request.prompt).with_hook(request.hook.clone());
+        Row {
+            id,
+            sample,
+            request: Arc::clone(request),
+            kv,
+            context,
+            sampler,
+            block: rest,
+            text: self.text_stream(request),
+            generated: 0,
+            reported: 0,
+            logprob: 0.0,
+            counted: 0,
+            finish: None,
+            events: Vec::new(),
+            tail: String::new(),
+        }
+    }
+
+    pub(super) fn text_stream(&self, request: &Request) -> Option<TextStream> {
+        let tokenizer = self.tokenizer.as_ref()?;
+        Some(TextStream::new(Arc::clone(tokenizer), request.stop_strings.clone()))
+    }
+}

@@ -1,0 +1,141 @@
+//! What the engine asks of a model.
+
+mod any;
+mod block;
+mod vanilla;
+
+use blockformer_kv_cache::{KvStorage, PagedBatch, PoolConfig};
+use blockformer_model::BlockLayout;
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+
+use crate::block::id_tensor;
+
+/// Whole blocks of one or several sequences, as many of each.
+#[derive(Debug, Clone, Copy)]
+pub struct Blocks<'a> {
+    /// Token ids, sequence after sequence.
+    pub ids: &'a [u32],
+    /// False where an id is padding; `None` where there is none.
+    pub real: Option<&'a [bool]>,
+    /// Sequences.
+    pub rows: usize,
+    /// Whether they begin their sequences, so that a model with a learned start of text puts it in front.
+    pub begin: bool,
+    /// Where to compute.
+    pub device: &'a Device,
+}
+
+impl Blocks<'_> {
+    /// `[rows, n_blocks, block_length]`; nothing if there is no block.
+    pub(crate) fn ids(&self, block_length: usize) -> Option<Tensor<3, Int>> {
+        let shape = self.shape(block_length);
+        (shape[1] > 0).then(|| id_tensor(self.ids.iter(), shape, self.device))
+    }
+
+    /// `[rows, n_blocks, block_length]`, false on padding.
+    pub(crate) fn mask(&self, block_length: usize) -> Option<Tensor<3, Bool>> {
+        let real = self.real.filter(|real| real.contains(&false))?;
+        Some(Tensor::from_data(TensorData::new(real.to_vec(), self.shape(block_length)), self.device))
+    }
+
+    fn shape(&self, block_length: usize) -> [usize; 3] {
+        [self.rows, self.ids.len() / (self.rows * block_length), block_length]
+    }
+}
+
+/// What a model keeps of the blocks it has taken in, beside keys and values: what decodes the next block.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The context embeddings that the next block is decoded from, `[rows, n_contexts, d_model]`.
+    pub window: Tensor<3>,
+    /// Those that the windows of later blocks need too, `[rows, blocks, n_embedding_tokens, d_model]`.
+    pub recent: Option<Tensor<4>>,
+}
+
+impl Context {
+    /// The contexts of several sequences as one.
+    pub(crate) fn join(contexts: Vec<Self>) -> Self {
+        let recent: Option<Vec<_>> = contexts.iter().map(|context| context.recent.clone()).collect();
+        let windows = contexts.into_iter().map(|context| context.window).collect();
+        Self { window: Tensor::cat(windows, 0), recent: recent.map(|recent| Tensor::cat(recent, 0)) }
+    }
+
+    /// One for each sequence.
+    pub(crate) fn split(self) -> Vec<Self> {
+        let rows = self.window.dims()[0];
+        let recent = |row: usize| self.recent.as_ref().map(|recent| recent.clone().narrow(0, row, 1));
+        (0..rows).map(|row| Self { window: self.window.clone().narrow(0, row, 1), recent: recent(row) }).collect()
+    }
+}
+
+/// A model that can go on from prompts, block by block (of one token, for a vanilla transformer), many sequences at a
+/// time. [`Engine`](crate::Engine) runs it.
+///
+/// Models should be in their validation form (`Module::valid`), or the autodiff graph grows with every token.
+pub trait PagedModel {
+    /// Blocks being decoded: the token decoder's cache.
+    type Block;
+
+    /// How prompts are cut into blocks, and the context.
+    fn layout(&self) -> BlockLayout;
+
+    /// A pool for the keys and values of whole blocks, in pages of `page_blocks` blocks.
+    fn pool_config(&self, page_blocks: usize, budget: usize, storage: KvStorage) -> PoolConfig;
+
+    /// Positions of the pool that a block takes.
+    fn positions_per_block(&self) -> usize;
+
+    /// Blocks whose context embeddings the next block is decoded from.
+    fn context_blocks(&self) -> usize;
+
+    /// Bytes of the cache that decodes one block of one sequence.
+    fn block_bytes(&self, device: &Device) -> usize;
+
+    /// Takes in blocks behind those that the pool holds of each sequence. `before` is what the last call for these
+    /// sequences gave.
+    ///
+    /// # Panics
+    /// If shapes do not fit.
+    fn take_in(&self, blocks: Blocks<'_>, before: Option<Context>, batch: &mut PagedBatch<'_>) -> Context;
+
+    /// Begins the next blocks.
+    ///
+    /// # Shapes
+    /// - `window`: `[rows, n_contexts, d_model]`
+    /// - returns, beside the blocks: logits of their first tokens, `[rows, vocab_size]`
+    fn begin_blocks(&self, window: Tensor<3>) -> (Self::Block, Tensor<2>);
+
+    /// Takes in one token of each block, never the last.
+    ///
+    /// # Shapes
+    /// - `tokens`: one a row
+    /// - returns: logits of the tokens after them, `[rows, vocab_size]`
+    ///
+    /// # Panics
+    /// If there is not one token a row, or if blocks have one token only.
+    fn step(&self, block: &mut Self::Block, tokens: &[u32], device: &Device) -> Tensor<2>;
+
+    /// Logits of several tokens of each block in one pass: all that follow the first `known` of `tokens`.
+    ///
+    /// # Shapes
+    /// - `window`: `[rows, n_contexts, d_model]`
+    /// - `tokens`: `n < block_length` a row, row after row
+    /// - returns: `[rows, n + 1 - known, vocab_size]`
+    fn decode_whole(&self, window: Tensor<3>, tokens: &[u32], known: usize) -> Tensor<3>;
+
+    /// Logits of every token of one text from token `from` on, teacher-forced, without caches.
+    ///
+    /// # Shapes
+    /// - `blocks`: whole blocks of one sequence
+    /// - returns: `[tokens - from, vocab_size]`
+    ///
+    /// # Panics
+    /// If token `from` is one that the model does not predict.
+    fn teacher_forced(&self, blocks: Blocks<'_>, from: usize) -> Tensor<2>;
+
+    /// The context embedding of every block of one text (for a vanilla transformer, the hidden state of every token).
+    ///
+    /// # Shapes
+    /// - returns: `[n_blocks, n_embedding_tokens · d_model]`
+    fn context_embeddings(&self, blocks: Blocks<'_>) -> Tensor<2>;
+}

@@ -1,0 +1,345 @@
+//! The engine under random schedules: every request gets what it gets alone.
+
+mod models;
+
+use std::collections::HashMap;
+
+use blockformer_generate::{
+    Alignment, Completion, Engine, EngineConfig, Event, FinishReason, GenerateError, PagedModel, Request, RequestId,
+    Sampling, Speculation,
+};
+use burn::tensor::Device;
+use models::{VOCAB_SIZE, all_models, block_model};
+use proptest::prelude::*;
+
+/// A small pool, so that requests wait and prefixes are evicted.
+fn tight(model: &impl PagedModel, alignment: Alignment) -> EngineConfig {
+    let config = EngineConfig { page_blocks: 2, max_batch: 5, prefill_blocks: 3, alignment, ..EngineConfig::default() };
+    // A vanilla transformer's blocks are single tokens: the same text takes more of them.
+    let pages = 14 * 4 / model.layout().block_length;
+    EngineConfig { kv_budget: pages * model.pool_config(2, 0, config.kv_storage).page_bytes(), ..config }
+}
+
+/// What a request gives in an engine of its own.
+fn alone<M: PagedModel>(model: &M, config: &EngineConfig, request: &Request) -> Completion {
+    let mut engine = Engine::new(model, config.clone(), &Device::flex()).unwrap();
+    engine.submit(request.clone()).unwrap();
+    let mut events = Vec::new();
+    engine.run(|_, event| events.push(event));
+    assert_eq!(engine.stats().pool.used, 0);
+    Completion::from_events(events).unwrap()
+}
+
+#[derive(Debug, Clone)]
+struct Arrival {
+    /// Rounds after the one before.
+    after: usize,
+    /// Prompts share texts, so that prefixes meet.
+    text: u32,
+    len: usize,
+    max_new_tokens: usize,
+    kind: u8,
+    seed: u64,
+    /// Rounds until it is cancelled, if it is.
+    cancelled_after: Option<usize>,
+}
+
+impl Arrival {
+    fn request(&self) -> Request {
+        let id = |i: usize| (self.text as usize * 31 + i * 7 + i * i) as u32 % VOCAB_SIZE as u32;
+        let prompt: Vec<u32> = (0..self.len).map(id).collect();
+        let sampled = Sampling { temperature: 0.9, seed: self.seed, ..Sampling::default() };
+        let request = Request::new(prompt).with_max_new_tokens(self.max_new_tokens);
+        match self.kind {
+            0 => request,
+            1 => request.with_sampling(sampled),
+            2 => request.with_sampling(Sampling { top_p: Some(0.8), repetition_penalty: 1.3, ..sampled }),
+            3 => Request { n: 3, logprobs: Some(2), ..request.with_sampling(Sampling { top_k: Some(9), ..sampled }) },
+            4 => Request { n: 1, best_of: Some(2), ..request.with_sampling(sampled) },
+            5 => Request { n: 2, beams: Some(3), ..request },
+            _ => request.with_sampling(sampled).with_stop_tokens((0..VOCAB_SIZE as u32).step_by(9).collect::<Vec<_>>()),
+        }
+    }
+}
+
+fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
+    let numbers = (0..4usize, 0..3u32, 1..26usize, 1..14usize, 0..7u8, 0..5u64);
+    let cancelled = prop_oneof![3 => Just(None), 1 => (0..6usize).prop_map(Some)];
+    let arrival = (numbers, cancelled).prop_map(|((after, text, len, max_new_tokens, kind, seed), cancelled_after)| {
+        Arrival { after, text, len, max_new_tokens, kind, seed, cancelled_after }
+    });
+    proptest::collection::vec(arrival, 1..12)
+}
+
+/// Runs a schedule and gathers each request's events.
+fn run_schedule<M: PagedModel>(engine: &mut Engine<M>, arrivals: &[Arrival]) -> Vec<(RequestId, Vec<Event>, bool)> {
+    let mut ids: Vec<(RequestId, Option<usize>)> = Vec::new();
+    let mut events: HashMap<RequestId, Vec<Event>> = HashMap::new();
+    let mut cancelled = Vec::new();
+    let (mut round, mut next, mut due) = (0, 0, arrivals[0].after);
+    while next < arrivals.len() || !engine.is_idle() {
+        while next < arrivals.len() && round >= due {
+            let id = engine.submit(arrivals[next].request()).unwrap();
+            ids.push((id, arrivals[next].cancelled_after.map(|after| round + after)));
+            next += 1;
+            due = round + arrivals.get(next).map_or(0, |arrival| arrival.after);
+        }
+        for (id, at) in &ids {
+            if *at == Some(round) && engine.cancel(*id) {
+                cancelled.push(*id);
+            }
+        }
+        for (id, event) in engine.step() {
+            events.entry(id).or_default().push(event);
+        }
+        round += 1;
+    }
+    let events = |id: RequestId| events.get(&id).cloned().unwrap_or_default();
+    ids.into_iter().map(|(id, _)| (id, events(id), cancelled.contains(&id))).collect()
+}
+
+fn check_schedule<M: PagedModel>(name: &str, model: &M, config: &EngineConfig, arrivals: &[Arrival]) {
+    let mut engine = Engine::new(model, config.clone(), &Device::flex()).unwrap();
+    let outcomes = run_schedule(&mut engine, arrivals);
+    for (arrival, (_, events, cancelled)) in arrivals.iter().zip(outcomes) {
+        let ends = events.iter().filter(|event| matches!(event, Event::Done(_) | Event::Failed(_))).count();
+        assert_eq!(ends, 1, "{name}: {arrival:?}: {events:?}");
+        assert!(matches!(events.last(), Some(Event::Done(_))), "{name}: {arrival:?}");
+        let got = Completion::from_events(events).unwrap();
+        let expected = alone(model, config, &arrival.request());
+        if !cancelled {
+            assert_eq!(got.samples, expected.samples, "{name}: {arrival:?}");
+            continue;
+        }
+        assert_eq!(got.samples.len(), expected.samples.len());
+        for (got, expected) in got.samples.iter().zip(&expected.samples) {
+            assert!(expected.tokens.starts_with(&got.tokens), "{name}: {arrival:?}");
+            assert!(got.finish == FinishReason::Cancelled || got == expected);
+        }
+    }
+    assert_eq!(engine.stats().pool.used, 0, "{name}");
+    assert_eq!(engine.stats().pool.sequences, 0, "{name}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_runs_beside_it_a_request_gets_what_it_gets_alone(arrivals in arrivals(), forced in any::<bool>()) {
+        let alignment = if forced { Alignment::ForceRest } else { Alignment::PadFirstBlock };
+        for (name, model) in all_models() {
+            let config = tight(&model, alignment);
+            check_schedule(name, &model, &config, &arrivals);
+        }
+    }
+
+    #[test]
+    fn drafts_change_no_likeliest_token(arrivals in arrivals()) {
+        for (name, model) in all_models() {
+            let speculation = Some(Speculation { shortest: 1, longest: 3 });
+            let config = EngineConfig { speculation, ..tight(&model, Alignment::PadFirstBlock) };
+            check_schedule(name, &model, &config, &arrivals);
+            // A whole pass rounds differently from single steps, so that only the likeliest token can be compared.
+            for arrival in arrivals.iter().filter(|arrival| arrival.kind == 0) {
+                let with = alone(&model, &config, &arrival.request());
+                let without = alone(&model, &tight(&model, Alignment::PadFirstBlock), &arrival.request());
+                assert_eq!(with.samples, without.samples, "{name}: {arrival:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn drafts_do_not_change_the_distribution() {
+    let model = block_model();
+    let allowed = [3u32, 10, 20];
+    let hook = blockformer_generate::LogitsHook::new(move |_, logits| {
+        let forbidden = |id: &usize| !allowed.contains(&(*id as u32));
+        (0..logits.len()).filter(forbidden).for_each(|id| logits[id] = f32::NEG_INFINITY);
+    });
+    let prompt = [3, 10, 20, 3, 3, 10, 10, 20, 3, 10, 3]; // every pair has come before
+    let speculation = Some(Speculation { shortest: 1, longest: 2 });
+    let config = EngineConfig { speculation, max_waiting: 3000, ..EngineConfig::default() };
+    let mut engine = Engine::new(&model, config, &Device::flex()).unwrap();
+    let n = 3000;
+    for seed in 0..n {
+        let sampling = Sampling { temperature: 1.0, seed, ..Sampling::default() };
+        let request = Request::new(prompt).with_max_new_tokens(2).with_sampling(sampling);
+        engine.submit(Request { hook: Some(hook.clone()), ..request }).unwrap();
+    }
+    let mut pairs: HashMap<RequestId, Vec<u32>> = HashMap::new();
+    let mut lost = 0;
+    engine.run(|id, event| match event {
+        Event::Token(token) => pairs.entry(id).or_default().push(token.token),
+        Event::Failed(_) => lost += 1,
+        _ => {}
+    });
+    let stats = engine.stats();
+    assert!(stats.accepted_tokens > 0 && stats.accepted_tokens < stats.drafted_tokens && lost == 0);
+    let whole: Vec<&Vec<u32>> = pairs.values().collect();
+    assert_eq!(whole.len(), 3000);
+    for first in allowed {
+        for second in allowed {
+            let expected = models::restricted_logprob(&model, &prompt, &[first, second], &allowed).exp();
+            let got = whole.iter().filter(|pair| ***pair == [first, second]).count() as f64 / whole.len() as f64;
+            let deviation = (expected * (1.0 - expected) / whole.len() as f64).sqrt();
+            assert!((got - expected).abs() < 4.5 * deviation + 1e-9, "{first} {second}: {got} instead of {expected}");
+        }
+    }
+}
+
+#[test]
+fn shared_beginnings_are_reused_and_evicted_without_changing_a_token() {
+    for (name, model) in all_models() {
+        let config = tight(&model, Alignment::PadFirstBlock);
+        let mut engine = Engine::new(&model, config.clone(), &Device::flex()).unwrap();
+        let request = |text: u32| {
+            let prompt: Vec<u32> = (0..24).map(|i| (text * 13 + i * 5) % VOCAB_SIZE as u32).collect();
+            Request::new(prompt).with_max_new_tokens(6)
+        };
+        let mut reused = 0;
+        for text in [0, 0, 1, 2, 3, 4, 5, 6, 0, 0] {
+            engine.submit(request(text)).unwrap();
+            let mut events = Vec::new();
+            engine.run(|_, event| events.push(event));
+            let got = Completion::from_events(events).unwrap();
+            assert_eq!(got.samples, alone(&model, &config, &request(text)).samples, "{name}: text {text}");
+            reused += got.usage.reused_tokens;
+        }
+        assert!(reused >= 24, "{name}: {reused} tokens were reused");
+        assert!(engine.stats().pool.evicted_pages > 0, "{name}");
+    }
+}
+
+#[test]
+fn requests_that_cannot_be_served_fail_at_once_and_touch_nobody() {
+    let model = block_model();
+    let config = tight(&model, Alignment::PadFirstBlock);
+    let mut engine = Engine::new(&model, config.clone(), &Device::flex()).unwrap();
+    let good = Request::new([1, 2, 3, 4, 5]).with_max_new_tokens(9);
+    let id = engine.submit(good.clone()).unwrap();
+    let mut events = engine.step();
+    let sampled = Sampling { temperature: 1.0, ..Sampling::default() };
+    for (request, message) in [
+        (Request::new([]), "prompt 0 is empty"),
+        (Request::new([1; 200]), "does not fit the context"),
+        (Request::new([VOCAB_SIZE as u32]), "the vocabulary has"),
+        (good.clone().with_max_new_tokens(0), "max_new_tokens is 0"),
+        (Request { n: 0, ..good.clone() }, "n is 0"),
+        (Request { n: 2, ..good.clone() }, "they would all be the same"),
+        (Request { n: 6, ..good.clone().with_sampling(sampled.clone()) }, "6 sequences at a time"),
+        (Request { n: 2, best_of: Some(1), ..good.clone().with_sampling(sampled.clone()) }, "best_of and n"),
+        (Request { beams: Some(2), ..good.clone().with_sampling(sampled) }, "a beam search does not sample"),
+        (good.clone().with_stop_strings(vec!["x".into()]), "the engine has no tokenizer"),
+        (good.clone().with_stop_tokens(vec![VOCAB_SIZE as u32]), "stop_tokens names token"),
+        (Request::new([1; 60]).with_max_new_tokens(60), "bytes of keys and values"),
+    ] {
+        let error = engine.submit(request).unwrap_err().to_string();
+        assert!(error.contains(message), "{error:?} instead of {message:?}");
+    }
+    engine.run(|id, event| events.push((id, event)));
+    assert!(events.iter().all(|(of, _)| *of == id));
+    let got = Completion::from_events(events.into_iter().map(|(_, event)| event)).unwrap();
+    assert_eq!(got.samples, alone(&model, &config, &good).samples);
+}
+
+#[test]
+fn a_request_whose_hook_forbids_everything_fails_alone() {
+    let model = block_model();
+    let config = tight(&model, Alignment::PadFirstBlock);
+    let mut engine = Engine::new(&model, config.clone(), &Device::flex()).unwrap();
+    let good = Request::new([1, 2, 3, 4, 5]).with_max_new_tokens(9);
+    let id = engine.submit(good.clone()).unwrap();
+    let hook = blockformer_generate::LogitsHook::new(|tokens, logits| {
+        if tokens.len() > 6 {
+            logits.fill(f32::NEG_INFINITY);
+        }
+    });
+    let bad = engine.submit(Request { hook: Some(hook), ..good.clone() }).unwrap();
+    let (mut events, mut failed) = (Vec::new(), Vec::new());
+    engine.run(|of, event| if of == id { events.push(event) } else { failed.push((of, event)) });
+    assert_eq!(failed.last(), Some(&(bad, Event::Failed(GenerateError::NothingAllowed))));
+    assert_eq!(Completion::from_events(events).unwrap().samples, alone(&model, &config, &good).samples);
+    assert_eq!(engine.stats().pool.used, 0);
+}
+
+#[test]
+fn a_long_prompt_does_not_hold_up_a_running_sequence() {
+    let model = block_model();
+    let config = EngineConfig { prefill_blocks: 2, page_blocks: 2, ..EngineConfig::default() };
+    let mut engine = Engine::new(&model, config, &Device::flex()).unwrap();
+    let short = engine.submit(Request::new([1, 2, 3]).with_max_new_tokens(40)).unwrap();
+    engine.step();
+    let long = engine.submit(Request::new([7; 80]).with_max_new_tokens(4)).unwrap();
+    let mut rounds = 0;
+    loop {
+        let events = engine.step();
+        rounds += 1;
+        if events.iter().any(|(id, _)| *id == long) {
+            break;
+        }
+        let tokens = events.iter().filter(|(id, event)| *id == short && matches!(event, Event::Token(_))).count();
+        assert_eq!(tokens, 4, "a block in every round");
+    }
+    assert_eq!(rounds, 10, "20 blocks of prompt, two a round");
+}
+
+#[test]
+fn accounts_of_keys_and_values_are_those_of_the_formula() {
+    for (name, model) in all_models() {
+        let config = EngineConfig { page_blocks: 1, ..EngineConfig::default() };
+        let pool = model.pool_config(1, 0, config.kv_storage);
+        let mut engine = Engine::new(&model, config, &Device::flex()).unwrap();
+        engine.submit(Request::new([1; 12]).with_max_new_tokens(8)).unwrap();
+        engine.step();
+        let length = model.layout().block_length;
+        // The last block (for a vanilla transformer, the last token) is never taken in.
+        let start = usize::from(model.layout().predict_first_block);
+        let blocks = start + 12 / length + 8 / length - 1;
+        let positions = blocks * model.positions_per_block();
+        let per_position = 2 * pool.n_layers * pool.n_kv_heads * pool.head_dim * 4;
+        assert_eq!(engine.stats().pool.used, positions * per_position, "{name}");
+        assert_eq!(engine.stats().block_cache, model.block_bytes(&Device::flex()), "{name}");
+    }
+}
+
+#[test]
+fn beams_find_what_an_exhaustive_search_finds() {
+    // With as many beams as there are pairs of tokens, a search over two tokens misses nothing.
+    let model = block_model();
+    let allowed = [3u32, 10, 20];
+    let hook = blockformer_generate::LogitsHook::new(move |_, logits| {
+        logits
+            .iter_mut()
+            .enumerate()
+            .filter(|(id, _)| !allowed.contains(&(*id as u32)))
+            .for_each(|(_, x)| *x = f32::NEG_INFINITY);
+    });
+    let request =
+        Request { beams: Some(9), hook: Some(hook), ..Request::new([1, 2, 3, 4, 5, 6]).with_max_new_tokens(2) };
+    let config = EngineConfig::default();
+    let mut engine = Engine::new(&model, config, &Device::flex()).unwrap();
+    engine.submit(Request { n: 9, ..request }).unwrap();
+    let mut found = Vec::new();
+    let mut scores = Vec::new();
+    engine.run(|_, event| match event {
+        Event::Token(token) if token.sample == found.len() => found.push(vec![token.token]),
+        Event::Token(token) => found[token.sample].push(token.token),
+        Event::Finished { logprob, .. } => scores.push(logprob.unwrap()),
+        _ => {}
+    });
+    // The reference: every pair, scored by the whole forward pass, over the allowed tokens alone.
+    let mut expected: Vec<(Vec<u32>, f64)> = Vec::new();
+    for first in allowed {
+        for second in allowed {
+            let score = models::restricted_logprob(&model, &[1, 2, 3, 4, 5, 6], &[first, second], &allowed);
+            expected.push((vec![first, second], score));
+        }
+    }
+    expected.sort_by(|a, b| b.1.total_cmp(&a.1));
+    assert_eq!(found, expected.iter().map(|(pair, _)| pair.clone()).collect::<Vec<_>>());
+    assert!(
+        scores.iter().zip(&expected).all(|(got, (_, score))| (got - score).abs() < 1e-4),
+        "{scores:?} {expected:?}"
+    );
+}
