@@ -98,9 +98,16 @@ fn open(path: &Path, tokenizer: &Tokenizer, config: &ModelConfig, eos: u32) -> R
     if corpus.n_tokens() <= VALIDATED_TOKENS {
         corpus.validate(config.vocab_size()).map_err(|source| CliError::Dataset { path: path.into(), source })?;
     }
-    // Packing puts an end of text behind each document; what stands there already is the tokenizer's, if it was ours.
-    let written = corpus.card().filter(|card| card.ends_with_eos).and(tokenizer.eos_token_id());
-    Ok(corpus.without_trailing(written.unwrap_or(eos)))
+    // Packing puts an end of text behind each document, where there may be one already.
+    let written = match corpus.card() {
+        Some(card) if card.ends_with_eos => tokenizer.eos_token_id(),
+        Some(_) => None,
+        None => Some(eos),
+    };
+    Ok(match written {
+        Some(eos) => corpus.without_trailing(eos),
+        None => corpus,
+    })
 }
 
 fn tokenizer(arguments: &Arguments, resumes: bool) -> Result<Tokenizer, CliError> {
