@@ -6,7 +6,7 @@
 //! cargo run --release -p blockformer-examples --example ablations -- data/bundled-corpus docs/results
 //! ```
 //!
-//! A third argument sets the optimizer steps (300). A run that was stopped goes on behind the variants that the CSV
+//! A third argument sets the optimizer steps (250). A run that was stopped goes on behind the variants that the CSV
 //! already holds. Every variant sees the same samples in the same order and is judged on the same held-out tokens.
 
 use std::error::Error;
@@ -19,7 +19,7 @@ use blockformer::model::BlockTransformerConfig;
 use blockformer::nn::TransformerConfig;
 use blockformer::prelude::*;
 use blockformer::token_decoder::{CrossAttentionConfig, Expansion, PrefixConfig, SummationConfig, TokenDecoderConfig};
-use blockformer::train::{Batch, LossConfig, Trainable};
+use blockformer::train::{Batch, Trainable};
 use burn::module::Module;
 use burn::tensor::Device;
 
@@ -27,16 +27,17 @@ use burn::tensor::Device;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const D_MODEL: usize = 128;
-const N_LAYERS: usize = 3;
+const N_LAYERS: usize = 2;
 /// Tokens a sample, before blocks of drawn lengths are padded.
 const SAMPLE: usize = 512;
-const BATCH: usize = 8;
+const BATCH: usize = 4;
 const LEARNING_RATE: f64 = 2e-3;
 /// Held-out samples.
-const VALIDATION: usize = 96;
+const VALIDATION: usize = 64;
 /// Tokens at the start of a sample that no variant is judged on: not all variants predict them.
 const UNJUDGED: usize = 8;
-const HEADER: &str = "group,variant,parameters,non_embedding,steps,tokens,loss,first_block_loss,seconds";
+const HEADER: &str = "group,variant,settings,parameters,non_embedding,loss,first_block_loss,seconds";
+const N_FIELDS: usize = 8;
 
 /// A model to compare.
 struct Variant {
@@ -44,13 +45,32 @@ struct Variant {
     name: &'static str,
     config: BlockTransformerConfig,
     block_lengths: BlockLengths,
+    /// Of the initial weights.
+    seed: u64,
 }
 
-/// What came of it.
-struct Row {
-    group: String,
-    name: String,
-    line: String,
+/// What came of it, as it stands in the CSV.
+struct Row(Vec<String>);
+
+impl Row {
+    fn is_of(&self, group: &str, name: &str) -> bool {
+        self.0[0] == group && self.0[1] == name
+    }
+}
+
+/// The text, packed alike for all.
+struct Text {
+    train: InMemoryCorpus,
+    held_out: InMemoryCorpus,
+    steps: usize,
+}
+
+impl Text {
+    /// What rows of one table must have in common.
+    fn settings(&self) -> String {
+        let n_tokens = self.train.n_tokens();
+        format!("{N_LAYERS}x{D_MODEL} {}x{BATCH}x{SAMPLE} of {n_tokens} tokens lr {LEARNING_RATE}", self.steps)
+    }
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -58,24 +78,25 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [corpus, output, steps @ ..] = arguments.as_slice() else {
         return Err("usage: ablations CORPUS OUTPUT [STEPS]".into());
     };
-    let steps: usize = steps.first().map_or(Ok(300), |steps| steps.parse())?;
+    let steps: usize = steps.first().map_or(Ok(250), |steps| steps.parse())?;
     let device = blockformer::device("cpu")?;
     let (_, _, tokenizer) = blockformer::bundled::load(&device)?;
     let corpus = InMemoryCorpus::tokenize_stream(Documents::open(&[PathBuf::from(corpus)])?, &tokenizer)?;
     let (train, held_out) = corpus.split_documents(0.05, 0)?;
+    let text = Text { train, held_out, steps };
+    std::fs::create_dir_all(output)?;
     let csv = Path::new(output).join("ablations.csv");
-    let mut rows = read_rows(&csv, steps)?;
+    let mut rows = read_rows(&csv, &text.settings())?;
     for variant in variants(&tokenizer)? {
-        if rows.iter().any(|row| row.group == variant.group && row.name == variant.name) {
+        if rows.iter().any(|row| row.is_of(variant.group, variant.name)) {
             continue;
         }
         eprintln!("{}: {}", variant.group, variant.name);
-        let row = run(&variant, &train, &held_out, steps, &device)?;
-        eprintln!("{}", row.line);
-        rows.push(row);
-        let lines: Vec<&str> = rows.iter().map(|row| row.line.as_str()).collect();
-        std::fs::create_dir_all(output)?;
-        std::fs::write(&csv, format!("{HEADER}\n{}\n", lines.join("\n")))?;
+        rows.extend(run(&variant, &text, &device)?);
+        let lines: Vec<String> = rows.iter().map(|row| row.0.join(",") + "\n").collect();
+        let unfinished = csv.with_extension("csv.part");
+        std::fs::write(&unfinished, format!("{HEADER}\n{}", lines.concat()))?;
+        std::fs::rename(unfinished, &csv)?;
     }
     let page = Path::new(output).join("ablations.md");
     std::fs::write(&page, markdown(&rows, steps))?;
@@ -83,24 +104,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The variants that an earlier run of as many steps has done.
-fn read_rows(csv: &Path, steps: usize) -> Result<Vec<Row>, Box<dyn Error>> {
+/// The variants that an earlier run with the same settings has done.
+fn read_rows(csv: &Path, settings: &str) -> Result<Vec<Row>, Box<dyn Error>> {
     if !csv.exists() {
         return Ok(Vec::new());
     }
-    let text = std::fs::read_to_string(csv)?;
-    let mut rows = Vec::new();
-    for line in text.lines().skip(1) {
-        let fields: Vec<&str> = line.split(',').collect();
-        let [group, name, _, _, had_steps, ..] = fields.as_slice() else {
-            return Err(format!("{}: not a row of ablations: {line:?}", csv.display()).into());
-        };
-        if had_steps.parse::<usize>()? != steps {
-            return Err(format!("{} holds runs of {had_steps} steps, not {steps}: move it away", csv.display()).into());
+    let row = |line: &str| {
+        let fields: Vec<String> = line.split(',').map(String::from).collect();
+        match fields.get(2) {
+            Some(had) if fields.len() == N_FIELDS && had == settings => Ok(Row(fields)),
+            _ => {
+                Err(format!("{}: not a row of a run of {settings}: {line:?}; move the file away", csv.display()).into())
+            }
         }
-        rows.push(Row { group: (*group).into(), name: (*name).into(), line: line.into() });
-    }
-    Ok(rows)
+    };
+    std::fs::read_to_string(csv)?.lines().skip(1).map(row).collect()
 }
 
 fn layers(n_layers: usize) -> TransformerConfig {
@@ -133,12 +151,11 @@ fn cross_attention(start_token_id: u32) -> TokenDecoderConfig {
     })
 }
 
-/// An encoder of three layers of a third of the width, as in the paper's ablations.
+/// An encoder of three layers of about a third of the width, as in the paper's ablations.
 fn encoder(n_cls: Option<usize>, token_id: u32) -> EmbedderConfig {
     let cls = n_cls.map(|n| ClsTokens { n, token_id });
-    // Encoder states of all tokens, or of the CLS tokens, are joined to the block embedding.
-    let d_encoder = D_MODEL / n_cls.unwrap_or(4);
-    EmbedderConfig::Encoder(EncoderConfig { cls, ..EncoderConfig::roberta(d_encoder, 3, 2) })
+    // The end of text, never inside a block, is the id that has no position.
+    EmbedderConfig::Encoder(EncoderConfig { cls, padding_idx: token_id as usize, ..EncoderConfig::roberta(42, 3, 2) })
 }
 
 fn variants(tokenizer: &Tokenizer) -> Result<Vec<Variant>, Box<dyn Error>> {
@@ -164,12 +181,19 @@ fn variants(tokenizer: &Tokenizer) -> Result<Vec<Variant>, Box<dyn Error>> {
     let with_decoder = |token_decoder| BlockTransformerConfig { token_decoder, ..base.clone() };
     let of_length =
         |block_length| BlockTransformerConfig { block_length, embedder: lookup(block_length), ..base.clone() };
-    let drawn = BlockTransformerConfig { max_length: 2 * SAMPLE, embedder: lookup(8), block_length: 8, ..base.clone() };
-    let fixed = |group, name, config| Variant { group, name, config, block_lengths: BlockLengths::Fixed };
+    let drawn = BlockTransformerConfig {
+        // Blocks are padded behind, and a lookup embedder must be able to tell that from an end of text.
+        vocab_size: base.vocab_size + 1,
+        pad_token_id: base.vocab_size as u32,
+        max_length: 2 * SAMPLE,
+        ..of_length(8)
+    };
+    let contexts = |context_blocks| BlockTransformerConfig { context_blocks, ..base.clone() };
+    let fixed = |group, name, config| Variant { group, name, config, block_lengths: BlockLengths::Fixed, seed: 1 };
     Ok(vec![
         fixed("baseline", "baseline", base.clone()),
         fixed("embedder", "encoder", with_embedder(encoder(None, eos))),
-        fixed("embedder", "encoder with 2 CLS tokens", with_embedder(encoder(Some(2), eos))),
+        fixed("embedder", "encoder with 3 CLS tokens", with_embedder(encoder(Some(3), eos))),
         fixed("token decoder", "prefix of 2", with_decoder(prefix(2))),
         fixed("token decoder", "prefix of 4", with_decoder(prefix(4))),
         fixed("token decoder", "summation", with_decoder(summation(eos))),
@@ -182,10 +206,17 @@ fn variants(tokenizer: &Tokenizer) -> Result<Vec<Variant>, Box<dyn Error>> {
             name: "drawn from 1 to 8",
             config: drawn,
             block_lengths: BlockLengths::Uniform { shortest: 1 },
+            seed: 1,
         },
-        fixed("beyond the paper", "context_blocks = 2", BlockTransformerConfig { context_blocks: 2, ..base.clone() }),
-        fixed("beyond the paper", "context_blocks = 4", BlockTransformerConfig { context_blocks: 4, ..base.clone() }),
-        fixed("beyond the paper", "predict_first_block", BlockTransformerConfig { predict_first_block: true, ..base }),
+        fixed("beyond the paper", "context_blocks = 2", contexts(2)),
+        fixed("beyond the paper", "context_blocks = 4", contexts(4)),
+        fixed(
+            "beyond the paper",
+            "predict_first_block",
+            BlockTransformerConfig { predict_first_block: true, ..base.clone() },
+        ),
+        Variant { seed: 2, ..fixed("other initial weights", "seed 2", base.clone()) },
+        Variant { seed: 3, ..fixed("other initial weights", "seed 3", base) },
     ])
 }
 
@@ -195,54 +226,63 @@ fn baseline_in(group: &str) -> &'static str {
         "embedder" => "lookup",
         "token decoder" => "prefix of 1",
         "block length" => "4",
+        "other initial weights" => "seed 1",
         _ => "the paper's",
     }
 }
 
-fn run(
-    variant: &Variant,
-    train: &InMemoryCorpus,
-    held_out: &InMemoryCorpus,
-    steps: usize,
-    device: &Device,
-) -> Result<Row, Box<dyn Error>> {
-    let Variant { group, name, config, block_lengths } = variant;
-    let eos = config.eos_token_id.ok_or("an end of text")?;
+/// Trains and judges a variant: one row, or two where it is judged on full blocks as well.
+fn run(variant: &Variant, text: &Text, device: &Device) -> Result<Vec<Row>, Box<dyn Error>> {
+    let Variant { group, name, config, block_lengths, seed } = variant;
     let packing = PackingConfig {
         random_pad_first_block: false,
         pad_to_block_boundary: false,
+        pad_token_id: config.pad_token_id,
         block_lengths: *block_lengths,
-        ..PackingConfig::new(config.block_length, SAMPLE, eos)
+        ..PackingConfig::new(config.block_length, SAMPLE, config.eos_token_id.ok_or("an end of text")?)
     };
     let mut model_config = config.clone();
     // The learned start takes a position more.
     model_config.block_decoder.max_positions = model_config.block_decoder.max_positions.max(SAMPLE + 1);
     let autodiff = device.clone().autodiff();
-    autodiff.seed(1);
+    autodiff.seed(*seed);
     let model = AnyModel::new(&ModelConfig::BlockTransformer(model_config), &autodiff)?;
     let count = model.parameters();
+    let started = Instant::now();
+    let model = train(model, text, packing, &autodiff)?;
+    let seconds = started.elapsed().as_secs_f64();
+    let mut rows = Vec::new();
+    let full = PackingConfig { block_lengths: BlockLengths::Fixed, ..packing };
+    for (name, packing) in [(String::from(*name), packing), (format!("{name}; judged in full blocks"), full)] {
+        if !rows.is_empty() && *block_lengths == BlockLengths::Fixed {
+            break;
+        }
+        let (loss, first) = judge(&model, &PackedDataset::new(text.held_out.clone(), packing)?, device);
+        let first = first.map_or(String::new(), |loss| format!("{loss:.4}"));
+        let (total, non_embedding) = (count.total.to_string(), count.non_embedding.to_string());
+        let (loss, seconds) = (format!("{loss:.4}"), format!("{seconds:.0}"));
+        eprintln!("  {name}: {loss}, {seconds} s");
+        rows.push(Row(vec![String::from(*group), name, text.settings(), total, non_embedding, loss, first, seconds]));
+    }
+    Ok(rows)
+}
+
+fn train(model: AnyModel, text: &Text, packing: PackingConfig, device: &Device) -> Result<AnyModel, Box<dyn Error>> {
     let settings = TrainConfig {
-        steps,
+        steps: text.steps,
         batch_size: BATCH,
         learning_rate: LEARNING_RATE,
-        warmup_steps: steps / 10,
+        warmup_steps: text.steps / 10,
         ..TrainConfig::default()
     };
-    let started = Instant::now();
-    let mut trainer = Trainer::new(model, PackedDataset::new(train.clone(), packing)?, settings, &autodiff)?;
-    while trainer.next_step() < steps {
+    let mut trainer = Trainer::new(model, PackedDataset::new(text.train.clone(), packing)?, settings, device)?;
+    while trainer.next_step() < text.steps {
         let report = trainer.step()?;
         if report.step % 50 == 0 {
-            eprintln!("  step {}, loss {:.3}, {:.0} s", report.step, report.loss, started.elapsed().as_secs_f64());
+            eprintln!("  step {}, loss {:.3}", report.step, report.loss);
         }
     }
-    let seconds = started.elapsed().as_secs_f64();
-    let held_out = PackedDataset::new(held_out.clone(), packing)?;
-    let (loss, first) = judge(&trainer.model().valid(), &held_out, device);
-    let first = first.map_or(String::new(), |loss| format!("{loss:.4}"));
-    let (total, non_embedding, tokens) = (count.total, count.non_embedding, steps * BATCH * SAMPLE);
-    let line = format!("{group},{name},{total},{non_embedding},{steps},{tokens},{loss:.4},{first},{seconds:.0}");
-    Ok(Row { group: (*group).into(), name: (*name).into(), line })
+    Ok(trainer.model().valid())
 }
 
 /// Mean loss of the tokens all variants are judged on, and of first blocks where they are predicted.
@@ -252,7 +292,7 @@ fn judge(model: &AnyModel, data: &PackedDataset<InMemoryCorpus>, device: &Device
     for index in 0..VALIDATION.min(data.len()) {
         let sample = data.sample(index);
         let batch = Batch::new(std::slice::from_ref(&sample), &layout, device);
-        let losses = model.losses(&batch, &LossConfig::default(), 1.0).tokens.per_token.into_data();
+        let losses = model.loss(&batch, 1.0).per_token.into_data();
         let skipped = layout.first_predicted_block() * layout.block_length;
         let mut place = sample.mask[..skipped].iter().filter(|real| **real).count();
         for ((loss, real), position) in losses.iter::<f64>().zip(&sample.mask[skipped..]).zip(skipped..) {
@@ -274,34 +314,31 @@ fn markdown(rows: &[Row], steps: usize) -> String {
     let mut page = format!(
         "# Ablations\n\n\
          Every variant was trained on the same {tokens} tokens ({steps} steps of {BATCH} samples of {SAMPLE}) of the\n\
-         bundled model's corpus, with the bundled tokenizer, {N_LAYERS} layers of {D_MODEL} in each decoder (an encoder\n\
-         embedder has 3 more), a learning rate of {LEARNING_RATE} with warmup and cosine, one seed. The loss is that of\n\
-         the same held-out tokens for all, in nats a token; the first {UNJUDGED} tokens of a sample are left out. Written by\n\n\
+         bundled model's corpus, with the bundled tokenizer, {N_LAYERS} layers of {D_MODEL} features in each decoder\n\
+         (an encoder embedder has 3 more of 42), a learning rate of {LEARNING_RATE} with warmup and cosine. The loss is\n\
+         that of the same held-out tokens for all, in nats a token; the first {UNJUDGED} tokens of a sample are left\n\
+         out, since not all variants predict them. Written by\n\n\
          ```text\n\
          scripts/fetch-corpus.sh\n\
          cargo run --release -p blockformer-examples --example ablations -- data/bundled-corpus docs/results {steps}\n\
          ```\n\n\
-         Runs as short as these tell large differences from small ones and no more: with one seed, differences of\n\
-         about 0.02 nats mean nothing. The rows are in `ablations.csv`.\n"
+         with all rows in `ablations.csv`. Runs as short as these tell large differences from small ones and no more;\n\
+         the last table shows how much the initial weights alone change.\n"
     );
-    let fields = |row: &Row| row.line.split(',').map(String::from).collect::<Vec<_>>();
-    let row = |name: &str, row: &Row| {
-        let fields = fields(row);
-        format!("| {name} | {} | {} | {} |\n", fields[2], fields[6], fields[7])
-    };
+    let row =
+        |name: &str, row: &Row| format!("| {name} | {} | {} | {} | {} |\n", row.0[3], row.0[4], row.0[5], row.0[6]);
     let mut group = "";
-    for variant in rows.iter().filter(|row| row.group != "baseline") {
-        if variant.group != group {
-            group = &variant.group;
+    for variant in rows.iter().filter(|row| row.0[0] != "baseline") {
+        if variant.0[0] != group {
+            group = &variant.0[0];
             let heading = group[..1].to_uppercase() + &group[1..];
-            page += &format!(
-                "\n## {heading}\n\n| variant | parameters | loss | first block |\n| --- | ---: | ---: | ---: |\n"
-            );
-            if let Some(baseline) = rows.iter().find(|row| row.group == "baseline") {
+            page += &format!("\n## {heading}\n\n| variant | parameters | in layers | loss | first block |\n");
+            page += "| --- | ---: | ---: | ---: | ---: |\n";
+            if let Some(baseline) = rows.iter().find(|row| row.0[0] == "baseline") {
                 page += &row(baseline_in(group), baseline);
             }
         }
-        page += &row(&variant.name, variant);
+        page += &row(&variant.0[1], variant);
     }
     page
 }

@@ -14,7 +14,8 @@ pub struct ParameterCount {
 }
 
 impl ParameterCount {
-    /// Counts the parameters of `module`; those below a field named `transformer` are its layers.
+    /// Counts the parameters of `module`; those below a field named `transformer`, or below one named `layers`, are its
+    /// layers.
     pub fn of<M: Module>(module: &M) -> Self {
         let mut visitor = Visitor::default();
         module.visit(&mut visitor);
@@ -30,7 +31,7 @@ struct Visitor {
 
 impl ModuleVisitor for Visitor {
     fn enter_module(&mut self, name: &str, _container_type: &str) {
-        if name == "transformer" || self.inside > 0 {
+        if name == "transformer" || name == "layers" || self.inside > 0 {
             self.inside += 1;
         }
     }
