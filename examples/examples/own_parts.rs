@@ -126,6 +126,7 @@ fn new_model(config: &BlockTransformerConfig, device: &Device) -> Result<Model, 
         gate: linear(D_MODEL, 1),
         sizes: config.embedder_sizes(),
     };
+    config.token_decoder_sizes().check_one_context_block("a running sum")?;
     let decoder = RunningSum {
         vocabulary: Vocabulary::new(config.vocab_size, D_MODEL, false, 0.02, device),
         shift: linear(D_MODEL, D_MODEL),
@@ -154,6 +155,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
     println!("loss on {} samples: {:.3}", data.len(), trainer.evaluate(&data, usize::MAX)?.loss);
+
+    // A checkpoint, from which a new trainer goes on.
+    let checkpoints = std::env::temp_dir().join(format!("blockformer-own-parts-{}", std::process::id()));
+    trainer.save_checkpoint(&checkpoints, 1)?;
+    let newest = latest_checkpoint(&checkpoints)?.ok_or("the checkpoint")?;
+    let other = Trainer::new(new_model(&config, &device)?, data.clone(), trainer.config().clone(), &device)?;
+    println!("a checkpoint of step {}", other.resume(&newest)?.next_step());
+    std::fs::remove_dir_all(checkpoints)?;
 
     // Weights out and in again.
     let path = std::env::temp_dir().join(format!("blockformer-own-parts-{}.safetensors", std::process::id()));

@@ -27,7 +27,7 @@ pub enum BlockLengths {
     #[default]
     Fixed,
     /// Every block has a number of tokens of its own, drawn evenly from `shortest..=block_length`, and padding behind
-    /// them. The draws of a sample follow from the seed and the sample's index, and sum to the sample's length, for
+    /// them. A lookup embedder sees the padding's id and not the mask: give padding an id that text does not hold. The draws of a sample follow from the seed and the sample's index, and sum to the sample's length, for
     /// which a few are shifted by one.
     Uniform {
         /// Tokens of the shortest block.
@@ -39,16 +39,20 @@ impl BlockLengths {
     /// How many blocks a sample of `n_tokens` tokens has: the length over the mean, rounded up.
     pub fn n_blocks(self, n_tokens: usize, block_length: usize) -> usize {
         match self {
-            Self::Fixed => n_tokens.div_ceil(block_length),
-            Self::Uniform { shortest } => (2 * n_tokens).div_ceil(shortest + block_length),
+            Self::Fixed => n_tokens.div_ceil(block_length.max(1)),
+            Self::Uniform { shortest } => {
+                let twice_the_mean = (shortest as u128 + block_length as u128).max(1);
+                usize::try_from((2 * n_tokens as u128).div_ceil(twice_the_mean)).unwrap_or(usize::MAX)
+            }
         }
     }
 
     /// Checks that blocks can have these lengths, and that they can sum to `n_tokens`.
     pub(crate) fn validate(self, n_tokens: usize, block_length: usize) -> Result<()> {
         let Self::Uniform { shortest } = self else { return Ok(()) };
-        let n_blocks = self.n_blocks(n_tokens, block_length.max(1));
-        if shortest == 0 || shortest > block_length || n_blocks * shortest > n_tokens {
+        let fits =
+            || self.n_blocks(n_tokens, block_length).checked_mul(shortest).is_some_and(|least| least <= n_tokens);
+        if shortest == 0 || shortest > block_length || !fits() {
             return Err(DataError::ShortestBlock { shortest, block_length, max_length: n_tokens });
         }
         Ok(())

@@ -182,7 +182,7 @@ pub struct PackingStatistics {
     pub n_samples: usize,
     /// Content tokens of the whole corpus: the documents' tokens and an end for each.
     pub n_content_tokens: usize,
-    /// Padding tokens of the whole corpus.
+    /// Padding tokens of the whole corpus, without those that blocks of drawn lengths are filled up with.
     pub n_padding_tokens: usize,
     /// Tokens after the last whole sample, content and padding, which no sample holds.
     pub n_dropped_tokens: usize,

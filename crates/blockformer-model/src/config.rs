@@ -15,6 +15,9 @@ use crate::{BlockLayout, BlockTransformer, CONFIG_FILE, CheckpointError, Context
 /// More token ids than any tokenizer has, and fewer than 32-bit tensors can hold.
 const MAX_VOCAB_SIZE: f64 = 16_777_216.0;
 
+/// A longer context than any model has, and short enough for products of sizes not to overflow.
+const MAX_LENGTH: f64 = 1_073_741_824.0;
+
 /// Either kind of model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "architecture", rename_all = "snake_case")]
@@ -45,11 +48,12 @@ pub struct BlockTransformerConfig {
     pub random_pad_first_block: bool,
     /// Whether documents were padded to the block boundary in training.
     pub pad_to_block_boundary: bool,
-    /// Blocks whose context embeddings a block is decoded from: 1 in the paper, more for a token decoder that sees
-    /// the last few (prefix and cross-attention decoders).
+    /// Blocks whose context embeddings a block is decoded from: 1 in the paper, more for a prefix token decoder that
+    /// sees the last few.
     #[serde(default = "one")]
     pub context_blocks: usize,
-    /// Whether the first block of a text is predicted too, from a learned start of text; not so in the paper.
+    /// Whether the first block is predicted too, from a learned embedding that stands before it; not so in the paper.
+    /// In training it stands before every sample, most of which begin in the middle of a document.
     #[serde(default)]
     pub predict_first_block: bool,
     /// Blocks of tokens to block embeddings.
@@ -112,7 +116,8 @@ impl BlockTransformerConfig {
         TokenDecoderSizes {
             vocab_size: self.vocab_size,
             block_length: self.block_length,
-            n_contexts: self.context_blocks * self.n_embedding_tokens,
+            n_embedding_tokens: self.n_embedding_tokens,
+            context_blocks: self.context_blocks,
             d_context: self.block_decoder.d_model,
         }
     }
@@ -123,10 +128,6 @@ impl BlockTransformerConfig {
     /// A [`ConfigError`] that names what does not fit together.
     pub fn init(&self, device: &Device) -> Result<BlockTransformer, ConfigError> {
         self.validate()?;
-        if matches!(self.token_decoder, TokenDecoderConfig::Summation(_)) {
-            // It adds a part of the context to each token: several blocks have no place in it.
-            ConfigError::equal("context_blocks", self.context_blocks, "a summation token decoder", 1)?;
-        }
         let embedder = self.embedder.try_init(&self.embedder_sizes(), device)?;
         let token_decoder = self.token_decoder.try_init(&self.token_decoder_sizes(), device)?;
         self.init_with(embedder, token_decoder, device)
@@ -153,7 +154,8 @@ impl BlockTransformerConfig {
             ("embedder.d_model", e.d_model, "block_decoder.d_model", want_e.d_model),
             ("token_decoder.vocab_size", t.vocab_size, "vocab_size", want_t.vocab_size),
             ("token_decoder.block_length", t.block_length, "block_length", want_t.block_length),
-            ("token_decoder.n_contexts", t.n_contexts, "context_blocks · n_embedding_tokens", want_t.n_contexts),
+            ("token_decoder.n_embedding_tokens", t.n_embedding_tokens, "n_embedding_tokens", want_t.n_embedding_tokens),
+            ("token_decoder.context_blocks", t.context_blocks, "context_blocks", want_t.context_blocks),
             ("token_decoder.d_context", t.d_context, "block_decoder.d_model", want_t.d_context),
         ] {
             ConfigError::equal(field, got, want_field, want)?;
@@ -177,12 +179,15 @@ impl BlockTransformerConfig {
         ];
         sizes.into_iter().try_for_each(|(field, value)| ConfigError::bounded(field, value))?;
         ConfigError::in_range("vocab_size", self.vocab_size as f64, 1.0, MAX_VOCAB_SIZE)?;
+        ConfigError::in_range("max_length", self.max_length as f64, 1.0, MAX_LENGTH)?;
         ConfigError::multiple("max_length", self.max_length, "block_length", self.block_length)?;
         self.block_decoder.validate()?;
         check_token("pad_token_id", Some(self.pad_token_id), self.vocab_size)?;
         check_token("eos_token_id", self.eos_token_id, self.vocab_size)?;
-        let positions = (self.max_blocks() + usize::from(self.predict_first_block)) * self.n_embedding_tokens;
-        self.block_decoder.check_positions("block_decoder.max_positions", positions, "max_length")
+        let start = usize::from(self.predict_first_block);
+        let needed_by = if self.predict_first_block { "max_length with predict_first_block" } else { "max_length" };
+        let positions = (self.max_blocks() + start) * self.n_embedding_tokens;
+        self.block_decoder.check_positions("block_decoder.max_positions", positions, needed_by)
     }
 }
 
@@ -195,6 +200,7 @@ impl VanillaTransformerConfig {
         ConfigError::positive("vocab_size", self.vocab_size)?;
         ConfigError::positive("max_length", self.max_length)?;
         ConfigError::in_range("vocab_size", self.vocab_size as f64, 1.0, MAX_VOCAB_SIZE)?;
+        ConfigError::in_range("max_length", self.max_length as f64, 1.0, MAX_LENGTH)?;
         self.transformer.validate()?;
         check_token("eos_token_id", self.eos_token_id, self.vocab_size)?;
         self.transformer.check_positions("transformer.max_positions", self.max_length, "max_length")?;

@@ -43,14 +43,16 @@ const MEGABYTE: [(&str, usize, usize, usize, usize); 3] = [
     ("block_megabyte_b4_85", 768, 11, 512, 4),
 ];
 
-/// The ablations of the embedder, the token decoder and the block length (trainer files of the same names), all of
-/// 6 + 6 layers of 768 features.
-const ABLATIONS: [&str; 5] = [
+/// The ablations of the embedder, the token decoder and the block length (trainer files of the same names; those
+/// of block lengths 2 and 8 follow the one of 4), all of 6 + 6 layers of 768 features.
+const ABLATIONS: [&str; 7] = [
     "block_ablation_b4_85_lookup_prefix",
     "block_ablation_b4_85_roberta_prefix",
     "block_ablation_b4_85_cls_sum",
     "block_ablation_b4_85_cls_cross_attn",
     "block_vanilla_ablation_b1_85",
+    "block_ablation_b2_85_lookup_prefix",
+    "block_ablation_b8_85_lookup_prefix",
 ];
 
 /// The names of all presets.
@@ -88,6 +90,8 @@ fn ablation(name: &str) -> Option<BlockTransformerConfig> {
         "block_ablation_b4_85_cls_sum" => (4, EmbedderConfig::Encoder(cls()), summation(layers())),
         "block_ablation_b4_85_cls_cross_attn" => (4, EmbedderConfig::Encoder(cls()), cross_attention()),
         "block_vanilla_ablation_b1_85" => (1, lookup(768), prefix(layers(), 1)),
+        "block_ablation_b2_85_lookup_prefix" => (2, lookup(384), prefix(layers(), 1)),
+        "block_ablation_b8_85_lookup_prefix" => (8, lookup(96), prefix(layers(), 1)),
         _ => return None,
     };
     Some(with_parts(block_length, embedder, layers(), token_decoder))
@@ -217,6 +221,23 @@ mod tests {
         }
         let count = ParameterCount::of(&vanilla("vanilla_31").unwrap().init(&Device::flex()).unwrap());
         assert!((30e6..31e6).contains(&(count.total as f64)), "{count:?}");
+    }
+
+    #[test]
+    fn layers_of_ablations_and_megabyte_are_counted() {
+        // 12 d² weights a layer and its biases and norms: 85 M in 6 + 6 layers of 768, as their names say; T5's layers
+        // have a second attention and no biases, an encoder adds 3 layers of 256.
+        let printed = [
+            ("block_ablation_b4_85_lookup_prefix", 85.1e6),
+            ("block_ablation_b8_85_lookup_prefix", 85.1e6),
+            ("block_ablation_b4_85_roberta_prefix", 85.1e6 + 2.4e6),
+            ("block_ablation_b4_85_cls_cross_attn", 42.5e6 + 6.0 * 16.0 * 768.0 * 768.0 + 2.4e6),
+            ("block_megabyte_b4_85", 11.0 * 12.0 * 768.0 * 768.0 + 4.0 * 12.0 * 512.0 * 512.0),
+        ];
+        for (name, expected) in printed {
+            let count = ParameterCount::of(&block(name).unwrap().init(&Device::flex()).unwrap());
+            assert!((count.non_embedding as f64 / expected - 1.0).abs() < 0.01, "{name}: {count:?}, {expected}");
+        }
     }
 
     #[test]

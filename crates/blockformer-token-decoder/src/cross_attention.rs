@@ -71,6 +71,8 @@ impl CrossAttentionConfig {
 
     fn validate(&self, sizes: &TokenDecoderSizes) -> Result<(), ConfigError> {
         sizes.validate()?;
+        // Attention to the context knows no places: contexts of several blocks could not be told apart.
+        sizes.check_one_context_block("a cross-attention token decoder")?;
         let positive = [
             ("token_decoder.d_model", self.d_model),
             ("token_decoder.n_layers", self.n_layers),
@@ -256,7 +258,13 @@ mod tests {
     #[test]
     fn tokens_one_by_one_match_the_whole_block() {
         let device = Device::flex();
-        let sizes = TokenDecoderSizes { vocab_size: 13, block_length: 4, n_contexts: 1, d_context: 12 };
+        let sizes = TokenDecoderSizes {
+            vocab_size: 13,
+            block_length: 4,
+            n_embedding_tokens: 1,
+            context_blocks: 1,
+            d_context: 12,
+        };
         let config = CrossAttentionConfig {
             d_model: 16,
             n_layers: 2,
@@ -272,5 +280,8 @@ mod tests {
         };
         let decoder = config.init(&sizes, &device).unwrap();
         assert_steps_match_the_whole_block(&decoder);
+        let several = TokenDecoderSizes { context_blocks: 2, ..sizes };
+        let error = config.init(&several, &device).unwrap_err().to_string();
+        assert_eq!(error, "context_blocks is 2, but a cross-attention token decoder needs 1");
     }
 }

@@ -14,7 +14,8 @@
 //! use burn::tensor::{Device, Distribution, Int, Tensor};
 //!
 //! let device = Device::flex();
-//! let sizes = TokenDecoderSizes { vocab_size: 100, block_length: 4, n_contexts: 1, d_context: 64 };
+//! let sizes =
+//!     TokenDecoderSizes { vocab_size: 100, block_length: 4, n_embedding_tokens: 1, context_blocks: 1, d_context: 64 };
 //! let transformer = TransformerConfig::gpt_neox(64, 2, 4);
 //! let prefix = PrefixConfig { transformer, expansion: Expansion::Layer, expansion_ratio: 2, tied_embeddings: false };
 //! let decoder = TokenDecoderConfig::Prefix(prefix).init(&sizes, &device);

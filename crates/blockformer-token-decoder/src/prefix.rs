@@ -34,7 +34,7 @@ impl PrefixConfig {
         sizes.validate()?;
         ConfigError::positive("token_decoder.expansion_ratio", *expansion_ratio)?;
         ConfigError::bounded("token_decoder.expansion_ratio", *expansion_ratio)?;
-        let prefix_len = expansion_ratio * sizes.n_contexts;
+        let prefix_len = expansion_ratio * sizes.n_contexts();
         let positions = prefix_len + sizes.block_length - 1;
         transformer.check_positions("token_decoder.max_positions", positions, "prefix and block together")?;
         let d_model = transformer.d_model;
@@ -122,7 +122,7 @@ mod tests {
     use burn::tensor::{Distribution, Int, TensorData};
 
     const SIZES: TokenDecoderSizes =
-        TokenDecoderSizes { vocab_size: 13, block_length: 4, n_contexts: 2, d_context: 12 };
+        TokenDecoderSizes { vocab_size: 13, block_length: 4, n_embedding_tokens: 2, context_blocks: 1, d_context: 12 };
 
     fn decoder(expansion: Expansion, expansion_ratio: usize, tied_embeddings: bool) -> PrefixDecoder {
         let d_model = if expansion == Expansion::Repeat { 12 } else { 16 };

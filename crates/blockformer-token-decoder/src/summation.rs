@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ContextExpansion, Expansion, TokenCache, TokenDecoder, TokenDecoderSizes, TokenInput, Vocabulary};
 
-/// Configuration of a [`SummationDecoder`]. Its expansion ratio is `block_length / n_contexts`: one vector a
+/// Configuration of a [`SummationDecoder`]. Its expansion ratio is `block_length / n_embedding_tokens`: one vector a
 /// token.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -38,8 +38,10 @@ impl SummationConfig {
         let Self { transformer, expansion, start_token_id, tied_embeddings } = self;
         transformer.validate()?;
         sizes.validate()?;
-        let n = sizes.n_contexts;
-        ConfigError::multiple("block_length", sizes.block_length, "the context embeddings a block", n)?;
+        // A part of the context is added to each token: several blocks have no place in it.
+        sizes.check_one_context_block("a summation token decoder")?;
+        let n = sizes.n_embedding_tokens;
+        ConfigError::multiple("block_length", sizes.block_length, "n_embedding_tokens", n)?;
         transformer.check_positions("token_decoder.max_positions", sizes.block_length, "a block")?;
         sizes.check_token("token_decoder.start_token_id", *start_token_id)?;
         let TransformerConfig { d_model, initializer_range: std, .. } = *transformer;
@@ -147,7 +149,7 @@ mod tests {
     use crate::token_decoder::assert_steps_match_the_whole_block;
 
     const SIZES: TokenDecoderSizes =
-        TokenDecoderSizes { vocab_size: 13, block_length: 4, n_contexts: 2, d_context: 12 };
+        TokenDecoderSizes { vocab_size: 13, block_length: 4, n_embedding_tokens: 2, context_blocks: 1, d_context: 12 };
 
     fn decoder() -> SummationDecoder {
         let transformer = TransformerConfig { initializer_range: 0.3, ..TransformerConfig::gpt_neox(16, 2, 2) };
@@ -159,6 +161,16 @@ mod tests {
     #[test]
     fn tokens_one_by_one_match_the_whole_block() {
         assert_steps_match_the_whole_block(&decoder());
+    }
+
+    #[test]
+    fn several_context_blocks_are_refused() {
+        let transformer = TransformerConfig::gpt_neox(16, 2, 2);
+        let config =
+            SummationConfig { transformer, expansion: Expansion::Layer, start_token_id: 1, tied_embeddings: false };
+        let sizes = TokenDecoderSizes { context_blocks: 2, n_embedding_tokens: 1, ..SIZES };
+        let error = config.init(&sizes, &Device::flex()).unwrap_err().to_string();
+        assert_eq!(error, "context_blocks is 2, but a summation token decoder needs 1");
     }
 
     #[test]

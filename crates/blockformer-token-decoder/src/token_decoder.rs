@@ -105,9 +105,11 @@ pub struct TokenDecoderSizes {
     pub vocab_size: usize,
     /// Tokens a block.
     pub block_length: usize,
-    /// Context embeddings that begin a block: the embedding tokens of each block, for as many blocks as it is decoded
-    /// from.
-    pub n_contexts: usize,
+    /// Context embeddings a block.
+    pub n_embedding_tokens: usize,
+    /// Blocks whose context embeddings begin a block: 1 in the paper. A decoder that does not tell their places apart
+    /// must refuse more ([`check_one_context_block`](Self::check_one_context_block)).
+    pub context_blocks: usize,
     /// Features of a context embedding, the block decoder's `d_model`.
     pub d_context: usize,
 }
@@ -120,8 +122,22 @@ impl TokenDecoderSizes {
     pub fn validate(&self) -> Result<(), ConfigError> {
         ConfigError::positive("vocab_size", self.vocab_size)?;
         ConfigError::positive("block_length", self.block_length)?;
-        ConfigError::positive("n_contexts", self.n_contexts)?;
+        ConfigError::positive("n_embedding_tokens", self.n_embedding_tokens)?;
+        ConfigError::positive("context_blocks", self.context_blocks)?;
         ConfigError::positive("d_context", self.d_context)
+    }
+
+    /// Context embeddings that begin a block, those of the oldest block first.
+    pub fn n_contexts(&self) -> usize {
+        self.context_blocks * self.n_embedding_tokens
+    }
+
+    /// Checks that a block is decoded from the context embeddings of one block only.
+    ///
+    /// # Errors
+    /// [`ConfigError::Mismatch`] naming `decoder`.
+    pub fn check_one_context_block(&self, decoder: &'static str) -> Result<(), ConfigError> {
+        ConfigError::equal("context_blocks", self.context_blocks, decoder, 1)
     }
 
     /// Checks that `id` is in the vocabulary.
@@ -139,8 +155,8 @@ pub(crate) fn assert_steps_match_the_whole_block<T: TokenDecoder>(decoder: &T) {
     use burn::tensor::{Distribution, Tolerance, s};
 
     let device = Device::flex();
-    let TokenDecoderSizes { n_contexts, d_context, .. } = decoder.sizes();
-    let shape = [3, n_contexts, d_context];
+    let sizes = decoder.sizes();
+    let shape = [3, sizes.n_contexts(), sizes.d_context];
     let context = Tensor::<3>::random(shape, Distribution::Normal(0.0, 1.0), &device);
     let ids = Tensor::<2, Int>::from_ints([[1, 2, 3], [4, 5, 6], [12, 0, 7]], &device);
     let full = decoder.forward(TokenInput::start(context.clone()).with_ids(Some(ids.clone())), None);

@@ -10,7 +10,8 @@ use crate::{Batch, TrainError, Trainable};
 pub struct Evaluation {
     /// Mean cross-entropy a token, in nats.
     pub loss: f64,
-    /// The same by position within the block: the first token of a block, the second, and so on.
+    /// The same by position within the block: the first token of a block, the second, and so on. Not a number for a
+    /// position that no predicted token has.
     pub loss_by_position: Vec<f64>,
     /// Tokens predicted.
     pub n_tokens: usize,
@@ -22,7 +23,8 @@ impl Evaluation {
     ///
     /// # Errors
     /// [`TrainError::OutOfVocabulary`] if a sample holds an id the model does not know, [`TrainError::SampleLength`]
-    /// if samples are longer than its context, [`TrainError::Setting`] if there is nothing to predict.
+    /// if samples are longer than its context, [`TrainError::BlockLength`] if they are cut into other
+    /// blocks, [`TrainError::Setting`] if there is nothing to predict.
     pub fn run<M: Trainable, C: TokenCorpus>(
         model: &M,
         data: &PackedDataset<C>,
@@ -35,6 +37,13 @@ impl Evaluation {
         let (sample, context) = (data.config().sample_len(), model.layout().max_length);
         if sample > context {
             return Err(TrainError::SampleLength { sample, context });
+        }
+        if data.config().block_length != block_length {
+            return Err(TrainError::BlockLength { data: data.config().block_length, model: block_length });
+        }
+        if sample <= first * block_length {
+            let expected = "at least two blocks";
+            return Err(TrainError::Setting { field: "max_length", value: sample as f64, expected });
         }
         let batch_size = batch_size.max(1);
         let mut sums = vec![0.0; block_length];

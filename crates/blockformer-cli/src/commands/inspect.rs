@@ -69,7 +69,7 @@ fn caches(config: &ModelConfig) -> String {
     match config {
         ModelConfig::BlockTransformer(config) => {
             let entry = per_position(&config.block_decoder) * config.n_embedding_tokens;
-            let n_contexts = config.token_decoder_sizes().n_contexts;
+            let n_contexts = config.token_decoder_sizes().n_contexts();
             let (handful, token) = config.token_decoder.cache_size(n_contexts, config.block_length, 4);
             let full = entry * config.max_blocks() + handful * token;
             format!(

@@ -81,7 +81,7 @@ fn drawn_lengths_that_cannot_be_are_refused() {
     assert!(message(config).starts_with("blocks of drawn lengths cannot go with pad_to_block_boundary"));
     let config = PackingConfig { pad_to_block_boundary: false, ..config };
     assert!(config.validate().is_ok());
-    for shortest in [0, 5] {
+    for shortest in [0, 5, usize::MAX, usize::MAX - 3] {
         let config = PackingConfig { block_lengths: BlockLengths::Uniform { shortest }, ..config };
         let expected = "the shortest block is to have {shortest} tokens, expected 1 to block_length (4)";
         assert!(message(config).starts_with(&expected.replace("{shortest}", &shortest.to_string())));

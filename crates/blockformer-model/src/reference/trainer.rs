@@ -27,6 +27,8 @@ pub struct TrainerFile {
     /// Padding behind documents; the authors' default is true.
     #[serde(default)]
     pub pad_to_block_boundary: Option<bool>,
+    #[serde(default)]
+    block_split: Option<BlockSplitSection>,
     embedder: EmbedderSection,
     block_decoder: DecoderSection,
     token_decoder: TokenDecoderSection,
@@ -81,6 +83,11 @@ pub struct AutoEncodingLoss {
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+struct BlockSplitSection {
+    distribution: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 struct EmbedderSection {
     cls: String,
     n_embedding_tokens: usize,
@@ -132,6 +139,9 @@ impl TrainerFile {
     pub fn model_config(&self, path: &Path) -> Result<BlockTransformerConfig, CheckpointError> {
         let block_decoder = stack("block_decoder.cls", &self.block_decoder.cls, &self.block_decoder.config, path)?;
         let token_decoder = self.token_decoder(path)?;
+        if let Some(split) = self.block_split.as_ref().filter(|split| split.distribution != "fixed") {
+            return Err(unsupported(path, "block_split.distribution", &split.distribution, "fixed"));
+        }
         let max_length = self.max_length / self.block_length.max(1) * self.block_length;
         Ok(BlockTransformerConfig {
             vocab_size: self.vocab_size(path)?,

@@ -51,7 +51,7 @@ pub(super) fn prepare(arguments: &Arguments, config: &ModelConfig, resumes: bool
         };
         (CorpusPart::whole(corpus), CorpusPart::whole(held_out))
     };
-    let packing = packing(arguments, config, eos);
+    let packing = packing(arguments, config, eos)?;
     Ok(Text {
         tokenizer_digest: tokenizer.digest()?,
         tokenizer,
@@ -140,10 +140,14 @@ fn tokenizer(arguments: &Arguments, resumes: bool) -> Result<Tokenizer, CliError
     Ok(TokenizerTraining::new(size).train_byte_level_bpe_on_files(&arguments.data)?)
 }
 
-fn packing(arguments: &Arguments, config: &ModelConfig, eos: u32) -> PackingConfig {
+fn packing(arguments: &Arguments, config: &ModelConfig, eos: u32) -> Result<PackingConfig, CliError> {
     let context = config.max_length();
-    match config {
+    let packing = match config {
         ModelConfig::VanillaTransformer(_) => {
+            if arguments.shortest_block.is_some() {
+                let reason = "a vanilla transformer has no blocks whose length could be drawn".into();
+                return Err(CliError::Option { option: "--shortest-block", reason });
+            }
             let max_length = arguments.sample_length.unwrap_or(context);
             PackingConfig { seed: arguments.seed, ..PackingConfig::vanilla(max_length, eos) }
         }
@@ -165,5 +169,6 @@ fn packing(arguments: &Arguments, config: &ModelConfig, eos: u32) -> PackingConf
                 ..PackingConfig::new(config.block_length, arguments.sample_length.unwrap_or(fitting), eos)
             }
         }
-    }
+    };
+    Ok(packing)
 }

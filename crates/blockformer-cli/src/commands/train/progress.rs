@@ -52,8 +52,11 @@ impl Progress {
     pub(super) fn evaluated(&mut self, done: usize, evaluation: &Evaluation) {
         self.row(done, Some(evaluation.loss));
         if done == self.total_steps {
-            let by_position: Vec<String> =
-                evaluation.loss_by_position.iter().map(|loss| format!("{loss:.3}")).collect();
+            let by_position: Vec<String> = evaluation
+                .loss_by_position
+                .iter()
+                .map(|loss| if loss.is_nan() { "-".into() } else { format!("{loss:.3}") })
+                .collect();
             let by_position =
                 if by_position.len() > 1 { format!(", by position {}", by_position.join(" ")) } else { String::new() };
             eprintln!("validation loss {:.4} on {} tokens{by_position}", evaluation.loss, evaluation.n_tokens);
