@@ -15,6 +15,7 @@ use blockformer::embedder::EmbedderSizes;
 use blockformer::model::{Checkpoint, SavePrecision, save_weights};
 use blockformer::prelude::*;
 use blockformer::token_decoder::{TokenCache, TokenDecoderSizes, TokenInput, Vocabulary};
+use blockformer::train::latest_checkpoint;
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::activation::{sigmoid, silu};
