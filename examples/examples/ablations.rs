@@ -87,6 +87,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     std::fs::create_dir_all(output)?;
     let csv = Path::new(output).join("ablations.csv");
     let mut rows = read_rows(&csv, &text.settings())?;
+    let page = Path::new(output).join("ablations.md");
+    std::fs::write(&page, markdown(&rows, steps))?;
     for variant in variants(&tokenizer)? {
         if rows.iter().any(|row| row.is_of(variant.group, variant.name)) {
             continue;
@@ -97,9 +99,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         let unfinished = csv.with_extension("csv.part");
         std::fs::write(&unfinished, format!("{HEADER}\n{}", lines.concat()))?;
         std::fs::rename(unfinished, &csv)?;
+        std::fs::write(&page, markdown(&rows, steps))?;
     }
-    let page = Path::new(output).join("ablations.md");
-    std::fs::write(&page, markdown(&rows, steps))?;
     println!("wrote {} and {}", csv.display(), page.display());
     Ok(())
 }

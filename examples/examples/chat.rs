@@ -23,15 +23,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let engine = Engine::new(model, engine_config, &device)?.with_tokenizer(tokenizer.clone());
     let engine = EngineThread::spawn(engine);
     let mut said = Vec::new();
-    let mut turn = 0;
     eprintln!("Say something; Ctrl-D ends the chat.");
-    for line in std::io::stdin().lock().lines() {
+    for (turn, line) in std::io::stdin().lock().lines().enumerate() {
         let line = line?;
         said.extend(tokenizer.encode(&format!("{line}\n"))?);
         // The oldest words are forgotten when the context is full.
         let room = config.max_length() - NEW_TOKENS - config.block_length();
         said.drain(..said.len().saturating_sub(room));
-        let sampling = Sampling { temperature: 0.8, top_p: Some(0.9), seed: turn, ..Sampling::default() };
+        let sampling = Sampling { temperature: 0.8, top_p: Some(0.9), seed: turn as u64, ..Sampling::default() };
         let request = Request::new(said.clone())
             .with_max_new_tokens(NEW_TOKENS)
             .with_sampling(sampling)
@@ -50,7 +49,6 @@ fn main() -> Result<(), Box<dyn Error>> {
                 Event::Failed(error) => return Err(error.into()),
             }
         }
-        turn += 1;
     }
     Ok(())
 }

@@ -41,7 +41,7 @@ impl WordCount {
 }
 
 /// How [`perplexity`] is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PerplexityConfig {
     /// Tokens asked for at a time, a multiple of the block length; the fewer, the more context each has. Half the
     /// model's context if not given.
@@ -52,12 +52,6 @@ pub struct PerplexityConfig {
     pub max_document_tokens: Option<usize>,
     /// How it is computed.
     pub scoring: ScoreConfig,
-}
-
-impl Default for PerplexityConfig {
-    fn default() -> Self {
-        Self { stride: None, words: WordCount::default(), max_document_tokens: None, scoring: ScoreConfig::default() }
-    }
 }
 
 /// The perplexity of a text under a model.
