@@ -82,6 +82,30 @@ fn blocks_of_drawn_lengths_are_trained_on_where_paddings_are_off() {
 }
 
 #[test]
+fn a_model_that_predicts_first_blocks_begins_a_text_from_nothing() {
+    let directory = workspace();
+    let config = directory.path().join("config.json");
+    let text = fs::read_to_string(&config).expect("read");
+    let generate = |model: &str| {
+        Command::new(env!("CARGO_BIN_EXE_blockformer"))
+            .current_dir(directory.path())
+            .args(["generate", "--model", model, "--prompt", "", "--max-new-tokens", "8", "--temperature", "0"])
+            .output()
+            .expect("the command runs")
+    };
+    let refused = train(directory.path(), "out", &["--steps", "5"]);
+    assert!(refused.status.success(), "{}", stderr(&refused));
+    let refused = generate("out");
+    assert!(!refused.status.success() && stderr(&refused).contains("empty"), "{}", stderr(&refused));
+    fs::write(&config, text.replacen('{', "{\"predict_first_block\":true,", 1)).expect("written");
+    let trained = train(directory.path(), "widened", &["--steps", "20"]);
+    assert!(trained.status.success(), "{}", stderr(&trained));
+    let generated = generate("widened");
+    assert!(generated.status.success(), "{}", stderr(&generated));
+    assert_eq!(String::from_utf8_lossy(&generated.stdout).trim_end_matches('\n').chars().count(), 8);
+}
+
+#[test]
 fn a_trained_model_goes_on_with_its_text() {
     let directory = workspace();
     // Several documents: each begins at another place in a block, so the model learns all alignments.

@@ -40,7 +40,7 @@ pub struct Generation {
 /// also depend on the prompt's place in the batch, which has random numbers of its own.
 ///
 /// # Errors
-/// [`GenerateError`] if a prompt is empty, too long or out of vocabulary, if no tokens are asked for, or if a sampling
+/// [`GenerateError`] if a prompt is empty (unless the model predicts first blocks), too long or out of vocabulary, if no tokens are asked for, or if a sampling
 /// option is out of range; nothing is generated then. Also if the model's logits are not numbers.
 pub fn generate<M: LanguageModel>(
     model: &M,

@@ -62,12 +62,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
         Some(prompt) => prompt.clone(),
         None => prompt_from_stdin()?,
     };
-    if prompt.is_empty() {
-        return Err(CliError::EmptyPrompt);
-    }
     let (config, model, tokenizer) = open(arguments.model.as_deref(), &device)?;
     let ids = tokenizer.encode(&prompt)?;
-    if ids.is_empty() {
+    if ids.is_empty() && !model.layout().predict_first_block {
         return Err(CliError::EmptyPrompt);
     }
     let sampling = Sampling {
