@@ -1,5 +1,6 @@
 //! One file a subcommand.
 
+pub(crate) mod bench;
 pub(crate) mod convert;
 pub(crate) mod evaluate;
 pub(crate) mod generate;

@@ -4,7 +4,9 @@ use std::error::Error as _;
 use std::path::PathBuf;
 
 use blockformer::DeviceError;
+use blockformer::bench::BenchError;
 use blockformer::bundled::BundledError;
+use blockformer::cpu::PackError;
 use blockformer::data::DataError;
 use blockformer::eval::EvalError;
 use blockformer::generate::GenerateError;
@@ -22,6 +24,8 @@ pub(crate) enum CliError {
     #[error(transparent)]
     Bundled(#[from] BundledError),
     #[error(transparent)]
+    Bench(#[from] BenchError),
+    #[error(transparent)]
     Data(#[from] DataError),
     #[error(transparent)]
     Eval(#[from] EvalError),
@@ -29,6 +33,8 @@ pub(crate) enum CliError {
     Generate(#[from] GenerateError),
     #[error(transparent)]
     Model(#[from] CheckpointError),
+    #[error(transparent)]
+    Pack(#[from] PackError),
     #[error(transparent)]
     Train(#[from] TrainError),
     #[error(transparent)]

@@ -3,6 +3,7 @@
 mod commands;
 mod error;
 mod interrupt;
+mod precision;
 mod vocabulary;
 
 use std::process::ExitCode;
@@ -11,7 +12,7 @@ use clap::{Parser, Subcommand};
 
 use error::CliError;
 
-use commands::{convert, evaluate, generate, inspect, tokenize, train, uptrain, verify};
+use commands::{bench, convert, evaluate, generate, inspect, tokenize, train, uptrain, verify};
 
 /// Burn's CPU backend allocates a tensor for every operation; mimalloc makes that several times faster.
 #[global_allocator]
@@ -43,6 +44,8 @@ enum Command {
     Inspect(inspect::Arguments),
     /// Check a device against the numbers of reference cases.
     Verify(verify::Arguments),
+    /// Measure how fast models generate: prefill-heavy and decode-heavy, by batch size.
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Uptrain(arguments) => uptrain::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
     };
     match result {
         Ok(code) => code,

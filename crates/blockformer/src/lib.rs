@@ -34,11 +34,14 @@ pub mod bundled;
 mod devices;
 pub mod verify;
 
+pub use blockformer_bench as bench;
 pub use blockformer_block_decoder as block_decoder;
+pub use blockformer_cpu as cpu;
 pub use blockformer_data as data;
 pub use blockformer_embedder as embedder;
 pub use blockformer_eval as eval;
 pub use blockformer_generate as generate;
+pub use blockformer_kernels as kernels;
 pub use blockformer_kv_cache as kv_cache;
 pub use blockformer_model as model;
 pub use blockformer_nn as nn;

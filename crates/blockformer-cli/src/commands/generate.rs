@@ -7,13 +7,14 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use blockformer::data::Tokenizer;
-use blockformer::generate::{FinishReason, GenerateOptions, Generation, Sampling, generate};
+use blockformer::generate::{FinishReason, GenerateOptions, Generation, LanguageModel, Sampling, generate};
 use blockformer::model::{AnyModel, ModelConfig, TOKENIZER_FILE};
 use burn::tensor::Device;
 use clap::Args;
 
 use crate::error::CliError;
 use crate::interrupt::Interrupt;
+use crate::precision::{self, Choice, Runnable};
 use crate::vocabulary;
 
 #[derive(Args)]
@@ -27,6 +28,9 @@ pub(crate) struct Arguments {
     /// Where to compute: cpu, cuda:0, wgpu, …
     #[arg(long, default_value = "cpu")]
     device: String,
+    /// How weights are stored on a CPU; plain runs on Burn's operations, as other devices always do. By default f32
+    #[arg(long, value_enum)]
+    precision: Option<Choice>,
     /// How many tokens to generate at most; generation ends earlier at the end of a document
     #[arg(long, default_value_t = 128, value_name = "N")]
     max_new_tokens: usize,
@@ -83,7 +87,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
         sampling,
         stop_tokens: config.eos_token_id().into_iter().collect(),
     };
-    stream(&model, &tokenizer, &ids, &options, &device)
+    match precision::prepare(&config, model, arguments.precision, &arguments.device)? {
+        Runnable::Plain(model) => stream(&*model, &tokenizer, &ids, &options, &device),
+        Runnable::Packed(model) => stream(&*model, &tokenizer, &ids, &options, &device),
+    }
 }
 
 /// The model and its tokenizer, which must belong together.
@@ -108,8 +115,8 @@ fn prompt_from_stdin() -> Result<String, CliError> {
 }
 
 /// Writes the text as it is made; ends when the reader has gone.
-fn stream(
-    model: &AnyModel,
+fn stream<M: LanguageModel>(
+    model: &M,
     tokenizer: &Tokenizer,
     prompt: &[u32],
     options: &GenerateOptions,

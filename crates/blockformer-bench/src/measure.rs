@@ -1,0 +1,363 @@
+//! One workload at one batch size.
+
+use std::time::{Duration, Instant};
+
+use blockformer_cpu::{CpuModel, CpuState, Profile};
+use blockformer_generate::{GenerateError, LanguageModel};
+use blockformer_kernels::{Level, argmax};
+use blockformer_model::{AnyModel, BlockedPrompts};
+use burn::tensor::{Device, Tensor};
+use serde::Serialize;
+
+use crate::{BenchError, Workload, memory};
+
+/// A model under measurement.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    name: &'a str,
+    model: Model<'a>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Model<'a> {
+    Plain(&'a AnyModel),
+    Packed(&'a CpuModel),
+}
+
+impl<'a> Subject<'a> {
+    /// A model on Burn's operations, called `name` in reports.
+    pub fn new(name: &'a str, model: &'a AnyModel) -> Self {
+        Self { name, model: Model::Plain(model) }
+    }
+
+    /// A model packed for the CPU, which also tells the time its components take.
+    pub fn packed(name: &'a str, model: &'a CpuModel) -> Self {
+        Self { name, model: Model::Packed(model) }
+    }
+
+    fn precision(&self) -> String {
+        match self.model {
+            Model::Plain(_) => "plain".into(),
+            Model::Packed(model) => format!("{}/{}", model.precision().name(), model.level().name()),
+        }
+    }
+
+    fn weight_bytes(&self) -> usize {
+        match self.model {
+            Model::Plain(model) => 4 * model.parameters().total,
+            Model::Packed(model) => model.weight_bytes(),
+        }
+    }
+}
+
+/// How it is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MeasureOptions {
+    /// Sequences generated together.
+    pub batch: usize,
+    /// Repeats that count.
+    pub repeats: usize,
+    /// Repeats before them that do not.
+    pub warm_up: usize,
+    /// Of the random prompts.
+    pub seed: u64,
+}
+
+impl Default for MeasureOptions {
+    /// One sequence, one warm-up, five repeats.
+    fn default() -> Self {
+        Self { batch: 1, repeats: 5, warm_up: 1, seed: 0 }
+    }
+}
+
+/// Median and extremes of repeats.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Spread {
+    /// The middle one; of an even number, the mean of both.
+    pub median: f64,
+    /// The smallest.
+    pub min: f64,
+    /// The largest.
+    pub max: f64,
+}
+
+impl Spread {
+    /// Of some numbers; all zero if there are none.
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let (Some(&min), Some(&max)) = (values.first(), values.last()) else {
+            return Self { median: 0.0, min: 0.0, max: 0.0 };
+        };
+        let middle = values.len() / 2;
+        let median = if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 };
+        Self { median, min, max }
+    }
+}
+
+/// Milliseconds that components took, the median of the repeats.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Components {
+    /// In the prefill, with the first token.
+    pub prefill: Phase,
+    /// In all steps after it.
+    pub decode: Phase,
+}
+
+/// Milliseconds of one phase.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Phase {
+    /// The embedder.
+    pub embedder: f64,
+    /// Attention of the block decoder.
+    pub block_attention: f64,
+    /// Feed-forward networks of the block decoder.
+    pub block_feed_forward: f64,
+    /// Attention of the token decoder (of all layers, in a vanilla transformer).
+    pub token_attention: f64,
+    /// Feed-forward networks of the token decoder (of all layers, in a vanilla transformer).
+    pub token_feed_forward: f64,
+    /// The projection to the vocabulary.
+    pub output: f64,
+    /// Choosing tokens: reading the logits, and the largest of each row.
+    pub sampling: f64,
+    /// Everything else: norms at the end of stacks, context expansion, preparations.
+    pub other: f64,
+}
+
+/// What was measured.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Measurement {
+    /// The model's name.
+    pub model: String,
+    /// `plain` (Burn's operations), or how weights are packed and with which instructions they are used.
+    pub precision: String,
+    /// The workload's name.
+    pub workload: String,
+    /// Tokens of every prompt.
+    pub prompt_tokens: usize,
+    /// Tokens generated for every prompt.
+    pub new_tokens: usize,
+    /// Sequences generated together.
+    pub batch: usize,
+    /// Repeats that counted.
+    pub repeats: usize,
+    /// Generated tokens of all sequences by the time from prompt to last token.
+    pub tokens_per_second: Spread,
+    /// From prompt to first token.
+    pub first_token_ms: Spread,
+    /// Between tokens of a sequence after the first.
+    pub token_ms: Spread,
+    /// Bytes of the weights.
+    pub weight_bytes: usize,
+    /// Bytes of keys and values.
+    pub kv_bytes: usize,
+    /// Bytes of working buffers, where the model tells.
+    pub buffer_bytes: Option<usize>,
+    /// Most memory the process had in the repeats, where the system tells.
+    pub peak_bytes: Option<usize>,
+    /// Where the time went, where the model tells.
+    pub components: Option<Components>,
+}
+
+/// Measures a workload: random prompts, the likeliest token each time, no end of text. The prompts, and with the same
+/// weights the tokens, are the same in every repeat and for every model of the same vocabulary.
+///
+/// # Errors
+/// [`BenchError`] if the workload does not fit the model's context, a number is zero, or logits are not numbers.
+pub fn measure(
+    subject: &Subject<'_>,
+    workload: &Workload,
+    options: &MeasureOptions,
+    device: &Device,
+) -> Result<Measurement, BenchError> {
+    for (what, value) in [("the batch", options.batch), ("the number of repeats", options.repeats)] {
+        if value == 0 {
+            return Err(BenchError::Range { what, value, expected: "at least 1" });
+        }
+    }
+    let runs = match subject.model {
+        Model::Plain(model) => repeat(&Bench { model, profile: |_| None }, workload, options, device)?,
+        Model::Packed(model) => {
+            let profile = |state: &CpuState| Some((state.profile(), state.buffer_bytes()));
+            repeat(&Bench { model, profile }, workload, options, device)?
+        }
+    };
+    Ok(summary(subject, workload, options, &runs))
+}
+
+/// Bytes that a workload takes at a batch size, beside what the process has already: the peak of a prefill and one
+/// step, and the keys and values that later steps will fill.
+///
+/// # Errors
+/// [`BenchError::NoMemory`] where the system does not tell, and as [`measure`].
+pub fn required_bytes(
+    subject: &Subject<'_>,
+    workload: &Workload,
+    batch: usize,
+    device: &Device,
+) -> Result<usize, BenchError> {
+    let before = memory::resident_bytes().ok_or(BenchError::NoMemory)?;
+    memory::reset_peak();
+    let shorter = Workload { new_tokens: 2.min(workload.new_tokens), ..workload.clone() };
+    let options = MeasureOptions { batch, repeats: 1, warm_up: 0, seed: 0 };
+    let short = measure(subject, &shorter, &options, device)?;
+    let peak = memory::peak_bytes().ok_or(BenchError::NoMemory)?;
+    let positions = |workload: &Workload| workload.prompt_tokens + workload.new_tokens;
+    let grown = short.kv_bytes as f64 * positions(workload) as f64 / positions(&shorter) as f64;
+    Ok(peak.saturating_sub(before) + grown as usize - short.kv_bytes)
+}
+
+/// A model and how its state tells where time and memory went.
+struct Bench<'a, M: LanguageModel> {
+    model: &'a M,
+    profile: fn(&M::State) -> Option<(Profile, usize)>,
+}
+
+struct Run {
+    first: Duration,
+    total: Duration,
+    sampling: [Duration; 2],
+    profile: Option<[Profile; 2]>,
+    kv_bytes: usize,
+    buffer_bytes: Option<usize>,
+    peak_bytes: Option<usize>,
+}
+
+fn repeat<M: LanguageModel>(
+    bench: &Bench<'_, M>,
+    workload: &Workload,
+    options: &MeasureOptions,
+    device: &Device,
+) -> Result<Vec<Run>, BenchError> {
+    let layout = bench.model.layout();
+    let prompts: Vec<Vec<u32>> = (0..options.batch)
+        .map(|row| prompt(workload.prompt_tokens, layout.vocab_size, options.seed.wrapping_add(row as u64)))
+        .collect();
+    let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    let blocked = layout.block_prompts(&prompts, workload.new_tokens)?;
+    for _ in 0..options.warm_up {
+        run(bench, &blocked, workload.new_tokens, device)?;
+    }
+    (0..options.repeats).map(|_| run(bench, &blocked, workload.new_tokens, device)).collect()
+}
+
+/// Ids that look random.
+fn prompt(length: usize, vocab_size: usize, seed: u64) -> Vec<u32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) % vocab_size as u64) as u32
+    };
+    (0..length).map(|_| next()).collect()
+}
+
+fn run<M: LanguageModel>(
+    bench: &Bench<'_, M>,
+    prompts: &BlockedPrompts,
+    new_tokens: usize,
+    device: &Device,
+) -> Result<Run, BenchError> {
+    memory::reset_peak();
+    let mut sampling = [Duration::ZERO; 2];
+    let start = Instant::now();
+    let (mut state, logits) = bench.model.prefill(prompts, new_tokens, device);
+    let mut tokens = choose(logits, &mut sampling[0])?;
+    let first = start.elapsed();
+    let prefill = (bench.profile)(&state).map(|(profile, _)| profile);
+    for _ in 1..new_tokens {
+        let logits = bench.model.step(&mut state, &tokens);
+        tokens = choose(logits, &mut sampling[1])?;
+    }
+    let total = start.elapsed();
+    let last = (bench.profile)(&state);
+    Ok(Run {
+        first,
+        total,
+        sampling,
+        profile: prefill.zip(last).map(|(prefill, (last, _))| [prefill, last]),
+        kv_bytes: bench.model.kv_bytes(&state),
+        buffer_bytes: last.map(|(_, bytes)| bytes),
+        peak_bytes: memory::peak_bytes(),
+    })
+}
+
+/// The likeliest token of each row. Reading the logits waits for the device.
+fn choose(logits: Tensor<2>, spent: &mut Duration) -> Result<Vec<u32>, BenchError> {
+    let [_, vocab_size] = logits.dims();
+    let data = logits.into_data().convert::<f32>(); // on a GPU this waits for the model
+    let start = Instant::now();
+    let rows = data.as_slice::<f32>().map_err(|_| GenerateError::NotANumber)?.chunks_exact(vocab_size);
+    let token = |row| argmax(Level::current(), row).map(|id| id as u32).ok_or(GenerateError::NotANumber);
+    let tokens = rows.map(token).collect::<Result<Vec<u32>, _>>()?;
+    *spent += start.elapsed();
+    Ok(tokens)
+}
+
+fn summary(subject: &Subject<'_>, workload: &Workload, options: &MeasureOptions, runs: &[Run]) -> Measurement {
+    let spread = |f: &dyn Fn(&Run) -> f64| Spread::of(runs.iter().map(f));
+    let later = workload.new_tokens.saturating_sub(1).max(1) as f64;
+    let median = |f: &dyn Fn(&[Profile; 2], &[Duration; 2]) -> f64| {
+        Spread::of(runs.iter().filter_map(|run| Some(f(run.profile.as_ref()?, &run.sampling)))).median
+    };
+    Measurement {
+        model: subject.name.into(),
+        precision: subject.precision(),
+        workload: workload.name.clone(),
+        prompt_tokens: workload.prompt_tokens,
+        new_tokens: workload.new_tokens,
+        batch: options.batch,
+        repeats: options.repeats,
+        tokens_per_second: spread(&|run| (options.batch * workload.new_tokens) as f64 / run.total.as_secs_f64()),
+        first_token_ms: spread(&|run| milliseconds(run.first)),
+        token_ms: spread(&|run| milliseconds(run.total - run.first) / later),
+        weight_bytes: subject.weight_bytes(),
+        kv_bytes: runs.iter().map(|run| run.kv_bytes).max().unwrap_or(0),
+        buffer_bytes: runs.iter().filter_map(|run| run.buffer_bytes).max(),
+        peak_bytes: runs.iter().filter_map(|run| run.peak_bytes).max(),
+        components: runs.iter().all(|run| run.profile.is_some()).then(|| Components {
+            prefill: phase(&|part| median(&|profile, sampling| part(&Profile::default(), &profile[0], sampling[0]))),
+            decode: phase(&|part| median(&|profile, sampling| part(&profile[0], &profile[1], sampling[1]))),
+        }),
+    }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+/// A part of what was spent between two profiles, and in sampling.
+type Part = dyn Fn(&Profile, &Profile, Duration) -> f64;
+
+fn phase(median: &dyn Fn(&Part) -> f64) -> Phase {
+    let part = |f: fn(&Profile) -> Duration| median(&move |from, to, _| milliseconds(f(to) - f(from)));
+    Phase {
+        embedder: part(|p| p.embedder),
+        block_attention: part(|p| p.block_decoder.attention),
+        block_feed_forward: part(|p| p.block_decoder.feed_forward),
+        token_attention: part(|p| p.token_decoder.attention),
+        token_feed_forward: part(|p| p.token_decoder.feed_forward),
+        output: part(|p| p.output),
+        sampling: median(&|_, _, sampling| milliseconds(sampling)),
+        other: part(|p| p.block_decoder.other + p.token_decoder.other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_of_an_even_number_lies_between_the_middle_two() {
+        assert_eq!(Spread::of([4.0, 1.0, 3.0]), Spread { median: 3.0, min: 1.0, max: 4.0 });
+        assert_eq!(Spread::of([4.0, 1.0, 3.0, 2.0]).median, 2.5);
+    }
+
+    #[test]
+    fn prompts_differ_by_row_and_stay_in_the_vocabulary() {
+        let (a, b) = (prompt(100, 50, 1), prompt(100, 50, 2));
+        assert_ne!(a, b);
+        assert_eq!(a, prompt(100, 50, 1));
+        assert!(a.iter().chain(&b).all(|id| *id < 50));
+    }
+}

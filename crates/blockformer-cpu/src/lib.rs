@@ -1,0 +1,48 @@
+//! Generation on a CPU with hand-written kernels.
+//!
+//! [`CpuModel::new`] takes a model apart and packs its weights once, in one of four [`Precision`]s. What is left is a
+//! [`LanguageModel`](blockformer_generate::LanguageModel): [`generate`](blockformer_generate::generate) runs it like
+//! any other. In float32 it gives the numbers of the model it was made of, up to rounding; every step works in buffers
+//! made once, on slices, without a tensor operation in between, and the vocabulary is projected to for the last
+//! position only.
+//!
+//! It knows lookup embedders (others run on Burn's operations), all layers of `blockformer-nn`, prefix and summation
+//! token decoders over one context block, and the vanilla transformer. Training, gradients and other devices have nothing to do with it.
+//!
+//! ```
+//! use blockformer_cpu::{CpuModel, Precision};
+//! use blockformer_generate::{GenerateOptions, generate};
+//! use blockformer_model::{AnyModel, ModelConfig, presets};
+//! use burn::tensor::Device;
+//! use std::ops::ControlFlow;
+//!
+//! let device = Device::flex();
+//! let mut config = presets::block("block_main_b4_5").unwrap();
+//! (config.vocab_size, config.block_decoder.n_layers) = (100, 1); // a toy, with random weights
+//! let config = ModelConfig::BlockTransformer(config);
+//! let model = AnyModel::new(&config, &device).unwrap();
+//!
+//! let options = GenerateOptions { max_new_tokens: 6, ..GenerateOptions::default() };
+//! let plain = generate(&model, &[&[1, 2, 3, 4, 5]], &options, &device, |_, _| ControlFlow::Continue(())).unwrap();
+//! let packed = CpuModel::new(&config, model, Precision::F32).unwrap();
+//! let same = generate(&packed, &[&[1, 2, 3, 4, 5]], &options, &device, |_, _| ControlFlow::Continue(())).unwrap();
+//! assert_eq!(plain[0].tokens, same[0].tokens);
+//! ```
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod block;
+mod cache;
+mod embedder;
+mod error;
+mod model;
+mod profile;
+mod stack;
+mod token_decoder;
+mod tokens;
+mod vanilla;
+mod weights;
+
+pub use blockformer_kernels::{Level, Precision};
+pub use error::PackError;
+pub use model::{CpuModel, CpuState};
+pub use profile::{Profile, StackProfile};

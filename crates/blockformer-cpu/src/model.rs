@@ -1,0 +1,184 @@
+//! The model that is generated with.
+
+use blockformer_generate::LanguageModel;
+use blockformer_kernels::{Level, Precision};
+use blockformer_model::{AnyModel, BlockLayout, BlockTransformerConfig, BlockedPrompts, ModelConfig};
+use blockformer_token_decoder::TokenDecoderConfig;
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::block::{BlockModel, BlockState};
+use crate::vanilla::{VanillaModel, VanillaState};
+use crate::{PackError, Profile};
+
+/// A model whose weights are packed for the CPU: a [`LanguageModel`] that generates and does nothing else.
+///
+/// In float32 it computes what the model it was made of computes, up to rounding. The other precisions round the
+/// weights; activations, keys and values are float32 always.
+#[derive(Debug, Clone)]
+pub struct CpuModel {
+    kind: Kind,
+    precision: Precision,
+    level: Level,
+}
+
+#[derive(Debug, Clone)]
+enum Kind {
+    Block(BlockModel),
+    Vanilla(VanillaModel),
+}
+
+/// The state of a [`CpuModel`] that generates.
+#[derive(Debug, Clone)]
+pub struct CpuState {
+    kind: StateKind,
+    /// Where logits are wanted.
+    device: Device,
+}
+
+#[derive(Debug, Clone)]
+enum StateKind {
+    Block(BlockState),
+    Vanilla(VanillaState),
+}
+
+impl CpuModel {
+    /// Takes a model apart and packs its weights; each is freed as soon as it is packed. The widest instructions of
+    /// the CPU are used ([`Level::current`]).
+    ///
+    /// # Errors
+    /// [`PackError`] if a part has no packed form (see [`supports`](Self::supports)), or if `config` is not the
+    /// model's.
+    pub fn new(config: &ModelConfig, model: AnyModel, precision: Precision) -> Result<Self, PackError> {
+        Self::supports(config)?;
+        let kind = match (model, config) {
+            (AnyModel::Block(model), ModelConfig::BlockTransformer(config)) => {
+                Kind::Block(BlockModel::new(config, model, precision)?)
+            }
+            (AnyModel::Vanilla(model), ModelConfig::VanillaTransformer(config)) => {
+                Kind::Vanilla(VanillaModel::new(config, model, precision)?)
+            }
+            _ => return Err(PackError::Mismatch),
+        };
+        Ok(Self { kind, precision, level: Level::current() })
+    }
+
+    /// Whether models of this configuration have a packed form: all but those with a cross-attention token decoder,
+    /// several context blocks or a learned start of text.
+    ///
+    /// # Errors
+    /// [`PackError::Unsupported`] naming the part that has none.
+    pub fn supports(config: &ModelConfig) -> Result<(), PackError> {
+        let ModelConfig::BlockTransformer(config) = config else { return Ok(()) };
+        let refuse = |part| Err(PackError::Unsupported { part });
+        match config {
+            BlockTransformerConfig { token_decoder: TokenDecoderConfig::CrossAttention(_), .. } => {
+                refuse("cross-attention token decoder")
+            }
+            BlockTransformerConfig { context_blocks: 2.., .. } => refuse("window of several context blocks"),
+            BlockTransformerConfig { predict_first_block: true, .. } => refuse("learned start of text"),
+            _ => Ok(()),
+        }
+    }
+
+    /// The same with other instructions.
+    pub fn with_level(mut self, level: Level) -> Self {
+        self.level = level;
+        self
+    }
+
+    /// How the weights are stored.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// The instructions it uses.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Bytes of the weights as they are stored.
+    pub fn weight_bytes(&self) -> usize {
+        match &self.kind {
+            Kind::Block(model) => model.bytes(),
+            Kind::Vanilla(model) => model.bytes(),
+        }
+    }
+}
+
+impl CpuState {
+    /// Where the time since the prefill began was spent.
+    pub fn profile(&self) -> Profile {
+        match &self.kind {
+            StateKind::Block(state) => state.profile,
+            StateKind::Vanilla(state) => state.profile,
+        }
+    }
+
+    /// Bytes of the working buffers beside keys and values.
+    pub fn buffer_bytes(&self) -> usize {
+        match &self.kind {
+            StateKind::Block(state) => state.buffer_bytes(),
+            StateKind::Vanilla(state) => state.buffer_bytes(),
+        }
+    }
+
+    fn batch(&self) -> usize {
+        match &self.kind {
+            StateKind::Block(state) => state.batch(),
+            StateKind::Vanilla(state) => state.batch(),
+        }
+    }
+}
+
+/// Runs `f` on a thread of the pool, so that its many small parallel parts need not wake one each.
+fn on_pool<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+    rayon::scope(|_| f())
+}
+
+fn tensor(logits: Vec<f32>, batch: usize, device: &Device) -> Tensor<2> {
+    let vocab_size = logits.len() / batch;
+    Tensor::from_data(TensorData::new(logits, [batch, vocab_size]), device)
+}
+
+impl LanguageModel for CpuModel {
+    type State = CpuState;
+
+    fn layout(&self) -> BlockLayout {
+        match &self.kind {
+            Kind::Block(model) => model.layout(),
+            Kind::Vanilla(model) => model.layout(),
+        }
+    }
+
+    fn prefill(&self, prompts: &BlockedPrompts, new_tokens: usize, device: &Device) -> (CpuState, Tensor<2>) {
+        let [batch, _, _] = prompts.shape();
+        let (state, logits) = on_pool(|| match &self.kind {
+            Kind::Block(model) => {
+                let (state, logits) = model.prefill(self.level, prompts, new_tokens, device);
+                (CpuState { kind: StateKind::Block(state), device: device.clone() }, logits)
+            }
+            Kind::Vanilla(model) => {
+                let (state, logits) = model.prefill(self.level, prompts, new_tokens, device);
+                (CpuState { kind: StateKind::Vanilla(state), device: device.clone() }, logits)
+            }
+        });
+        (state, tensor(logits, batch, device))
+    }
+
+    fn step(&self, state: &mut CpuState, tokens: &[u32]) -> Tensor<2> {
+        let batch = state.batch();
+        let logits = on_pool(|| match (&self.kind, &mut state.kind) {
+            (Kind::Block(model), StateKind::Block(state)) => model.step(self.level, state, tokens),
+            (Kind::Vanilla(model), StateKind::Vanilla(state)) => model.step(self.level, state, tokens),
+            _ => panic!("the state of another kind of model"),
+        });
+        tensor(logits, batch, &state.device)
+    }
+
+    fn kv_bytes(&self, state: &CpuState) -> usize {
+        match &state.kind {
+            StateKind::Block(state) => state.kv_bytes(),
+            StateKind::Vanilla(state) => state.kv_bytes(),
+        }
+    }
+}

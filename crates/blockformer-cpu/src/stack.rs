@@ -1,0 +1,293 @@
+//! A stack of layers on packed weights: what `blockformer_nn::Transformer` computes.
+
+use std::ops::Range;
+
+use blockformer_kernels::{Activation, AttentionInputs, AttentionShape, Level, Precision, Store, attention, rotate};
+use blockformer_nn::{
+    Activation as NnActivation, Layer as BurnLayer, NormPosition, Residual, Transformer, TransformerConfig,
+};
+
+use crate::PackError;
+use crate::cache::{Cache, Held};
+use crate::profile::{Clock, StackProfile};
+use crate::weights::{Linear, Norm};
+
+/// Buffers that every step uses anew.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Scratch {
+    normed: Vec<f32>,
+    qkv: Vec<f32>,
+    mixed: Vec<f32>,
+    inner: Vec<f32>,
+    visible: Vec<Range<usize>>,
+}
+
+impl Scratch {
+    pub(crate) fn bytes(&self) -> usize {
+        let floats = [&self.normed, &self.qkv, &self.mixed, &self.inner];
+        floats.iter().map(|buffer| size_of_val(&buffer[..])).sum::<usize>() + size_of_val(&self.visible[..])
+    }
+}
+
+/// The first `n` numbers of a buffer that grows as needed.
+pub(crate) fn room(buffer: &mut Vec<f32>, n: usize) -> &mut [f32] {
+    if buffer.len() < n {
+        buffer.resize(n, 0.0);
+    }
+    &mut buffer[..n]
+}
+
+/// Which positions come in, and what they see.
+pub(crate) struct Positions<'a> {
+    /// The sequences of the cache that they belong to.
+    pub(crate) sequences: Range<usize>,
+    /// New positions of each.
+    pub(crate) new: usize,
+    /// Positions of one group see each other.
+    pub(crate) group: usize,
+    /// For each of these sequences, how many positions at its start are padding; empty where there is none.
+    pub(crate) padded: &'a [usize],
+}
+
+#[derive(Debug, Clone)]
+struct Layer {
+    attention_norm: Norm,
+    qkv: Linear,
+    output: Linear,
+    feed_forward_norm: Norm,
+    gate: Option<Linear>,
+    up: Linear,
+    down: Linear,
+}
+
+/// Layers, rotary tables, final norm.
+#[derive(Debug, Clone)]
+pub(crate) struct Stack {
+    config: TransformerConfig,
+    activation: Activation,
+    layers: Vec<Layer>,
+    final_norm: Option<Norm>,
+    /// `[max_positions, half]` each; empty without rotary embedding.
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl Stack {
+    pub(crate) fn new(
+        transformer: Transformer,
+        config: &TransformerConfig,
+        precision: Precision,
+    ) -> Result<Self, PackError> {
+        let activation = match config.activation {
+            NnActivation::Gelu => Activation::Gelu,
+            NnActivation::GeluTanh => Activation::GeluTanh,
+            NnActivation::Relu => Activation::Relu,
+            NnActivation::Silu => Activation::Silu,
+            _ => return Err(PackError::Unsupported { part: "activation of this kind" }),
+        };
+        let (cos, sin) = rotary_tables(config);
+        Ok(Self {
+            activation,
+            layers: transformer.layers.into_iter().map(|layer| Layer::new(layer, config, precision)).collect(),
+            final_norm: transformer.final_norm.map(|norm| Norm::new(norm, config.norm_eps)),
+            cos,
+            sin,
+            config: config.clone(),
+        })
+    }
+
+    pub(crate) fn config(&self) -> &TransformerConfig {
+        &self.config
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        let layers: usize = self.layers.iter().map(Layer::bytes).sum();
+        layers + self.final_norm.as_ref().map_or(0, Norm::bytes) + 2 * size_of_val(&self.cos[..])
+    }
+
+    /// Runs the layers on `x`, in place; the cache is written but not advanced.
+    ///
+    /// # Shapes
+    /// - `x`: `[sequences, new, d_model]`
+    ///
+    /// # Panics
+    /// If positions run beyond the cache or the rotary tables.
+    pub(crate) fn forward(
+        &self,
+        level: Level,
+        x: &mut [f32],
+        positions: &Positions<'_>,
+        cache: &mut Cache,
+        scratch: &mut Scratch,
+    ) -> StackProfile {
+        let mut clock = Clock::start();
+        let mut profile = StackProfile::default();
+        let start = cache.len();
+        let end = start + positions.new;
+        assert!(end <= cache.capacity(), "{end} positions in a cache of {}", cache.capacity());
+        assert!(end <= self.config.max_positions || self.cos.is_empty(), "position {end} is beyond the rotary tables");
+        see(&mut scratch.visible, positions, start);
+        for (index, layer) in self.layers.iter().enumerate() {
+            let held = cache.layer_mut(index, &positions.sequences);
+            let mut pass = Pass { stack: self, layer, level, positions, start, held, scratch };
+            pass.run(x, &mut clock, &mut profile);
+        }
+        if let Some(norm) = &self.final_norm {
+            let normed = room(&mut scratch.normed, x.len());
+            norm.forward(level, x, normed);
+            x.copy_from_slice(normed);
+        }
+        clock.lap(&mut profile.other);
+        profile
+    }
+}
+
+impl Layer {
+    fn new(layer: BurnLayer, config: &TransformerConfig, precision: Precision) -> Self {
+        Self {
+            attention_norm: Norm::new(layer.attention_norm, config.norm_eps),
+            qkv: Linear::new(layer.attention.qkv, precision),
+            output: Linear::new(layer.attention.output, precision),
+            feed_forward_norm: Norm::new(layer.feed_forward_norm, config.norm_eps),
+            gate: layer.feed_forward.gate.map(|gate| Linear::new(gate, precision)),
+            up: Linear::new(layer.feed_forward.up, precision),
+            down: Linear::new(layer.feed_forward.down, precision),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let linear = [&self.qkv, &self.output, &self.up, &self.down].into_iter().chain(&self.gate);
+        let norms = self.attention_norm.bytes() + self.feed_forward_norm.bytes();
+        linear.map(Linear::bytes).sum::<usize>() + norms
+    }
+}
+
+/// As `blockformer_nn::RotaryTable`.
+fn rotary_tables(config: &TransformerConfig) -> (Vec<f32>, Vec<f32>) {
+    let Some(rotary) = config.rotary else { return (Vec::new(), Vec::new()) };
+    let (dim, half) = (config.rotary_dim(), config.rotary_dim() / 2);
+    let frequencies: Vec<f32> =
+        (0..half).map(|i| 1.0 / (rotary.base as f32).powf(2.0 * i as f32 / dim as f32)).collect();
+    let angles = || (0..config.max_positions * half).map(|i| (i / half) as f32 * frequencies[i % half]);
+    (angles().map(f32::cos).collect(), angles().map(f32::sin).collect())
+}
+
+/// The keys that each query sees, as `blockformer_nn::AttentionMask` has it: those up to the end of its group that are
+/// not padding; where none is left, itself.
+fn see(visible: &mut Vec<Range<usize>>, positions: &Positions<'_>, start: usize) {
+    let Positions { sequences, new, group, padded } = positions;
+    visible.clear();
+    for sequence in 0..sequences.len() {
+        let first = padded.get(sequence).copied().unwrap_or(0);
+        visible.extend((start..start + new).map(|own| {
+            let end = ((own / group + 1) * group).min(start + new);
+            if first < end { first..end } else { own..own + 1 }
+        }));
+    }
+}
+
+/// One layer's work.
+struct Pass<'a> {
+    stack: &'a Stack,
+    layer: &'a Layer,
+    level: Level,
+    positions: &'a Positions<'a>,
+    start: usize,
+    held: Held<'a>,
+    scratch: &'a mut Scratch,
+}
+
+impl Pass<'_> {
+    fn run(&mut self, x: &mut [f32], clock: &mut Clock, profile: &mut StackProfile) {
+        let (layer, level) = (self.layer, self.level);
+        let TransformerConfig { norm_position, residual, .. } = self.stack.config;
+        if norm_position == NormPosition::Post {
+            room(&mut self.scratch.normed, x.len()).copy_from_slice(x);
+            self.attention(x);
+            layer.attention_norm.forward(level, x, room(&mut self.scratch.normed, x.len()));
+            x.copy_from_slice(&self.scratch.normed[..x.len()]);
+            clock.lap(&mut profile.attention);
+            self.feed_forward(x);
+            layer.feed_forward_norm.forward(level, x, room(&mut self.scratch.normed, x.len()));
+            x.copy_from_slice(&self.scratch.normed[..x.len()]);
+            clock.lap(&mut profile.feed_forward);
+            return;
+        }
+        layer.attention_norm.forward(level, x, room(&mut self.scratch.normed, x.len()));
+        if residual == Residual::Parallel {
+            // The network's input is read before attention is added to the stream.
+            self.project();
+            layer.feed_forward_norm.forward(level, x, room(&mut self.scratch.normed, x.len()));
+            self.attend(x);
+        } else {
+            self.attention(x);
+            layer.feed_forward_norm.forward(level, x, room(&mut self.scratch.normed, x.len()));
+        }
+        clock.lap(&mut profile.attention);
+        self.feed_forward(x);
+        clock.lap(&mut profile.feed_forward);
+    }
+
+    /// Adds attention over `normed` to `x`.
+    fn attention(&mut self, x: &mut [f32]) {
+        self.project();
+        self.attend(x);
+    }
+
+    /// Queries, keys and values of `normed`, rotated; keys and values go to the cache.
+    fn project(&mut self) {
+        let TransformerConfig { d_model, n_heads, n_kv_heads, head_dim, .. } = self.stack.config;
+        let rows = self.positions.sequences.len() * self.positions.new;
+        let stride = (n_heads + 2 * n_kv_heads) * head_dim;
+        let qkv = room(&mut self.scratch.qkv, rows * stride);
+        self.layer.qkv.forward(self.level, &self.scratch.normed[..rows * d_model], qkv);
+        let half = self.stack.config.rotary_dim() / 2;
+        let each = self.held.keys.len() / (self.positions.sequences.len() * n_kv_heads); // capacity · head_dim
+        for (row, qkv) in qkv.chunks_exact_mut(stride).enumerate() {
+            let (sequence, position) = (row / self.positions.new, self.start + row % self.positions.new);
+            let (queries_keys, values) = qkv.split_at_mut((n_heads + n_kv_heads) * head_dim);
+            if half > 0 {
+                let angles = position * half..(position + 1) * half;
+                let (cos, sin) = (&self.stack.cos[angles.clone()], &self.stack.sin[angles]);
+                rotate(self.level, queries_keys, head_dim, cos, sin);
+            }
+            let keys = queries_keys[n_heads * head_dim..].chunks_exact(head_dim);
+            for (head, (key, value)) in keys.zip(values.chunks_exact(head_dim)).enumerate() {
+                let at = (sequence * n_kv_heads + head) * each + position * head_dim;
+                self.held.keys[at..at + head_dim].copy_from_slice(key);
+                self.held.values[at..at + head_dim].copy_from_slice(value);
+            }
+        }
+    }
+
+    /// Adds the projected mixture of values to `x`.
+    fn attend(&mut self, x: &mut [f32]) {
+        let TransformerConfig { n_heads, n_kv_heads, head_dim, .. } = self.stack.config;
+        let (batch, n_queries) = (self.positions.sequences.len(), self.positions.new);
+        let query_stride = (n_heads + 2 * n_kv_heads) * head_dim;
+        let capacity = self.held.keys.len() / (batch * n_kv_heads * head_dim);
+        let shape = AttentionShape { batch, n_queries, n_heads, n_kv_heads, head_dim, capacity, query_stride };
+        let Scratch { qkv, mixed, visible, .. } = &mut *self.scratch;
+        let queries = &qkv[..batch * n_queries * query_stride];
+        let inputs = AttentionInputs { queries, keys: self.held.keys, values: self.held.values };
+        let mixed = room(mixed, batch * n_queries * n_heads * head_dim);
+        attention(self.level, shape, inputs, visible, mixed);
+        self.layer.output.run(self.level, mixed, Activation::Identity, Store::Add, x);
+    }
+
+    /// Adds the feed-forward network of `normed` to `x`.
+    fn feed_forward(&mut self, x: &mut [f32]) {
+        let (level, layer, activation) = (self.level, self.layer, self.stack.activation);
+        let normed = &self.scratch.normed[..x.len()];
+        let rows = x.len() / self.stack.config.d_model;
+        let inner = room(&mut self.scratch.inner, rows * layer.up.n_outputs());
+        match &layer.gate {
+            Some(gate) => {
+                gate.run(level, normed, activation, Store::Write, inner);
+                layer.up.run(level, normed, Activation::Identity, Store::Multiply, inner);
+            }
+            None => layer.up.run(level, normed, activation, Store::Write, inner),
+        }
+        layer.down.run(level, inner, Activation::Identity, Store::Add, x);
+    }
+}

@@ -1,0 +1,130 @@
+//! A vanilla transformer on packed weights.
+
+use blockformer_kernels::{Level, Precision};
+use blockformer_model::{BlockLayout, BlockedPrompts, VanillaTransformer, VanillaTransformerConfig};
+use burn::tensor::Device;
+
+use crate::PackError;
+use crate::cache::Cache;
+use crate::profile::{Clock, Profile};
+use crate::stack::{Positions, Scratch, Stack, room};
+use crate::tokens::Vocabulary;
+
+/// Positions of prompts that go through the layers at once: sequences are taken in so many at a time.
+const PREFILL_ROWS: usize = 2048;
+
+#[derive(Debug, Clone)]
+pub(crate) struct VanillaModel {
+    layout: BlockLayout,
+    vocabulary: Vocabulary,
+    stack: Stack,
+}
+
+/// The caches and buffers of sequences being generated.
+#[derive(Debug, Clone)]
+pub(crate) struct VanillaState {
+    cache: Cache,
+    padded: Vec<usize>,
+    batch: usize,
+    x: Vec<f32>,
+    last: Vec<f32>,
+    scratch: Scratch,
+    pub(crate) profile: Profile,
+}
+
+impl VanillaState {
+    pub(crate) fn kv_bytes(&self) -> usize {
+        self.cache.bytes()
+    }
+
+    pub(crate) fn buffer_bytes(&self) -> usize {
+        size_of_val(&self.x[..]) + size_of_val(&self.last[..]) + self.scratch.bytes()
+    }
+
+    pub(crate) fn batch(&self) -> usize {
+        self.batch
+    }
+}
+
+impl VanillaModel {
+    pub(crate) fn new(
+        config: &VanillaTransformerConfig,
+        model: VanillaTransformer,
+        precision: Precision,
+    ) -> Result<Self, PackError> {
+        let layout = model.layout();
+        let VanillaTransformer { vocabulary, transformer, .. } = model;
+        Ok(Self {
+            layout,
+            vocabulary: Vocabulary::new(vocabulary, precision),
+            stack: Stack::new(transformer, &config.transformer, precision)?,
+        })
+    }
+
+    pub(crate) fn layout(&self) -> BlockLayout {
+        self.layout
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.vocabulary.bytes() + self.stack.bytes()
+    }
+
+    pub(crate) fn prefill(
+        &self,
+        level: Level,
+        prompts: &BlockedPrompts,
+        new_tokens: usize,
+        device: &Device,
+    ) -> (VanillaState, Vec<f32>) {
+        let [batch, n, _] = prompts.shape();
+        let padded = prompts.padded_blocks();
+        let mut state = VanillaState {
+            cache: Cache::new(self.stack.config(), batch, n + new_tokens.max(1) - 1),
+            padded: if padded.iter().any(|padded| *padded > 0) { padded } else { Vec::new() },
+            batch,
+            x: Vec::new(),
+            last: Vec::new(),
+            scratch: Scratch::default(),
+            profile: Profile::default(),
+        };
+        let ids: Vec<u32> = prompts.ids(device).into_data().iter::<u32>().collect();
+        let logits = self.take_in(level, &ids, &mut state);
+        // What only a prompt needs is given back.
+        (state.x, state.scratch) = (Vec::new(), Scratch::default());
+        (state, logits)
+    }
+
+    pub(crate) fn step(&self, level: Level, state: &mut VanillaState, tokens: &[u32]) -> Vec<f32> {
+        assert_eq!(tokens.len(), state.batch, "one token a sequence");
+        self.take_in(level, tokens, state)
+    }
+
+    /// Takes in tokens of all sequences: logits of the token after the last of each.
+    fn take_in(&self, level: Level, ids: &[u32], state: &mut VanillaState) -> Vec<f32> {
+        let (batch, d_model) = (state.batch, self.stack.config().d_model);
+        let new = ids.len() / batch;
+        let at_once = (PREFILL_ROWS / new).clamp(1, batch);
+        room(&mut state.last, batch * d_model);
+        for first in (0..batch).step_by(at_once) {
+            let sequences = first..(first + at_once).min(batch);
+            let mut clock = Clock::start();
+            let x = room(&mut state.x, sequences.len() * new * d_model);
+            self.vocabulary.table().look_up(&ids[sequences.start * new..sequences.end * new], x);
+            clock.lap(&mut state.profile.embedder);
+            let padded = if state.padded.is_empty() { &[][..] } else { &state.padded[sequences.clone()] };
+            let positions = Positions { sequences: sequences.clone(), new, group: 1, padded };
+            let spent = self.stack.forward(level, x, &positions, &mut state.cache, &mut state.scratch);
+            state.profile.token_decoder.attention += spent.attention;
+            state.profile.token_decoder.feed_forward += spent.feed_forward;
+            state.profile.token_decoder.other += spent.other;
+            let last = x.chunks_exact(new * d_model).map(|x| &x[(new - 1) * d_model..]);
+            let kept = state.last[sequences.start * d_model..].chunks_exact_mut(d_model);
+            kept.zip(last).for_each(|(kept, last)| kept.copy_from_slice(last));
+        }
+        state.cache.advance(new);
+        let mut clock = Clock::start();
+        let logits = self.vocabulary.logits(level, &state.last[..batch * d_model]);
+        clock.lap(&mut state.profile.output);
+        logits
+    }
+}

@@ -1,0 +1,90 @@
+//! From Burn's parameters to packed weights. Each parameter is freed as soon as it is packed.
+
+use blockformer_kernels::{Activation, Epilogue, LayerNorm, Level, PackedMatrix, Precision, RmsNorm, Store, matmul};
+use blockformer_nn::Norm as BurnNorm;
+use burn::module::Param;
+use burn::nn::Linear as BurnLinear;
+use burn::tensor::Tensor;
+
+/// The numbers of a parameter, row by row.
+///
+/// # Panics
+/// If the device cannot be read.
+pub(crate) fn numbers<const D: usize>(parameter: Param<Tensor<D>>) -> Vec<f32> {
+    let data = parameter.into_value().into_data().convert::<f32>();
+    match data.try_into_vec::<f32>() {
+        Ok(values) => values,
+        Err(error) => panic!("reading a parameter: {error:?}"),
+    }
+}
+
+/// `y = x W + b`.
+#[derive(Debug, Clone)]
+pub(crate) struct Linear {
+    matrix: PackedMatrix,
+    bias: Option<Vec<f32>>,
+}
+
+impl Linear {
+    pub(crate) fn new(linear: BurnLinear, precision: Precision) -> Self {
+        let [n_inputs, n_outputs] = linear.weight.dims();
+        let bias = linear.bias.map(numbers);
+        Self { matrix: PackedMatrix::new(&numbers(linear.weight), n_inputs, n_outputs, precision), bias }
+    }
+
+    /// The projection to the vocabulary that is an embedding table, `[vocab_size, d_model]`.
+    pub(crate) fn of_table(table: &[f32], d_model: usize, precision: Precision) -> Self {
+        Self { matrix: PackedMatrix::transposed(table, d_model, table.len() / d_model, precision), bias: None }
+    }
+
+    pub(crate) fn n_outputs(&self) -> usize {
+        self.matrix.n_outputs()
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.matrix.bytes() + self.bias.as_deref().map_or(0, size_of_val)
+    }
+
+    pub(crate) fn forward(&self, level: Level, x: &[f32], out: &mut [f32]) {
+        self.run(level, x, Activation::Identity, Store::Write, out);
+    }
+
+    pub(crate) fn run(&self, level: Level, x: &[f32], activation: Activation, store: Store, out: &mut [f32]) {
+        matmul(level, x, &self.matrix, Epilogue { bias: self.bias.as_deref(), activation, store }, out);
+    }
+}
+
+/// Layer norm or RMS norm.
+#[derive(Debug, Clone)]
+pub(crate) struct Norm {
+    gamma: Vec<f32>,
+    /// `None` for RMS norm, whose formula has none; a layer norm without shift keeps zeros.
+    beta: Option<Vec<f32>>,
+    eps: f32,
+}
+
+impl Norm {
+    pub(crate) fn new(norm: BurnNorm, eps: f64) -> Self {
+        let eps = eps as f32;
+        match norm {
+            BurnNorm::LayerNorm(norm) => {
+                let gamma = numbers(norm.gamma);
+                let beta = norm.beta.map_or_else(|| vec![0.0; gamma.len()], numbers);
+                Self { gamma, beta: Some(beta), eps }
+            }
+            BurnNorm::RmsNorm(norm) => Self { gamma: numbers(norm.gamma), beta: None, eps },
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        size_of_val(self.gamma.as_slice()) + self.beta.as_deref().map_or(0, size_of_val)
+    }
+
+    pub(crate) fn forward(&self, level: Level, x: &[f32], out: &mut [f32]) {
+        let Self { gamma, beta, eps } = self;
+        match beta {
+            Some(_) => LayerNorm { gamma, beta: beta.as_deref(), eps: *eps }.apply(level, x, out),
+            None => RmsNorm { gamma, eps: *eps }.apply(level, x, out),
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Packed models against the models they were made of.
+
+use std::ops::ControlFlow;
+
+use blockformer_cpu::{CpuModel, Level, PackError, Precision};
+use blockformer_embedder::{ClsTokens, EmbedderConfig, EncoderConfig, LookupConfig, Projection};
+use blockformer_generate::{GenerateOptions, LanguageModel, generate};
+use blockformer_kernels::PackedMatrix;
+use blockformer_model::{AnyModel, BlockTransformerConfig, ModelConfig, VanillaTransformerConfig, presets};
+use blockformer_nn::{Activation, Residual, TransformerConfig};
+use blockformer_token_decoder::{CrossAttentionConfig, Expansion, PrefixConfig, SummationConfig, TokenDecoderConfig};
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{Device, Tensor, TensorData};
+
+const VOCAB: usize = 45;
+
+fn wide(config: TransformerConfig) -> TransformerConfig {
+    TransformerConfig { initializer_range: 0.2, ..config }
+}
+
+fn neox() -> TransformerConfig {
+    wide(TransformerConfig::gpt_neox(24, 2, 3))
+}
+
+fn llama() -> TransformerConfig {
+    wide(TransformerConfig::llama(24, 2, 4).with_n_kv_heads(2))
+}
+
+fn prefix(
+    transformer: TransformerConfig,
+    expansion: Expansion,
+    expansion_ratio: usize,
+    tied: bool,
+) -> TokenDecoderConfig {
+    TokenDecoderConfig::Prefix(PrefixConfig { transformer, expansion, expansion_ratio, tied_embeddings: tied })
+}
+
+fn summation(transformer: TransformerConfig, expansion: Expansion) -> TokenDecoderConfig {
+    TokenDecoderConfig::Summation(SummationConfig { transformer, expansion, start_token_id: 2, tied_embeddings: false })
+}
+
+fn lookup(d_embedding: usize, projection: Projection) -> EmbedderConfig {
+    EmbedderConfig::Lookup(LookupConfig { d_embedding, projection })
+}
+
+fn block(
+    n_embedding_tokens: usize,
+    embedder: EmbedderConfig,
+    block_decoder: TransformerConfig,
+    token_decoder: TokenDecoderConfig,
+) -> ModelConfig {
+    let mut config: BlockTransformerConfig = presets::block("block_main_b4_5").unwrap();
+    (config.vocab_size, config.max_length, config.n_embedding_tokens) = (VOCAB, 64, n_embedding_tokens);
+    (config.embedder, config.block_decoder, config.token_decoder) = (embedder, block_decoder, token_decoder);
+    ModelConfig::BlockTransformer(config)
+}
+
+fn vanilla(transformer: TransformerConfig, tied_embeddings: bool) -> ModelConfig {
+    let config = presets::vanilla("vanilla_31").unwrap();
+    ModelConfig::VanillaTransformer(VanillaTransformerConfig {
+        vocab_size: VOCAB,
+        max_length: 64,
+        tied_embeddings,
+        transformer,
+        ..config
+    })
+}
+
+fn models() -> Vec<(&'static str, ModelConfig)> {
+    let encoder = EncoderConfig { cls: Some(ClsTokens { n: 1, token_id: 0 }), ..EncoderConfig::roberta(16, 1, 2) };
+    let sequential = TransformerConfig { residual: Residual::Sequential, activation: Activation::GeluTanh, ..neox() };
+    let concat = || lookup(6, Projection::Concat);
+    vec![
+        ("prefix", block(1, concat(), neox(), prefix(neox(), Expansion::Layer, 2, false))),
+        ("llama", block(1, concat(), llama(), prefix(llama(), Expansion::Layer, 3, true))),
+        (
+            "two embeddings a block",
+            block(2, lookup(12, Projection::Concat), neox(), prefix(sequential.clone(), Expansion::Repeat, 1, false)),
+        ),
+        (
+            "projection",
+            block(1, lookup(5, Projection::ProjectionLayer), sequential, prefix(neox(), Expansion::Layer, 1, false)),
+        ),
+        ("encoder", block(1, EmbedderConfig::Encoder(encoder), neox(), prefix(neox(), Expansion::Layer, 2, false))),
+        ("summation", block(1, concat(), llama(), summation(neox(), Expansion::Layer))),
+        ("vanilla", vanilla(neox(), false)),
+        ("vanilla post-norm", vanilla(wide(TransformerConfig::roberta(24, 2, 3)), false)),
+        ("vanilla llama", vanilla(llama(), true)),
+    ]
+}
+
+const PROMPTS: [&[u32]; 3] = [&[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], &[7, 11], &[8, 30, 44, 1, 2, 3, 4, 9, 21, 17]];
+
+/// Logits of the first token behind the prompts and of some given ones.
+fn logits<M: LanguageModel>(model: &M, device: &Device) -> Vec<Tensor<2>> {
+    let given = [[1, 2, 3], [40, 41, 42], [5, 5, 5], [9, 8, 7], [0, 44, 22], [6, 7, 8]];
+    let prompts = model.layout().block_prompts(&PROMPTS, given.len() + 1).unwrap();
+    let (mut state, first) = model.prefill(&prompts, given.len() + 1, device);
+    let mut all = vec![first];
+    all.extend(given.iter().map(|tokens| model.step(&mut state, tokens)));
+    all
+}
+
+fn largest_difference(a: &[Tensor<2>], b: &[Tensor<2>]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let one = |(a, b): (&Tensor<2>, &Tensor<2>)| (a.clone() - b.clone()).abs().max().into_scalar::<f32>();
+    a.iter().zip(b).map(one).fold(0.0, f32::max)
+}
+
+#[test]
+fn float32_logits_are_those_of_plain_operations_on_every_level() {
+    let device = Device::flex();
+    for (name, config) in models() {
+        assert_eq!(CpuModel::supports(&config), Ok(()), "{name}");
+        let model = AnyModel::new(&config, &device).unwrap();
+        let plain = logits(&model, &device);
+        let packed = CpuModel::new(&config, model, Precision::F32).unwrap();
+        for level in Level::supported() {
+            let error = largest_difference(&logits(&packed.clone().with_level(level), &device), &plain);
+            assert!(error < 2e-5, "{name} on {}: {error}", level.name());
+        }
+    }
+}
+
+/// Rounds the weights of linear maps to a precision.
+struct Rounding {
+    precision: Precision,
+    path: Vec<(String, String)>,
+}
+
+impl ModuleMapper for Rounding {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.push((name.into(), container.into()));
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, parameter: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let linear = self.path.last().is_some_and(|(name, container)| name == "weight" && container == "Struct:Linear");
+        let (id, weight, mapper) = parameter.consume();
+        let rounded = if linear {
+            let [n_inputs, n_outputs] = weight.dims()[..] else { panic!("the weights of a linear map") };
+            let numbers: Vec<f32> = weight.to_data().iter::<f32>().collect();
+            let numbers = PackedMatrix::new(&numbers, n_inputs, n_outputs, self.precision).to_f32();
+            Tensor::from_data(TensorData::new(numbers, weight.dims()), &weight.device())
+        } else {
+            weight
+        };
+        Param::from_mapped_value(id, rounded, mapper)
+    }
+}
+
+#[test]
+fn narrower_weights_give_the_logits_of_a_plain_model_with_rounded_weights() {
+    let device = Device::flex();
+    for (name, config) in models() {
+        // A tied table is rounded for the projection only, and an encoder stays on plain operations.
+        if matches!(name, "llama" | "vanilla llama" | "encoder") {
+            continue;
+        }
+        let model = AnyModel::new(&config, &device).unwrap();
+        let exact = logits(&model, &device);
+        for precision in [Precision::Bf16, Precision::Int8, Precision::Int4] {
+            let rounded = model.clone().map(&mut Rounding { precision, path: Vec::new() });
+            let plain = logits(&rounded, &device);
+            assert!(largest_difference(&plain, &exact) > 1e-3, "{name} in {}: nothing was rounded", precision.name());
+            let packed = CpuModel::new(&config, model.clone(), precision).unwrap();
+            let error = largest_difference(&logits(&packed, &device), &plain);
+            assert!(error < 2e-5, "{name} in {}: {error}", precision.name());
+        }
+    }
+}
+
+#[test]
+fn greedy_tokens_are_those_of_plain_operations() {
+    let device = Device::flex();
+    let options = GenerateOptions { max_new_tokens: 21, ..GenerateOptions::default() };
+    for (name, config) in models() {
+        let model = AnyModel::new(&config, &device).unwrap();
+        let plain = tokens(&model, &options, &device);
+        let packed = CpuModel::new(&config, model, Precision::F32).unwrap();
+        assert_eq!(tokens(&packed, &options, &device), plain, "{name}");
+    }
+}
+
+fn tokens<M: LanguageModel>(model: &M, options: &GenerateOptions, device: &Device) -> Vec<Vec<u32>> {
+    let generated = generate(model, &PROMPTS, options, device, |_, _| ControlFlow::Continue(())).unwrap();
+    generated.into_iter().map(|generation| generation.tokens).collect()
+}
+
+#[test]
+fn long_prompts_taken_in_by_parts_give_the_same_logits() {
+    // More positions than go through the layers at once.
+    let device = Device::flex();
+    let mut config = vanilla(wide(TransformerConfig::gpt_neox(16, 1, 2)), false);
+    if let ModelConfig::VanillaTransformer(config) = &mut config {
+        config.max_length = 1000;
+    }
+    let model = AnyModel::new(&config, &device).unwrap();
+    let prompts: Vec<Vec<u32>> =
+        (0..5).map(|i| (0..900 - i).map(|j| (i * 7 + j * j) % VOCAB as u32).collect()).collect();
+    let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    let blocked = model.layout().block_prompts(&prompts, 2).unwrap();
+    let plain = model.prefill(&blocked, 2, &device).1;
+    let packed = CpuModel::new(&config, model, Precision::F32).unwrap().prefill(&blocked, 2, &device).1;
+    assert!(largest_difference(&[packed], &[plain]) < 2e-5);
+}
+
+#[test]
+fn bytes_and_times_are_accounted_for() {
+    let device = Device::flex();
+    let (_, config) = models().swap_remove(0);
+    let model = AnyModel::new(&config, &device).unwrap();
+    let parameters = model.parameters().total;
+    let prompts = model.layout().block_prompts(&PROMPTS, 8).unwrap();
+    let kv = model.kv_bytes(&model.prefill(&prompts, 8, &device).0);
+    let packed = CpuModel::new(&config, model, Precision::F32).unwrap();
+    assert!(packed.weight_bytes() >= 4 * parameters);
+    let (mut state, _) = packed.prefill(&prompts, 8, &device);
+    assert_eq!(packed.kv_bytes(&state), kv);
+    let before = state.profile().total();
+    packed.step(&mut state, &[1, 2, 3]);
+    assert!(state.profile().total() > before && state.buffer_bytes() > 0);
+}
+
+#[test]
+fn parts_without_a_packed_form_and_other_configurations_are_refused() {
+    let device = Device::flex();
+    let cross = TokenDecoderConfig::CrossAttention(CrossAttentionConfig {
+        d_model: 16,
+        n_layers: 1,
+        n_heads: 2,
+        head_dim: 8,
+        d_ff: 32,
+        norm_eps: 1e-6,
+        expansion: Expansion::Layer,
+        expansion_ratio: 2,
+        start_token_id: 1,
+        relative_buckets: 4,
+        relative_max_distance: 8,
+    });
+    let config = block(1, lookup(6, Projection::Concat), neox(), cross);
+    assert!(CpuModel::supports(&config).is_err());
+    let model = AnyModel::new(&config, &device).unwrap();
+    let refused = CpuModel::new(&config, model.clone(), Precision::F32).unwrap_err();
+    assert!(matches!(refused, PackError::Unsupported { part: "cross-attention token decoder" }), "{refused}");
+    let ModelConfig::BlockTransformer(known) = models().swap_remove(0).1 else { unreachable!() };
+    for unknown in [
+        BlockTransformerConfig { context_blocks: 2, ..known.clone() },
+        BlockTransformerConfig { predict_first_block: true, ..known },
+    ] {
+        let unknown = ModelConfig::BlockTransformer(unknown);
+        let model = AnyModel::new(&unknown, &device).unwrap();
+        assert!(matches!(CpuModel::new(&unknown, model, Precision::F32), Err(PackError::Unsupported { .. })));
+    }
+    assert_eq!(CpuModel::new(&vanilla(neox(), false), model, Precision::F32).unwrap_err(), PackError::Mismatch);
+}

@@ -1,0 +1,397 @@
+//! Products with packed matrices: `y = activation(x W + bias)`, then stored, added or multiplied.
+//!
+//! The work is cut into panels of 32 columns and chunks of rows, which threads take. A task walks its panels; in a
+//! panel it takes as many inputs as fit the first-level cache, and for these all its rows, a register tile at a time.
+//! With a single row that is one walk through the weights from front to back.
+#![allow(unsafe_code)] // Threads write disjoint columns of one output.
+
+use rayon::prelude::*;
+
+use crate::Level;
+use crate::activation::{Activation, apply};
+use crate::packed::{Bf16Row, F32Row, PackedMatrix, Panels};
+use crate::quantised::{GROUP, Int4Row, Int8Row};
+use crate::simd::{Kernel, PANEL, Simd};
+
+/// Inputs of a panel that are used for all rows before the next: 24 KiB of float32, in the first-level cache.
+const INPUTS: usize = 192;
+/// Rows of a task at most; their sums are kept on its stack.
+const MAX_ROWS: usize = 192;
+/// Bytes of a task's rows of `x`, which should stay in the second-level cache.
+const ROW_BYTES: usize = 384 << 10;
+/// Multiplications that are worth a thread's attention.
+const TASK: usize = 1 << 17;
+
+/// What becomes of the product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Store {
+    /// It is written.
+    #[default]
+    Write,
+    /// It is added to what is there: the residual connection.
+    Add,
+    /// What is there is multiplied by it: the gate of a gated feed-forward network.
+    Multiply,
+}
+
+/// What is done with a product before it leaves the registers' neighbourhood.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Epilogue<'a> {
+    /// Added first, one number a column.
+    pub bias: Option<&'a [f32]>,
+    /// Applied second.
+    pub activation: Activation,
+    /// How the result meets the output.
+    pub store: Store,
+}
+
+/// `out = activation(x W + bias)` for rows of `x`, with several threads where that pays; see [`Epilogue`].
+///
+/// # Shapes
+/// - `x`: `[rows, n_inputs]`
+/// - `out`: `[rows, n_outputs]`
+///
+/// # Panics
+/// If `x`, `out` and the bias do not fit `weights`.
+pub fn matmul(level: Level, x: &[f32], weights: &PackedMatrix, epilogue: Epilogue<'_>, out: &mut [f32]) {
+    let (n_inputs, n_outputs) = (weights.n_inputs(), weights.n_outputs());
+    assert!(x.len().is_multiple_of(n_inputs), "{} numbers are not rows of {n_inputs} inputs", x.len());
+    let rows = x.len() / n_inputs;
+    assert_eq!(out.len(), rows * n_outputs, "the output of {rows} rows of {n_outputs}");
+    if let Some(bias) = epilogue.bias {
+        assert_eq!(bias.len(), n_outputs, "the bias of {n_outputs} outputs");
+    }
+    if rows == 0 {
+        return;
+    }
+    let chunk = (ROW_BYTES / (4 * n_inputs)).clamp(24, MAX_ROWS).min(rows);
+    let n_panels = n_outputs.div_ceil(PANEL);
+    let out = Output { first: out.as_mut_ptr(), n_outputs };
+    let tasks = rows.div_ceil(chunk) * n_panels;
+    let run = |range: std::ops::Range<usize>| {
+        level.run(Task { x, weights, epilogue, out: &out, chunk, range });
+    };
+    let per_task = (TASK / (chunk * n_inputs * PANEL)).max(1);
+    if tasks <= per_task || rayon::current_num_threads() == 1 {
+        return run(0..tasks);
+    }
+    // A few pieces a thread even out what other processes take.
+    let pieces = tasks.div_ceil(per_task).min(4 * rayon::current_num_threads());
+    (0..pieces).into_par_iter().for_each(|piece| run(tasks * piece / pieces..tasks * (piece + 1) / pieces));
+}
+
+/// Where the tasks write.
+struct Output {
+    first: *mut f32,
+    n_outputs: usize,
+}
+
+// SAFETY: `part` hands out slices that overlap for no two tasks (see there); numbers may be sent between threads.
+unsafe impl Sync for Output {}
+
+impl Output {
+    /// Columns of one row.
+    ///
+    /// # Safety
+    /// The row and columns lie in the output, and nobody else holds any of them.
+    #[expect(clippy::mut_from_ref, reason = "the caller answers for it")]
+    unsafe fn part(&self, row: usize, first_column: usize, columns: usize) -> &mut [f32] {
+        // SAFETY: as the caller promises.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(row * self.n_outputs + first_column), columns) }
+    }
+}
+
+/// Panels times chunks of rows, numbered chunk by chunk.
+struct Task<'a> {
+    x: &'a [f32],
+    weights: &'a PackedMatrix,
+    epilogue: Epilogue<'a>,
+    out: &'a Output,
+    chunk: usize,
+    range: std::ops::Range<usize>,
+}
+
+impl Kernel for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        match &self.weights.panels {
+            Panels::F32(rows) => panels(s, &self, &Plain(rows)),
+            Panels::Bf16(rows) => panels(s, &self, &Plain(rows)),
+            Panels::Int8 { codes, scales } => panels(s, &self, &Scaled { codes, scales }),
+            Panels::Int4 { codes, scales } => panels(s, &self, &Scaled { codes, scales }),
+        }
+    }
+}
+
+#[inline(always)]
+fn panels<S: Simd, W: Weights>(s: S, task: &Task<'_>, weights: &W) {
+    let (n_inputs, n_outputs) = (task.weights.n_inputs(), task.weights.n_outputs());
+    let n_panels = n_outputs.div_ceil(PANEL);
+    let mut sums = [[0.0f32; PANEL]; MAX_ROWS];
+    for index in task.range.clone() {
+        let (chunk, panel) = (index / n_panels, index % n_panels);
+        let x = &task.x[chunk * task.chunk * n_inputs..];
+        let x = &x[..x.len().min(task.chunk * n_inputs)];
+        let sums = &mut sums[..x.len() / n_inputs];
+        // A single row needs the weights but once; its sums stay in registers all the way.
+        let step = if sums.len() == 1 { n_inputs } else { INPUTS };
+        for first in (0..n_inputs).step_by(step) {
+            let inputs = first..(first + step).min(n_inputs);
+            tiles(s, weights, &Block { x, n_inputs, panel, inputs }, sums);
+        }
+        for (row, sums) in sums.iter_mut().enumerate() {
+            let columns = PANEL.min(n_outputs - panel * PANEL);
+            // SAFETY: row and panel lie in the output, whose size `matmul` has checked; every task index, and so
+            // every pair of a row and a panel, belongs to one task.
+            let out = unsafe { task.out.part(chunk * task.chunk + row, panel * PANEL, columns) };
+            finish(s, &task.epilogue, panel * PANEL, sums, out);
+        }
+    }
+}
+
+/// Bias, activation and store for one row of a panel.
+#[inline(always)]
+fn finish<S: Simd>(s: S, epilogue: &Epilogue<'_>, first: usize, sums: &mut [f32; PANEL], out: &mut [f32]) {
+    if let Some(bias) = epilogue.bias {
+        sums.iter_mut().zip(&bias[first..]).for_each(|(sum, bias)| *sum += bias);
+    }
+    if epilogue.activation != Activation::Identity {
+        apply(s, epilogue.activation, sums);
+    }
+    match epilogue.store {
+        Store::Write => out.copy_from_slice(&sums[..out.len()]),
+        Store::Add => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += *sum),
+        Store::Multiply => out.iter_mut().zip(sums).for_each(|(out, sum)| *out *= *sum),
+    }
+}
+
+/// Some inputs of a panel, and the rows they meet.
+struct Block<'a> {
+    x: &'a [f32],
+    n_inputs: usize,
+    panel: usize,
+    inputs: std::ops::Range<usize>,
+}
+
+/// Adds the products of a block to `sums` (or writes them, where the block is a panel's first).
+///
+/// A single row takes the panel's whole width, front to back. More rows take two vectors of it at a time, so that the
+/// sums of a tile, the weights and an input fit the registers.
+#[inline(always)]
+fn tiles<S: Simd, W: Weights>(s: S, weights: &W, block: &Block<'_>, sums: &mut [[f32; PANEL]]) {
+    if sums.len() == 1 {
+        if const { PANEL / S::LANES == 2 } {
+            tile::<S, W, 1, 2>(s, weights, block, (0, 0), sums);
+        } else {
+            tile::<S, W, 1, 4>(s, weights, block, (0, 0), sums);
+        }
+        return;
+    }
+    for vector in (0..PANEL / S::LANES).step_by(2) {
+        let mut row = 0;
+        while row < sums.len() {
+            let (left, at) = (sums.len() - row, (row, vector));
+            // Tiles that a level has no registers for are not even compiled.
+            row += if const { S::TILE_ROWS >= 12 } && left >= 12 {
+                tile::<S, W, 12, 2>(s, weights, block, at, sums)
+            } else if const { S::TILE_ROWS >= 6 } && left >= 6 {
+                tile::<S, W, 6, 2>(s, weights, block, at, sums)
+            } else if const { S::TILE_ROWS >= 4 } && left >= 4 {
+                tile::<S, W, 4, 2>(s, weights, block, at, sums)
+            } else if left >= 2 {
+                tile::<S, W, 2, 2>(s, weights, block, at, sums)
+            } else {
+                tile::<S, W, 1, 2>(s, weights, block, at, sums)
+            };
+        }
+    }
+}
+
+/// `R` rows and `C` vectors of columns, from `(row, vector)` on; returns `R`.
+#[inline(always)]
+fn tile<S: Simd, W: Weights, const R: usize, const C: usize>(
+    s: S,
+    weights: &W,
+    block: &Block<'_>,
+    (row, vector): (usize, usize),
+    sums: &mut [[f32; PANEL]],
+) -> usize {
+    let Block { x, n_inputs, ref inputs, .. } = *block;
+    let mut x_rows = [&x[..0]; R];
+    for (index, x_row) in x_rows.iter_mut().enumerate() {
+        *x_row = &x[(row + index) * n_inputs + inputs.start..][..inputs.len()];
+    }
+    let acc: [[S::V; C]; R] = weights.product(s, &x_rows, block, vector);
+    for (acc, sums) in acc.iter().zip(&mut sums[row..row + R]) {
+        for (v, sums) in acc.iter().zip(sums[vector * S::LANES..].chunks_exact_mut(S::LANES)) {
+            let total = if inputs.start == 0 { *v } else { s.add(*v, s.load(sums)) };
+            s.store(sums, total);
+        }
+    }
+    R
+}
+
+/// Weights of one precision.
+trait Weights {
+    /// The products of `R` rows, cut to the block's inputs, with `C` vectors of its panel's columns, from `vector` on.
+    /// The block's first input is a multiple of `GROUP`.
+    fn product<S: Simd, const R: usize, const C: usize>(
+        &self,
+        s: S,
+        x: &[&[f32]; R],
+        block: &Block<'_>,
+        vector: usize,
+    ) -> [[S::V; C]; R];
+}
+
+/// 32 columns at one input.
+trait Row: Copy {
+    /// Vector `index` of them.
+    fn load<S: Simd>(&self, s: S, index: usize) -> S::V;
+}
+
+impl Row for F32Row {
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S, index: usize) -> S::V {
+        s.load(&self.0[index * S::LANES..])
+    }
+}
+
+impl Row for Bf16Row {
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S, index: usize) -> S::V {
+        s.load_bf16(&self.0[index * S::LANES..])
+    }
+}
+
+impl Row for Int8Row {
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S, index: usize) -> S::V {
+        s.load_i8(&self.0[index * S::LANES..])
+    }
+}
+
+impl Row for Int4Row {
+    #[inline(always)]
+    fn load<S: Simd>(&self, s: S, index: usize) -> S::V {
+        let column = index * S::LANES;
+        if column < PANEL / 2 {
+            s.load_low_nibbles(&self.0[column..])
+        } else {
+            s.load_high_nibbles(&self.0[column - PANEL / 2..])
+        }
+    }
+}
+
+/// `acc += x w` for `C` vectors of columns.
+#[inline(always)]
+fn accumulate<S: Simd, W: Row, const C: usize>(s: S, acc: &mut [S::V; C], x: f32, w: &W, vector: usize) {
+    let x = s.splat(x);
+    for (c, acc) in acc.iter_mut().enumerate() {
+        *acc = s.mul_add(x, w.load(s, vector + c), *acc);
+    }
+}
+
+/// Rows of `x` with weights, without scales.
+#[inline(always)]
+fn dot<S: Simd, W: Row, const R: usize, const C: usize>(
+    s: S,
+    x: &[&[f32]; R],
+    rows: &[W],
+    vector: usize,
+) -> [[S::V; C]; R] {
+    let mut acc = [[s.splat(0.0); C]; R];
+    if R == 1 {
+        acc[0] = dot_one(s, x[0], rows, vector);
+        return acc;
+    }
+    for row in x {
+        assert!(row.len() >= rows.len(), "as many inputs as weights");
+    }
+    for (k, row) in rows.iter().enumerate() {
+        let mut w = [s.splat(0.0); C];
+        for (c, w) in w.iter_mut().enumerate() {
+            *w = row.load(s, vector + c);
+        }
+        for (acc, x) in acc.iter_mut().zip(x) {
+            // SAFETY: `k < rows.len() <= x.len()`, asserted above.
+            let x = s.splat(unsafe { *x.get_unchecked(k) });
+            for (acc, w) in acc.iter_mut().zip(&w) {
+                *acc = s.mul_add(x, *w, *acc);
+            }
+        }
+    }
+    acc
+}
+
+/// One row: two sums at a time, so that additions do not wait for each other.
+#[inline(always)]
+fn dot_one<S: Simd, W: Row, const C: usize>(s: S, x: &[f32], rows: &[W], vector: usize) -> [S::V; C] {
+    let (mut even, mut odd) = ([s.splat(0.0); C], [s.splat(0.0); C]);
+    let (pairs, x_pairs) = (rows.chunks_exact(2), x.chunks_exact(2));
+    if let (Some(w), Some(x)) = (pairs.remainder().first(), x_pairs.remainder().first()) {
+        accumulate(s, &mut even, *x, w, vector);
+    }
+    for (w, x) in pairs.zip(x_pairs) {
+        accumulate(s, &mut even, x[0], &w[0], vector);
+        accumulate(s, &mut odd, x[1], &w[1], vector);
+    }
+    for (even, odd) in even.iter_mut().zip(odd) {
+        *even = s.add(*even, odd);
+    }
+    even
+}
+
+struct Plain<'a, W>(&'a [W]);
+
+impl<W: Row> Weights for Plain<'_, W> {
+    #[inline(always)]
+    fn product<S: Simd, const R: usize, const C: usize>(
+        &self,
+        s: S,
+        x: &[&[f32]; R],
+        block: &Block<'_>,
+        vector: usize,
+    ) -> [[S::V; C]; R] {
+        let first = block.panel * block.n_inputs + block.inputs.start;
+        dot(s, x, &self.0[first..first + block.inputs.len()], vector)
+    }
+}
+
+struct Scaled<'a, W> {
+    codes: &'a [W],
+    scales: &'a [F32Row],
+}
+
+impl<W: Row> Weights for Scaled<'_, W> {
+    #[inline(always)]
+    fn product<S: Simd, const R: usize, const C: usize>(
+        &self,
+        s: S,
+        x: &[&[f32]; R],
+        block: &Block<'_>,
+        vector: usize,
+    ) -> [[S::V; C]; R] {
+        let Block { panel, n_inputs, ref inputs, .. } = *block;
+        let first = panel * n_inputs + inputs.start;
+        let codes = &self.codes[first..first + inputs.len()];
+        let scales = &self.scales[panel * n_inputs.div_ceil(GROUP) + inputs.start / GROUP..];
+        let mut total = [[s.splat(0.0); C]; R];
+        for (index, (codes, scales)) in codes.chunks(GROUP).zip(scales).enumerate() {
+            let mut group = [&x[0][..0]; R];
+            for (group, x) in group.iter_mut().zip(x) {
+                *group = &x[index * GROUP..][..codes.len()];
+            }
+            let sums: [[S::V; C]; R] = dot(s, &group, codes, vector);
+            for c in 0..C {
+                let scale = scales.load(s, vector + c);
+                for (total, sums) in total.iter_mut().zip(&sums) {
+                    total[c] = s.mul_add(sums[c], scale, total[c]);
+                }
+            }
+        }
+        total
+    }
+}

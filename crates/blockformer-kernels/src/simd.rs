@@ -1,0 +1,75 @@
+//! The vector operations kernels are written in, once for all levels.
+//!
+//! A kernel is generic over [`Simd`]; [`Level::run`](crate::Level) compiles it once a level, inside a function that
+//! enables the level's instructions. Values of [`Avx2`] and [`Avx512`] are made only inside such functions, so holding
+//! one proves that the CPU has the instructions, and all operations on registers are safe.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::Avx512;
+pub(crate) use portable::Portable;
+
+/// Columns of a panel of packed weights, on every level.
+pub(crate) const PANEL: usize = 32;
+
+/// The widest vector of any level, in numbers.
+pub(crate) const MAX_LANES: usize = 16;
+
+/// Something to run on a level. `run` must be `#[inline(always)]`, or it is compiled without the level's instructions.
+pub(crate) trait Kernel {
+    type Output;
+
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// Vectors of float32.
+///
+/// All methods are `#[inline(always)]`. Where an operand is not a number, `max` and `min` give the second.
+pub(crate) trait Simd: Copy {
+    /// A vector.
+    type V: Copy;
+    /// Numbers in a vector.
+    const LANES: usize;
+    /// Rows of the largest tile of a matrix product, two vectors wide, whose sums stay in registers.
+    const TILE_ROWS: usize;
+
+    fn splat(self, x: f32) -> Self::V;
+    /// The first `LANES` of `x`.
+    fn load(self, x: &[f32]) -> Self::V;
+    /// Into the first `LANES` of `x`.
+    fn store(self, x: &mut [f32], v: Self::V);
+    /// The first `LANES` of `x`, whose numbers are bfloat16.
+    fn load_bf16(self, x: &[u16]) -> Self::V;
+    /// The first `LANES` of `x`.
+    fn load_i8(self, x: &[i8]) -> Self::V;
+    /// The low halves of the first `LANES` bytes, less 8.
+    fn load_low_nibbles(self, x: &[u8]) -> Self::V;
+    /// The high halves of the first `LANES` bytes, less 8.
+    fn load_high_nibbles(self, x: &[u8]) -> Self::V;
+
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a · b + c`.
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// To the nearest integer.
+    fn round(self, x: Self::V) -> Self::V;
+    /// `2^n` for integers -126 to 127.
+    fn exp2_integer(self, n: Self::V) -> Self::V;
+    /// Zero where `x < threshold`, else `y`.
+    fn zero_below(self, x: Self::V, threshold: f32, y: Self::V) -> Self::V;
+    /// The sum of all numbers.
+    fn sum(self, x: Self::V) -> f32;
+    /// The largest of all numbers.
+    fn max_of(self, x: Self::V) -> f32;
+}

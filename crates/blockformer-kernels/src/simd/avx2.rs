@@ -1,0 +1,146 @@
+//! 256-bit vectors with fused multiply-add.
+#![allow(unsafe_code)] // Intrinsics; `Avx2` proves that the CPU has them.
+
+use std::arch::x86_64::*;
+
+use super::Simd;
+
+const LANES: usize = 8;
+
+/// Exists only inside functions that enable AVX2 and FMA.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx2(());
+
+impl Avx2 {
+    #[inline]
+    #[target_feature(enable = "avx2,fma")]
+    pub(crate) fn new() -> Self {
+        Self(())
+    }
+}
+
+/// An intrinsic on registers.
+macro_rules! register {
+    ($e:expr) => {
+        // SAFETY: `self` exists only where AVX2 and FMA are enabled, and the intrinsic touches no memory.
+        unsafe { $e }
+    };
+}
+
+impl Avx2 {
+    /// Eight nibbles, one a 32-bit lane, less 8.
+    #[inline(always)]
+    fn centred(self, x: __m256i) -> __m256 {
+        register!(_mm256_cvtepi32_ps(_mm256_sub_epi32(x, _mm256_set1_epi32(8))))
+    }
+}
+
+impl Simd for Avx2 {
+    type V = __m256;
+    const LANES: usize = LANES;
+    const TILE_ROWS: usize = 6;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m256 {
+        register!(_mm256_set1_ps(x))
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32]) -> __m256 {
+        let x = &x[..LANES];
+        // SAFETY: AVX2 is enabled where `self` exists; `x` has 8 numbers.
+        unsafe { _mm256_loadu_ps(x.as_ptr()) }
+    }
+    #[inline(always)]
+    fn store(self, x: &mut [f32], v: __m256) {
+        let x = &mut x[..LANES];
+        // SAFETY: AVX2 is enabled where `self` exists; `x` has 8 numbers.
+        unsafe { _mm256_storeu_ps(x.as_mut_ptr(), v) }
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[u16]) -> __m256 {
+        let x = &x[..LANES];
+        // SAFETY: AVX2 is enabled where `self` exists; `x` has 16 bytes.
+        let halves = unsafe { _mm_loadu_si128(x.as_ptr().cast()) };
+        register!(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves))))
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[i8]) -> __m256 {
+        let x = &x[..LANES];
+        // SAFETY: AVX2 is enabled where `self` exists; `x` has 8 bytes.
+        let bytes = unsafe { _mm_loadl_epi64(x.as_ptr().cast()) };
+        register!(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)))
+    }
+    #[inline(always)]
+    fn load_low_nibbles(self, x: &[u8]) -> __m256 {
+        let x = &x[..LANES];
+        // SAFETY: AVX2 is enabled where `self` exists; `x` has 8 bytes.
+        let bytes = unsafe { _mm_loadl_epi64(x.as_ptr().cast()) };
+        self.centred(register!(_mm256_and_si256(_mm256_cvtepu8_epi32(bytes), _mm256_set1_epi32(15))))
+    }
+    #[inline(always)]
+    fn load_high_nibbles(self, x: &[u8]) -> __m256 {
+        let x = &x[..LANES];
+        // SAFETY: AVX2 is enabled where `self` exists; `x` has 8 bytes.
+        let bytes = unsafe { _mm_loadl_epi64(x.as_ptr().cast()) };
+        self.centred(register!(_mm256_srli_epi32::<4>(_mm256_cvtepu8_epi32(bytes))))
+    }
+    #[inline(always)]
+    fn add(self, a: __m256, b: __m256) -> __m256 {
+        register!(_mm256_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: __m256, b: __m256) -> __m256 {
+        register!(_mm256_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: __m256, b: __m256) -> __m256 {
+        register!(_mm256_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: __m256, b: __m256) -> __m256 {
+        register!(_mm256_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        register!(_mm256_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn max(self, a: __m256, b: __m256) -> __m256 {
+        register!(_mm256_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn min(self, a: __m256, b: __m256) -> __m256 {
+        register!(_mm256_min_ps(a, b))
+    }
+    #[inline(always)]
+    fn round(self, x: __m256) -> __m256 {
+        register!(_mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x))
+    }
+    #[inline(always)]
+    fn exp2_integer(self, n: __m256) -> __m256 {
+        register!({
+            let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
+        })
+    }
+    #[inline(always)]
+    fn zero_below(self, x: __m256, threshold: f32, y: __m256) -> __m256 {
+        register!(_mm256_and_ps(_mm256_cmp_ps::<_CMP_NLT_UQ>(x, _mm256_set1_ps(threshold)), y))
+    }
+    #[inline(always)]
+    fn sum(self, x: __m256) -> f32 {
+        register!({
+            let four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        })
+    }
+    #[inline(always)]
+    fn max_of(self, x: __m256) -> f32 {
+        register!({
+            let four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
+        })
+    }
+}

@@ -1,0 +1,138 @@
+//! 512-bit vectors.
+#![allow(unsafe_code)] // Intrinsics; `Avx512` proves that the CPU has them.
+
+use std::arch::x86_64::*;
+
+use super::Simd;
+
+const LANES: usize = 16;
+
+/// Exists only inside functions that enable AVX-512F.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx2,fma")]
+    pub(crate) fn new() -> Self {
+        Self(())
+    }
+}
+
+/// An intrinsic on registers.
+macro_rules! register {
+    ($e:expr) => {
+        // SAFETY: `self` exists only where AVX-512F is enabled, and the intrinsic touches no memory.
+        unsafe { $e }
+    };
+}
+
+impl Avx512 {
+    /// Sixteen nibbles, one a 32-bit lane, less 8.
+    #[inline(always)]
+    fn centred(self, x: __m512i) -> __m512 {
+        register!(_mm512_cvtepi32_ps(_mm512_sub_epi32(x, _mm512_set1_epi32(8))))
+    }
+}
+
+impl Simd for Avx512 {
+    type V = __m512;
+    const LANES: usize = LANES;
+    const TILE_ROWS: usize = 12;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        register!(_mm512_set1_ps(x))
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32]) -> __m512 {
+        let x = &x[..LANES];
+        // SAFETY: AVX-512F is enabled where `self` exists; `x` has 16 numbers.
+        unsafe { _mm512_loadu_ps(x.as_ptr()) }
+    }
+    #[inline(always)]
+    fn store(self, x: &mut [f32], v: __m512) {
+        let x = &mut x[..LANES];
+        // SAFETY: AVX-512F is enabled where `self` exists; `x` has 16 numbers.
+        unsafe { _mm512_storeu_ps(x.as_mut_ptr(), v) }
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[u16]) -> __m512 {
+        let x = &x[..LANES];
+        // SAFETY: AVX2 is enabled where `self` exists; `x` has 32 bytes.
+        let halves = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
+        register!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves))))
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[i8]) -> __m512 {
+        let x = &x[..LANES];
+        // SAFETY: SSE2 is enabled where `self` exists; `x` has 16 bytes.
+        let bytes = unsafe { _mm_loadu_si128(x.as_ptr().cast()) };
+        register!(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)))
+    }
+    #[inline(always)]
+    fn load_low_nibbles(self, x: &[u8]) -> __m512 {
+        let x = &x[..LANES];
+        // SAFETY: SSE2 is enabled where `self` exists; `x` has 16 bytes.
+        let bytes = unsafe { _mm_loadu_si128(x.as_ptr().cast()) };
+        self.centred(register!(_mm512_and_si512(_mm512_cvtepu8_epi32(bytes), _mm512_set1_epi32(15))))
+    }
+    #[inline(always)]
+    fn load_high_nibbles(self, x: &[u8]) -> __m512 {
+        let x = &x[..LANES];
+        // SAFETY: SSE2 is enabled where `self` exists; `x` has 16 bytes.
+        let bytes = unsafe { _mm_loadu_si128(x.as_ptr().cast()) };
+        self.centred(register!(_mm512_srli_epi32::<4>(_mm512_cvtepu8_epi32(bytes))))
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        register!(_mm512_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        register!(_mm512_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        register!(_mm512_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        register!(_mm512_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        register!(_mm512_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        register!(_mm512_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        register!(_mm512_min_ps(a, b))
+    }
+    #[inline(always)]
+    fn round(self, x: __m512) -> __m512 {
+        register!(_mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x))
+    }
+    #[inline(always)]
+    fn exp2_integer(self, n: __m512) -> __m512 {
+        register!({
+            let exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent))
+        })
+    }
+    #[inline(always)]
+    fn zero_below(self, x: __m512, threshold: f32, y: __m512) -> __m512 {
+        register!(_mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(threshold)), y))
+    }
+    #[inline(always)]
+    fn sum(self, x: __m512) -> f32 {
+        register!(_mm512_reduce_add_ps(x))
+    }
+    #[inline(always)]
+    fn max_of(self, x: __m512) -> f32 {
+        register!(_mm512_reduce_max_ps(x))
+    }
+}

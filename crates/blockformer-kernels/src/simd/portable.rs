@@ -1,0 +1,118 @@
+//! Plain Rust, for every CPU; the compiler vectorises it for the target's baseline.
+
+use super::Simd;
+
+const LANES: usize = 8;
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Portable;
+
+type V = [f32; LANES];
+
+#[inline(always)]
+fn map2(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
+    let mut out = a;
+    for (x, y) in out.iter_mut().zip(b) {
+        *x = f(*x, y);
+    }
+    out
+}
+
+#[inline(always)]
+fn gather<T: Copy>(x: &[T], f: impl Fn(T) -> f32) -> V {
+    let mut out = [0.0; LANES];
+    for (y, &x) in out.iter_mut().zip(&x[..LANES]) {
+        *y = f(x);
+    }
+    out
+}
+
+impl Simd for Portable {
+    type V = V;
+    const LANES: usize = LANES;
+    const TILE_ROWS: usize = 2;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> V {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32]) -> V {
+        gather(x, |x| x)
+    }
+    #[inline(always)]
+    fn store(self, x: &mut [f32], v: V) {
+        x[..LANES].copy_from_slice(&v);
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[u16]) -> V {
+        gather(x, |x| f32::from_bits(u32::from(x) << 16))
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[i8]) -> V {
+        gather(x, f32::from)
+    }
+    #[inline(always)]
+    fn load_low_nibbles(self, x: &[u8]) -> V {
+        gather(x, |x| f32::from(x & 15) - 8.0)
+    }
+    #[inline(always)]
+    fn load_high_nibbles(self, x: &[u8]) -> V {
+        gather(x, |x| f32::from(x >> 4) - 8.0)
+    }
+    #[inline(always)]
+    fn add(self, a: V, b: V) -> V {
+        map2(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, a: V, b: V) -> V {
+        map2(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, a: V, b: V) -> V {
+        map2(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, a: V, b: V) -> V {
+        map2(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn mul_add(self, a: V, b: V, c: V) -> V {
+        // Two roundings: a fused product would be a library call where the baseline has none.
+        map2(map2(a, b, |a, b| a * b), c, |ab, c| ab + c)
+    }
+    #[inline(always)]
+    fn max(self, a: V, b: V) -> V {
+        map2(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn min(self, a: V, b: V) -> V {
+        map2(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn round(self, x: V) -> V {
+        // Adding 1.5 · 2^23 leaves no bits behind the point; right for |x| < 2^22, which is all the kernels need.
+        const SHIFT: f32 = 12_582_912.0;
+        map2(x, x, |x, _| (x + SHIFT) - SHIFT)
+    }
+    #[inline(always)]
+    fn exp2_integer(self, n: V) -> V {
+        map2(n, n, |n, _| f32::from_bits(((n as i32).wrapping_add(127) as u32) << 23))
+    }
+    #[inline(always)]
+    fn zero_below(self, x: V, threshold: f32, y: V) -> V {
+        map2(x, y, |x, y| if x < threshold { 0.0 } else { y })
+    }
+    #[inline(always)]
+    fn sum(self, x: V) -> f32 {
+        x.iter().sum()
+    }
+    #[inline(always)]
+    fn max_of(self, x: V) -> f32 {
+        let mut max = x[0];
+        for &x in &x[1..] {
+            max = if x > max { x } else { max };
+        }
+        max
+    }
+}

@@ -1,0 +1,119 @@
+//! Attention against float64.
+
+mod common;
+
+use std::ops::Range;
+
+use blockformer_kernels::{AttentionInputs, AttentionShape, Level, attention};
+use common::{assert_close, levels, noise};
+
+struct Case {
+    shape: AttentionShape,
+    visible: Vec<Range<usize>>,
+}
+
+/// Causal queries that end at key `end` of `capacity`; the first keys of each sequence are padding, `b` of sequence
+/// `b`, and a query among them sees itself.
+fn case(batch: usize, n_queries: usize, heads: (usize, usize), head_dim: usize, end: usize) -> Case {
+    let (n_heads, n_kv_heads) = heads;
+    let query_stride = (n_heads + 2 * n_kv_heads) * head_dim;
+    let shape = AttentionShape { batch, n_queries, n_heads, n_kv_heads, head_dim, capacity: end + batch, query_stride };
+    let range = |b: usize, q: usize| {
+        let own = end - n_queries + q;
+        if own < b { own..own + 1 } else { b..own + 1 }
+    };
+    let visible = (0..batch * n_queries).map(|i| range(i / n_queries, i % n_queries)).collect();
+    Case { shape, visible }
+}
+
+impl Case {
+    fn inputs(&self) -> [Vec<f32>; 3] {
+        let AttentionShape { batch, n_queries, n_kv_heads, head_dim, capacity, query_stride, .. } = self.shape;
+        let held = batch * n_kv_heads * capacity * head_dim;
+        let scaled = |n, seed| noise(n, seed).iter().map(|x| 2.0 * x).collect();
+        [scaled(batch * n_queries * query_stride, 1), scaled(held, 2), scaled(held, 3)]
+    }
+
+    fn expected(&self) -> Vec<f64> {
+        let AttentionShape { batch, n_queries, n_heads, n_kv_heads, head_dim, capacity, query_stride } = self.shape;
+        let [queries, keys, values] = self.inputs();
+        let mut out = Vec::new();
+        for position in 0..batch * n_queries {
+            for head in 0..n_heads {
+                let kv = (position / n_queries) * n_kv_heads + head * n_kv_heads / n_heads;
+                let held = |of: &[f32], key: usize, i: usize| f64::from(of[(kv * capacity + key) * head_dim + i]);
+                let query = |i: usize| f64::from(queries[position * query_stride + head * head_dim + i]);
+                let score = |key: usize| -> f64 {
+                    (0..head_dim).map(|i| query(i) * held(&keys, key, i)).sum::<f64>() / (head_dim as f64).sqrt()
+                };
+                let weights: Vec<f64> = self.visible[position].clone().map(|key| score(key).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                out.extend((0..head_dim).map(|i| {
+                    let visible = self.visible[position].clone().zip(&weights);
+                    visible.map(|(key, weight)| weight * held(&values, key, i)).sum::<f64>() / total
+                }));
+            }
+        }
+        out
+    }
+
+    fn run(&self, level: Level) -> Vec<f32> {
+        let [queries, keys, values] = self.inputs();
+        let AttentionShape { batch, n_queries, n_heads, head_dim, .. } = self.shape;
+        let mut out = vec![f32::NAN; batch * n_queries * n_heads * head_dim];
+        let inputs = AttentionInputs { queries: &queries, keys: &keys, values: &values };
+        attention(level, self.shape, inputs, &self.visible, &mut out);
+        out
+    }
+}
+
+#[test]
+fn attention_follows_float64() {
+    let mut cases = vec![
+        case(1, 1, (1, 1), 1, 1),
+        case(1, 1, (2, 2), 64, 9),
+        case(2, 1, (4, 2), 32, 6),
+        case(3, 5, (4, 1), 20, 5),
+        case(2, 3, (6, 2), 7, 11),
+        case(2, 7, (2, 2), 40, 7),
+    ];
+    if !cfg!(miri) {
+        cases.extend([case(3, 1, (12, 12), 64, 300), case(2, 130, (4, 2), 48, 130), case(1, 9, (8, 1), 128, 77)]);
+    }
+    for case in cases {
+        let expected = case.expected();
+        for level in levels() {
+            assert_close(&case.run(level), &expected, 1e-5, &format!("{} {:?}", level.name(), case.shape));
+        }
+    }
+}
+
+#[test]
+fn keys_outside_of_the_range_are_not_read() {
+    let case = case(2, 3, (4, 2), 16, 8);
+    let [queries, mut keys, mut values] = case.inputs();
+    let AttentionShape { n_kv_heads, head_dim, capacity, .. } = case.shape;
+    for sequence in 0..2 {
+        for head in 0..n_kv_heads {
+            for key in (0..capacity).filter(|key| *key < sequence || *key >= 8) {
+                let at = ((sequence * n_kv_heads + head) * capacity + key) * head_dim;
+                keys[at..at + head_dim].fill(f32::NAN);
+                values[at..at + head_dim].fill(f32::NAN);
+            }
+        }
+    }
+    for level in levels() {
+        let mut out = vec![0.0; 2 * 3 * 4 * 16];
+        let inputs = AttentionInputs { queries: &queries, keys: &keys, values: &values };
+        attention(level, case.shape, inputs, &case.visible, &mut out);
+        assert_close(&out, &case.expected(), 1e-5, level.name());
+    }
+}
+
+#[test]
+#[should_panic(expected = "visible keys 3..3 of 5")]
+fn a_query_that_sees_nothing_panics() {
+    let mut case = case(1, 1, (1, 1), 8, 4);
+    case.visible = vec![3..3; 1];
+    case.run(Level::PORTABLE);
+}

@@ -1,0 +1,174 @@
+//! Products against float64.
+
+mod common;
+
+use blockformer_kernels::{Activation, Epilogue, Level, PackedMatrix, Precision, Store, matmul};
+use common::{assert_close, levels, noise, size};
+
+struct Case {
+    rows: usize,
+    n_inputs: usize,
+    n_outputs: usize,
+}
+
+impl Case {
+    fn x(&self) -> Vec<f32> {
+        noise(self.rows * self.n_inputs, 1)
+    }
+
+    fn weights(&self) -> Vec<f32> {
+        noise(self.n_inputs * self.n_outputs, 2)
+    }
+
+    /// `x W` in float64, with weights as they are stored.
+    fn expected(&self, packed: &PackedMatrix) -> Vec<f64> {
+        let (x, weights) = (self.x(), packed.to_f32());
+        let entry = |row: usize, column: usize| -> f64 {
+            (0..self.n_inputs)
+                .map(|k| f64::from(x[row * self.n_inputs + k]) * f64::from(weights[k * self.n_outputs + column]))
+                .sum()
+        };
+        (0..self.rows * self.n_outputs).map(|i| entry(i / self.n_outputs, i % self.n_outputs)).collect()
+    }
+
+    fn product(&self, level: Level, packed: &PackedMatrix, epilogue: Epilogue<'_>, out: &mut [f32]) {
+        matmul(level, &self.x(), packed, epilogue, out);
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let sizes = [
+        (1, 1, 1),
+        (1, 64, 32),
+        (1, 257, 95),
+        (2, 33, 31),
+        (3, 100, 64),
+        (4, 512, 70),
+        (5, 65, 33),
+        (7, 193, 40),
+        (9, 400, 96),
+        (33, 230, 65),
+        (201, 385, 34),
+    ];
+    sizes.map(|(rows, k, n)| Case { rows: size(rows), n_inputs: size(k), n_outputs: size(n) }).into()
+}
+
+#[test]
+fn products_of_all_precisions_and_sizes_follow_float64() {
+    for case in cases() {
+        for precision in Precision::ALL {
+            let packed = PackedMatrix::new(&case.weights(), case.n_inputs, case.n_outputs, precision);
+            let expected = case.expected(&packed);
+            for level in levels() {
+                let mut out = vec![f32::NAN; case.rows * case.n_outputs];
+                case.product(level, &packed, Epilogue::default(), &mut out);
+                let what =
+                    format!("{} {} {}x{}x{}", level.name(), precision.name(), case.rows, case.n_inputs, case.n_outputs);
+                assert_close(&out, &expected, 1e-5 * (case.n_inputs as f64).sqrt(), &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn stored_weights_are_the_given_ones_up_to_their_precision() {
+    let (k, n) = (size(70), size(45));
+    let weights = noise(k * n, 3);
+    for (precision, step) in [
+        (Precision::F32, 0.0),
+        (Precision::Bf16, 1.0 / 256.0),
+        (Precision::Int8, 1.01 / 254.0),
+        (Precision::Int4, 0.15),
+    ] {
+        let stored = PackedMatrix::new(&weights, k, n, precision).to_f32();
+        for (weight, stored) in weights.iter().zip(&stored) {
+            assert!((weight - stored).abs() <= step, "{}: {weight} became {stored}", precision.name());
+        }
+        let transposed: Vec<f32> = (0..k * n).map(|i| weights[i % k * n + i / k]).collect();
+        assert_eq!(PackedMatrix::transposed(&transposed, k, n, precision).to_f32(), stored);
+    }
+    let bytes = |precision| PackedMatrix::new(&noise(64 * 64, 4), 64, 64, precision).bytes();
+    assert_eq!(Precision::ALL.map(bytes), [4 * 4096, 2 * 4096, 4096 + 512, 2048 + 512]);
+}
+
+#[test]
+fn four_bits_err_less_than_rounding_to_the_largest_weight() {
+    let weights = noise(64 * 32, 5);
+    let squared = |stored: &[f32]| -> f32 { weights.iter().zip(stored).map(|(a, b)| (a - b) * (a - b)).sum() };
+    let naive: Vec<f32> = (0..64 * 32)
+        .map(|i| {
+            let (row, column) = (i / 32, i % 32);
+            let group = (row / 32 * 32..row / 32 * 32 + 32).map(|row| weights[row * 32 + column]);
+            let scale = group.fold(0.0f32, |max, w| max.max(w.abs())) / 7.0;
+            (weights[i] / scale).round() * scale
+        })
+        .collect();
+    let stored = PackedMatrix::new(&weights, 64, 32, Precision::Int4).to_f32();
+    assert!(squared(&stored) < 0.9 * squared(&naive), "{} and {}", squared(&stored), squared(&naive));
+}
+
+#[test]
+fn zero_weights_stay_zero_in_every_precision() {
+    for precision in Precision::ALL {
+        let stored = PackedMatrix::new(&[0.0; 40 * 3], 40, 3, precision).to_f32();
+        assert!(stored.iter().all(|w| *w == 0.0), "{}", precision.name());
+    }
+}
+
+#[test]
+fn bias_activation_and_store_follow_float64() {
+    let case = Case { rows: size(6), n_inputs: size(90), n_outputs: size(75) };
+    let packed = PackedMatrix::new(&case.weights(), case.n_inputs, case.n_outputs, Precision::F32);
+    let bias = noise(case.n_outputs, 7);
+    let before = noise(case.rows * case.n_outputs, 8);
+    let gelu = |x: f64| 0.5 * x * (1.0 + libm::erf(x / 2f64.sqrt()));
+    let activated: Vec<f64> =
+        case.expected(&packed).iter().enumerate().map(|(i, x)| gelu(x + f64::from(bias[i % case.n_outputs]))).collect();
+    for level in levels() {
+        for store in [Store::Write, Store::Add, Store::Multiply] {
+            let mut out = before.clone();
+            let epilogue = Epilogue { bias: Some(&bias), activation: Activation::Gelu, store };
+            case.product(level, &packed, epilogue, &mut out);
+            let expected: Vec<f64> = activated
+                .iter()
+                .zip(&before)
+                .map(|(y, before)| match store {
+                    Store::Write => *y,
+                    Store::Add => y + f64::from(*before),
+                    Store::Multiply => y * f64::from(*before),
+                })
+                .collect();
+            assert_close(&out, &expected, 1e-4, &format!("{} {store:?}", level.name()));
+        }
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "one thread")]
+fn the_number_of_threads_changes_no_bit() {
+    let case = Case { rows: 50, n_inputs: 300, n_outputs: 1000 };
+    let packed = PackedMatrix::new(&case.weights(), case.n_inputs, case.n_outputs, Precision::F32);
+    let with = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let mut out = vec![0.0; case.rows * case.n_outputs];
+        pool.install(|| case.product(Level::current(), &packed, Epilogue::default(), &mut out));
+        out
+    };
+    let one = with(1);
+    assert_eq!(one, with(2));
+    assert_eq!(one, with(5));
+}
+
+#[test]
+#[should_panic(expected = "7 numbers are not rows of 3 inputs")]
+fn inputs_of_another_length_panic() {
+    let packed = PackedMatrix::new(&[1.0; 6], 3, 2, Precision::F32);
+    matmul(Level::PORTABLE, &[0.0; 7], &packed, Epilogue::default(), &mut [0.0; 4]);
+}
+
+#[test]
+#[should_panic(expected = "the output of 2 rows of 2")]
+fn an_output_of_another_length_panics() {
+    let packed = PackedMatrix::new(&[1.0; 6], 3, 2, Precision::F32);
+    matmul(Level::PORTABLE, &[0.0; 6], &packed, Epilogue::default(), &mut [0.0; 3]);
+}
