@@ -1,12 +1,14 @@
 //! Prompts with the answers a model is to learn.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
 use crate::corpus::TokenCorpus;
 use crate::error::{DataError, Result};
@@ -27,6 +29,9 @@ pub struct PairsCorpus {
 struct Pair {
     prompt: String,
     answer: String,
+    /// Without it a list of two strings would do for an object.
+    #[serde(flatten)]
+    _others: HashMap<String, IgnoredAny>,
 }
 
 impl PairsCorpus {
