@@ -160,7 +160,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // A checkpoint, from which a new trainer goes on.
     let checkpoints = std::env::temp_dir().join(format!("blockformer-own-parts-{}", std::process::id()));
     trainer.save_checkpoint(&checkpoints, 1)?;
-    let newest = latest_checkpoint(&checkpoints)?.ok_or("the checkpoint")?;
+    let newest = latest_checkpoint(&checkpoints)?.path.ok_or("the checkpoint")?;
     let other = Trainer::new(new_model(&config, &device)?, data.clone(), trainer.config().clone(), &device)?;
     println!("a checkpoint of step {}", other.resume(&newest)?.next_step());
     std::fs::remove_dir_all(checkpoints)?;

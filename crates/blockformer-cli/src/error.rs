@@ -71,6 +71,8 @@ pub(crate) enum CliError {
     OtherTokenizer { path: PathBuf },
     #[error("{} does not fit the model: {source}", path.display())]
     Dataset { path: PathBuf, source: DataError },
+    #[error("{} is not a file of training settings: {source}", path.display())]
+    TrainConfig { path: PathBuf, source: serde_json::Error },
     #[error("{option}: {reason}")]
     Option { option: &'static str, reason: String },
 }

@@ -1,65 +1,12 @@
 //! `blockformer train` from text to a model that writes, and stopped on the way.
 
+mod small_run;
+
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
-const TEXT: &str = "one two three four five six seven eight nine ten, ";
-
-/// A directory with `text.txt` and `config.json`, a model of a few thousand parameters.
-fn workspace() -> tempfile::TempDir {
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    fs::write(directory.path().join("text.txt"), TEXT.repeat(60)).expect("written");
-    let layers = |n: usize| {
-        serde_json::json!({
-            "d_model": 32, "n_layers": n, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16, "d_ff": 64,
-            "activation": "silu", "gated": true, "norm": "rms_norm", "norm_eps": 1e-5, "residual": "sequential",
-            "rotary": {"fraction": 1.0, "base": 10000.0}, "qkv_bias": false, "output_bias": false,
-            "feed_forward_bias": false, "max_positions": 64, "initializer_range": 0.02
-        })
-    };
-    let config = serde_json::json!({
-        "architecture": "block_transformer", "vocab_size": 32, "block_length": 4, "n_embedding_tokens": 1,
-        "max_length": 128, "pad_token_id": 0, "eos_token_id": 0, "random_pad_first_block": true,
-        "pad_to_block_boundary": true,
-        "embedder": {"kind": "lookup", "d_embedding": 8, "projection": "concat"},
-        "block_decoder": layers(1),
-        "token_decoder": {"kind": "prefix", "transformer": layers(1), "expansion": "layer", "expansion_ratio": 2,
-                          "tied_embeddings": true}
-    });
-    fs::write(directory.path().join("config.json"), config.to_string()).expect("written");
-    directory
-}
-
-/// Trains in `directory` with small settings, which `more` may replace.
-fn train(directory: &Path, output: &str, more: &[&str]) -> Output {
-    let defaults = [
-        ("--data", "text.txt"),
-        ("--tokenizer", "characters"),
-        ("--config", "config.json"),
-        ("--sample-length", "32"),
-        ("--batch-size", "4"),
-        ("--warmup-steps", "5"),
-        ("--learning-rate", "0.01"),
-        ("--validation-split", "tail"),
-        ("--evaluate-every", "20"),
-        ("--save-every", "10"),
-    ];
-    let kept =
-        defaults.iter().filter(|(option, _)| !more.contains(option)).flat_map(|(option, value)| [*option, *value]);
-    Command::new(env!("CARGO_BIN_EXE_blockformer"))
-        .current_dir(directory)
-        .args(["train", "--output", output])
-        .args(kept)
-        .args(more)
-        .stdin(Stdio::null())
-        .output()
-        .expect("the command runs")
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
+use small_run::{TEXT, assert_same_weights, stderr, train, workspace};
 
 #[test]
 fn blocks_of_drawn_lengths_are_trained_on_where_paddings_are_off() {
@@ -139,14 +86,7 @@ fn a_resumed_run_ends_with_the_very_same_weights() {
     fs::create_dir(checkpoints.join("writing-25")).expect("made");
     let resumed = train(directory.path(), "stopped", &["--steps", "25", "--resume"]);
     assert!(stderr(&resumed).contains("at step 20"), "{}", stderr(&resumed));
-    let read = |run: &str| fs::read(directory.path().join(run).join("model.safetensors")).expect("weights");
-    let (straight, stopped) = (read("straight"), read("stopped"));
-    let tensors = |bytes| safetensors::SafeTensors::deserialize(bytes).expect("safetensors");
-    let (straight, stopped) = (tensors(&straight), tensors(&stopped));
-    assert_eq!(straight.names().len(), stopped.names().len());
-    for (name, view) in straight.tensors() {
-        assert!(view.data() == stopped.tensor(&name).expect("the tensor").data(), "{name} differs");
-    }
+    assert_same_weights(directory.path(), "straight", "stopped");
 }
 
 /// Standard error of a run that must fail, without a panic and without writing anything.

@@ -40,6 +40,18 @@ pub struct BlockOutput {
     pub hidden: Tensor<3>,
 }
 
+/// What embedder and block decoder computed over `n_blocks` blocks.
+#[derive(Debug, Clone)]
+pub struct BlockWindows {
+    /// The embedder's output, `[batch, n_blocks, n_embedding_tokens, d_model]`.
+    pub block_embeddings: Tensor<4>,
+    /// The block decoder's output, `[batch, n_blocks, n_embedding_tokens, d_model]`.
+    pub context_embeddings: Tensor<4>,
+    /// The context embeddings that the token decoder sees for each predicted block,
+    /// `[batch · n_predicted_blocks, n_contexts, d_model]`.
+    pub windows: Tensor<3>,
+}
+
 impl<E: Embedder, T: TokenDecoder> BlockTransformer<E, T> {
     /// Runs all three parts over whole sequences, teacher-forced: the context embedding of block `n` (or those of the
     /// last few) and the tokens of block `n + 1` give the predictions of block `n + 1`. The first block is not
@@ -52,13 +64,29 @@ impl<E: Embedder, T: TokenDecoder> BlockTransformer<E, T> {
     /// # Panics
     /// If shapes do not fit, no block is predicted, or there are more than the context holds.
     pub fn forward(&self, ids: Tensor<3, Int>, mask: Option<Tensor<3, Bool>>) -> BlockOutput {
+        let first = self.layout.first_predicted_block();
+        let BlockWindows { block_embeddings, context_embeddings, windows } = self.windows(ids.clone(), mask.clone());
+        let mask = mask.map(|mask| mask.slice(s![.., first.., ..]));
+        let hidden = self.decode_blocks(windows, ids.slice(s![.., first.., ..]), mask);
+        BlockOutput { block_embeddings, context_embeddings, hidden }
+    }
+
+    /// The first two parts, up to what the third is given of the past: `forward` goes on from there with
+    /// [`decode_blocks`](Self::decode_blocks). Training can cut the graph here.
+    ///
+    /// # Shapes
+    /// As [`forward`](Self::forward).
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn windows(&self, ids: Tensor<3, Int>, mask: Option<Tensor<3, Bool>>) -> BlockWindows {
         let [batch, n_blocks, _] = ids.dims();
         let first = self.layout.first_predicted_block();
         assert!(n_blocks > first, "{n_blocks} blocks, of which none is predicted: at least {} are needed", first + 1);
         let (tokens, max_length) = (n_blocks * self.layout.block_length, self.layout.max_length);
         assert!(tokens <= max_length, "{tokens} tokens in a context of {max_length}");
-        let block_embeddings = self.embedder.forward(ids.clone(), mask.clone());
-        let (contexts, real) = self.contexts(block_embeddings.clone(), block_mask(mask.clone()));
+        let block_embeddings = self.embedder.forward(ids, mask.clone());
+        let (contexts, real) = self.contexts(block_embeddings.clone(), block_mask(mask));
         let positions = contexts.dims()[1];
         let context_embeddings = contexts.clone().slice(s![.., positions - n_blocks.., .., ..]);
         // The last context embedding predicts a block that is not there.
@@ -67,9 +95,7 @@ impl<E: Embedder, T: TokenDecoder> BlockTransformer<E, T> {
             self.context_ends.windows(known, real.map(|real| real.slice(s![.., 0..positions - 1])), None);
         let [_, n_predicted, n_contexts, d_model] = windows.dims();
         let windows = windows.reshape([batch * n_predicted, n_contexts, d_model]);
-        let mask = mask.map(|mask| mask.slice(s![.., first.., ..]));
-        let hidden = self.decode_blocks(windows, ids.slice(s![.., first.., ..]), mask);
-        BlockOutput { block_embeddings, context_embeddings, hidden }
+        BlockWindows { block_embeddings, context_embeddings, windows }
     }
 
     /// The first two parts: block embeddings and context embeddings.

@@ -34,7 +34,7 @@ pub mod reference;
 mod vanilla;
 
 pub use any::AnyModel;
-pub use block_transformer::{BlockOutput, BlockTransformer};
+pub use block_transformer::{BlockOutput, BlockTransformer, BlockWindows};
 pub use blocks::{BlockLayout, BlockedPrompts};
 pub use checkpoint::{CONFIG_FILE, Checkpoint, SavePrecision, TOKENIZER_FILE, WEIGHTS_FILE, save_weights};
 pub use config::{BlockTransformerConfig, ModelConfig, VanillaTransformerConfig};

@@ -1,8 +1,10 @@
 //! The losses on block embeddings that the authors' code offers beside the loss on tokens.
 
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{Bool, Tensor, s};
+use burn::tensor::{Bool, FloatDType, Tensor, s};
 use serde::{Deserialize, Serialize};
+
+use crate::TrainError;
 
 /// Which losses a model is trained on, besides the cross-entropy of tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
@@ -12,6 +14,46 @@ pub struct LossConfig {
     pub block_decoding: Option<BlockDecodingLoss>,
     /// The weight of decoding each block from its own embedding.
     pub auto_encoding_weight: Option<f64>,
+}
+
+impl LossConfig {
+    /// Checks the weights.
+    ///
+    /// # Errors
+    /// [`TrainError::Setting`] naming the first that is out of its range.
+    pub fn validate(&self) -> Result<(), TrainError> {
+        let weights = [
+            ("losses.block_decoding.weight", self.block_decoding.map(|loss| loss.weight)),
+            ("losses.auto_encoding_weight", self.auto_encoding_weight),
+        ];
+        let wrong = |weight: f64| !(weight.is_finite() && weight >= 0.0);
+        match weights.into_iter().find_map(|(field, weight)| weight.filter(|w| wrong(*w)).map(|w| (field, w))) {
+            Some((field, value)) => Err(TrainError::Setting { field, value, expected: "0 or a positive number" }),
+            None => Ok(()),
+        }
+    }
+
+    /// The loss on predicted block embeddings, weighted, `[1]`.
+    ///
+    /// # Shapes
+    /// - `context`, `blocks`: `[batch, n_blocks, n_embedding_tokens, d_model]`
+    /// - `mask`: `[batch, n_blocks, block_length]`
+    pub(crate) fn of_blocks(
+        &self,
+        context: Tensor<4>,
+        blocks: Tensor<4>,
+        mask: Option<Tensor<3, Bool>>,
+    ) -> Option<Tensor<1>> {
+        let loss = self.block_decoding?;
+        let real = mask.map(|mask| mask.any_dim(2).squeeze_dim(2)); // [batch, n_blocks]
+        Some(loss.kind.forward(context, blocks, real).mul_scalar(loss.weight))
+    }
+
+    /// The same with the loss on block embeddings multiplied by `factor`.
+    pub(crate) fn scaled(self, factor: f64) -> Self {
+        let block_decoding = self.block_decoding.map(|loss| BlockDecodingLoss { weight: loss.weight * factor, ..loss });
+        Self { block_decoding, ..self }
+    }
 }
 
 /// A loss between the context embedding of a block and the embedding of the next.
@@ -38,8 +80,8 @@ pub enum BlockDecodingLossKind {
 const TEMPERATURE: f64 = 0.07;
 
 impl BlockDecodingLossKind {
-    /// The loss, averaged over real blocks; zero where there are none. Targets are detached: the embedder is not
-    /// drawn towards what is easy to predict.
+    /// The loss, averaged over real blocks and in float32; zero where there are none. Targets are detached: the
+    /// embedder is not drawn towards what is easy to predict.
     ///
     /// # Shapes
     /// - `context`, `blocks`: `[batch, n_blocks, n_embedding_tokens, d_model]`, block decoder's and embedder's output
@@ -48,12 +90,12 @@ impl BlockDecodingLossKind {
     pub fn forward(self, context: Tensor<4>, blocks: Tensor<4>, real: Option<Tensor<2, Bool>>) -> Tensor<1> {
         let [batch, n_blocks, n, d_model] = context.dims();
         let rows = batch * (n_blocks - 1) * n;
-        let predicted = context.slice(s![.., 0..n_blocks - 1, .., ..]).reshape([rows, d_model]);
-        let targets = blocks.slice(s![.., 1.., .., ..]).reshape([rows, d_model]).detach();
+        let predicted = context.slice(s![.., 0..n_blocks - 1, .., ..]).reshape([rows, d_model]).cast(FloatDType::F32);
+        let targets = blocks.slice(s![.., 1.., .., ..]).reshape([rows, d_model]).cast(FloatDType::F32).detach();
         let weights = match real {
             Some(real) => {
                 let real = real.slice(s![.., 1..]).reshape([batch * (n_blocks - 1), 1]);
-                real.expand([batch * (n_blocks - 1), n]).reshape([rows, 1]).float()
+                real.expand([batch * (n_blocks - 1), n]).reshape([rows, 1]).float().cast(FloatDType::F32)
             }
             None => Tensor::ones([rows, 1], &predicted.device()),
         };

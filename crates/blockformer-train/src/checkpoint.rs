@@ -1,7 +1,9 @@
-//! Checkpoints to resume from: `step-N/` with the model, the optimizer's moments, and the run's settings.
+//! Checkpoints to resume from: `step-N/` with the model, the optimizer's moments, the run's settings and position, and
+//! a manifest of checksums.
 //!
-//! They are Burn's own records, which keep the identity of parameters that the moments refer to. A folder is written
-//! under another name and renamed when complete, so a checkpoint that exists is whole.
+//! Model and moments are Burn's own records, which keep the identity of parameters that the moments refer to. A folder
+//! is written under another name, brought to the disk and renamed when complete. What the disk then does to it is found
+//! by the checksums, and the checkpoint before is used.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,11 +12,13 @@ use std::path::{Path, PathBuf};
 use burn::module::Module;
 use serde::{Deserialize, Serialize};
 
-use crate::{Optimizer, TrainConfig, TrainError};
+use crate::manifest::Manifest;
+use crate::{LossScale, Optimizer, TrainConfig, TrainError};
 
 const MODEL: &str = "model.bpk";
 const OPTIMIZER: &str = "optimizer.bpk";
 const STATE: &str = "state.json";
+const FILES: [&str; 3] = [MODEL, OPTIMIZER, STATE];
 const PREFIX: &str = "step-";
 const WRITING: &str = "writing-";
 
@@ -25,29 +29,54 @@ pub(crate) type Identity = BTreeMap<String, String>;
 #[serde(deny_unknown_fields)]
 pub(crate) struct State {
     pub(crate) step: usize,
+    pub(crate) loss_scale: LossScale,
     pub(crate) config: TrainConfig,
     pub(crate) identity: Identity,
 }
 
-/// The newest checkpoint in `directory`, if there is one.
+/// The newest whole checkpoint of a directory, and newer ones that are damaged.
+#[derive(Debug, Default)]
+pub struct FoundCheckpoint {
+    /// The newest that is whole, if there is one.
+    pub path: Option<PathBuf>,
+    /// Newer ones, newest first: what is wrong with each.
+    pub damaged: Vec<TrainError>,
+}
+
+/// Finds the checkpoint in `directory` to go on from: the newest whose files are what was written.
 ///
 /// # Errors
 /// [`TrainError::Io`] if the directory exists but cannot be read.
-pub fn latest_checkpoint(directory: &Path) -> Result<Option<PathBuf>, TrainError> {
-    Ok(checkpoints(directory)?.pop().map(|(_, path)| path))
+pub fn latest_checkpoint(directory: &Path) -> Result<FoundCheckpoint, TrainError> {
+    let mut found = FoundCheckpoint::default();
+    for (_, path) in checkpoints(directory)?.into_iter().rev() {
+        match Manifest::check(&path, &FILES) {
+            Ok(()) => {
+                found.path = Some(path);
+                break;
+            }
+            Err(error) => found.damaged.push(error),
+        }
+    }
+    Ok(found)
 }
 
 /// All checkpoints in `directory`, oldest first.
 fn checkpoints(directory: &Path) -> Result<Vec<(usize, PathBuf)>, TrainError> {
+    numbered(directory, PREFIX)
+}
+
+/// The entries of `directory` named `prefix` and a number, by number.
+fn numbered(directory: &Path, prefix: &str) -> Result<Vec<(usize, PathBuf)>, TrainError> {
     if !directory.exists() {
         return Ok(Vec::new());
     }
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).map_err(|e| TrainError::io("read", directory, e))? {
         let path = entry.map_err(|e| TrainError::io("read", directory, e))?.path();
-        let step = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix(PREFIX));
-        if let Some(step) = step.and_then(|step| step.parse().ok()) {
-            found.push((step, path));
+        let number = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix(prefix));
+        if let Some(number) = number.and_then(|number| number.parse().ok()) {
+            found.push((number, path));
         }
     }
     found.sort_unstable();
@@ -61,11 +90,11 @@ pub(crate) fn save<M: Module>(
     model: &M,
     optimizer: &Optimizer,
 ) -> Result<(), TrainError> {
-    let temporary = directory.join(format!("{WRITING}{}", state.step));
     // What a killed run left behind.
-    if temporary.exists() {
-        fs::remove_dir_all(&temporary).map_err(|e| TrainError::io("replace", &temporary, e))?;
+    for (_, path) in numbered(directory, WRITING)? {
+        fs::remove_dir_all(&path).map_err(|e| TrainError::io("remove", &path, e))?;
     }
+    let temporary = directory.join(format!("{WRITING}{}", state.step));
     if let Err(error) = write(&temporary, state, model, optimizer) {
         // Best effort: the error that matters is the one reported.
         let _ = fs::remove_dir_all(&temporary);
@@ -78,7 +107,8 @@ pub(crate) fn save<M: Module>(
     fs::rename(&temporary, &path).map_err(|e| TrainError::io("write", &path, e))?;
     // The new one must be on the disk before an old one goes.
     sync(directory)?;
-    let old = checkpoints(directory)?;
+    // Later ones, of a run that went on from an earlier one, must not push it out.
+    let old: Vec<_> = checkpoints(directory)?.into_iter().filter(|(step, _)| *step <= state.step).collect();
     for (_, path) in old.iter().take(old.len().saturating_sub(keep.max(1))) {
         fs::remove_dir_all(path).map_err(|e| TrainError::io("remove", path, e))?;
     }
@@ -93,7 +123,8 @@ fn write<M: Module>(path: &Path, state: &State, model: &M, optimizer: &Optimizer
     let state_path = path.join(STATE);
     let json = serde_json::to_vec_pretty(state).map_err(|error| TrainError::write_checkpoint(&state_path, error))?;
     fs::write(&state_path, json).map_err(|e| TrainError::io("write", &state_path, e))?;
-    [MODEL, OPTIMIZER, STATE].iter().try_for_each(|name| sync(&path.join(name)))?;
+    Manifest::write(path, &FILES)?;
+    FILES.iter().chain([&Manifest::file_name()]).try_for_each(|name| sync(&path.join(name)))?;
     sync(path)
 }
 
@@ -105,7 +136,9 @@ fn sync(path: &Path) -> Result<(), TrainError> {
     fs::File::open(path).and_then(|file| file.sync_all()).map_err(|e| TrainError::io("sync", path, e))
 }
 
+/// Reads the state of a checkpoint whose files are what was written.
 pub(crate) fn read_state(path: &Path) -> Result<State, TrainError> {
+    Manifest::check(path, &FILES)?;
     let state_path = path.join(STATE);
     let text = fs::read_to_string(&state_path).map_err(|e| TrainError::io("read", &state_path, e))?;
     serde_json::from_str(&text).map_err(|error| TrainError::checkpoint(&state_path, error))
@@ -119,14 +152,31 @@ pub(crate) fn check_state(
     identity: &Identity,
 ) -> Result<(), TrainError> {
     let other = |what: &str| Err(TrainError::checkpoint(path, format!("it was written by a run with {what}")));
-    if state.config != *config {
-        return other("other settings");
+    let changed = changed_settings(&state.config, config);
+    if !changed.is_empty() {
+        return other(&format!("other settings ({})", changed.join(", ")));
     }
     let names = state.identity.keys().chain(identity.keys());
     match names.into_iter().find(|name| state.identity.get(*name) != identity.get(*name)) {
         Some(name) => other(&format!("another {name}")),
         None => Ok(()),
     }
+}
+
+/// The settings that differ, each with its old and its new value. Both sides have been through JSON, which may round
+/// the last bit of a number.
+fn changed_settings(old: &TrainConfig, new: &TrainConfig) -> Vec<String> {
+    let fields = |config: &TrainConfig| -> BTreeMap<String, serde_json::Value> {
+        let json = serde_json::to_string(config).unwrap_or_default();
+        serde_json::from_str(&json).unwrap_or_default()
+    };
+    let written = serde_json::to_string(new).ok().and_then(|json| serde_json::from_str(&json).ok());
+    if written.as_ref() == Some(old) {
+        return Vec::new();
+    }
+    let (before, now) = (fields(old), fields(new));
+    let differ = before.iter().filter(|(name, value)| now.get(*name) != Some(value));
+    differ.map(|(name, value)| format!("{name} was {value}, now {}", now[name])).collect()
 }
 
 pub(crate) fn load<M: Module>(path: &Path, model: M, optimizer: Optimizer) -> Result<(M, Optimizer), TrainError> {

@@ -37,6 +37,14 @@ pub enum TrainError {
         /// What it may be, in words.
         expected: &'static str,
     },
+    /// A group of parameters that cannot be formed.
+    #[error("parameter group {group:?}: {reason}")]
+    ParameterGroup {
+        /// How it was named.
+        group: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// Data packed for another kind of model.
     #[error("the data has blocks of {data} tokens, the model of {model}")]
     BlockLength {

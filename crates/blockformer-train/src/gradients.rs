@@ -1,32 +1,61 @@
 //! Accumulating gradients and clipping them by their global norm.
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::optim::GradientsParams;
 use burn::tensor::{Gradients, Tensor};
 
 /// Sums the gradients of several backward passes.
 #[derive(Default)]
-pub struct GradientAccumulator<M> {
-    sum: GradientsAccumulator<M>,
+pub struct GradientAccumulator {
+    sum: GradientsParams,
 }
 
-impl<M: Module> GradientAccumulator<M> {
+impl GradientAccumulator {
     /// Nothing summed yet.
     pub fn new() -> Self {
-        Self { sum: GradientsAccumulator::new() }
+        Self::default()
     }
 
     /// Adds the gradients of one backward pass.
-    pub fn add(&mut self, model: &M, gradients: Gradients) {
-        self.sum.accumulate(model, GradientsParams::from_grads(gradients, model));
+    pub fn add<M: Module>(&mut self, model: &M, gradients: Gradients) {
+        self.merge(model, GradientsParams::from_grads(gradients, model));
+    }
+
+    /// Adds gradients that were summed elsewhere, on another device say.
+    pub fn merge<M: Module>(&mut self, model: &M, mut gradients: GradientsParams) {
+        if self.sum.is_empty() {
+            self.sum = gradients;
+            return;
+        }
+        model.visit(&mut Merge { sum: &mut self.sum, gradients: &mut gradients });
+    }
+
+    /// The sum as it stands.
+    pub fn into_sum(self) -> GradientsParams {
+        self.sum
     }
 
     /// The sum. Parameters that took no part (the token table of a model with blocks of one token, say) get a gradient
     /// of zero, so that weight decay reaches them as it does in PyTorch; frozen ones get none.
-    pub fn finish(mut self, model: &M) -> GradientsParams {
-        let mut gradients = self.sum.grads();
-        model.visit(&mut FillMissing { gradients: &mut gradients });
-        gradients
+    pub fn finish<M: Module>(mut self, model: &M) -> GradientsParams {
+        model.visit(&mut FillMissing { gradients: &mut self.sum });
+        self.sum
+    }
+}
+
+struct Merge<'a> {
+    sum: &'a mut GradientsParams,
+    gradients: &'a mut GradientsParams,
+}
+
+impl ModuleVisitor for Merge<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let Some(gradient) = self.gradients.remove::<D>(param.id) else { return };
+        let sum = match self.sum.remove::<D>(param.id) {
+            Some(sum) => sum + gradient,
+            None => gradient,
+        };
+        self.sum.register(param.id, sum);
     }
 }
 
@@ -43,6 +72,11 @@ impl ModuleVisitor for FillMissing<'_> {
     }
 }
 
+/// Multiplies all gradients by `factor`.
+pub fn scale_gradients<M: Module>(model: &M, gradients: &mut GradientsParams, factor: f64) {
+    model.visit(&mut Scale { gradients, factor });
+}
+
 /// Scales all gradients so that their norm, taken over all parameters together, is at most `max_norm`, and returns
 /// the norm before (Pascanu et al. 2013). A `max_norm` of 0 only measures.
 pub fn clip_gradients<M: Module>(model: &M, gradients: &mut GradientsParams, max_norm: f64) -> f64 {
@@ -51,7 +85,7 @@ pub fn clip_gradients<M: Module>(model: &M, gradients: &mut GradientsParams, max
     let norm = squares.sum.map_or(0.0, |sum| f64::from(sum.into_scalar::<f32>()).sqrt());
     let factor = max_norm / (norm + 1e-6);
     if max_norm > 0.0 && factor < 1.0 {
-        model.visit(&mut Scale { gradients, factor });
+        scale_gradients(model, gradients, factor);
     }
     norm
 }

@@ -1,9 +1,10 @@
 //! Training of Block Transformers and of the vanilla baseline.
 //!
-//! [`Trainer`] is the loop: packed samples in, AdamW with warmup and cosine decay, gradient clipping and accumulation,
-//! evaluation, checkpoints to resume from. It trains whatever implements [`Trainable`], which every
+//! [`Trainer`] is the loop: packed samples in, AdamW with warmup and cosine decay (or other [schedules](ScheduleShape)),
+//! [parameter groups](ParameterGroup), gradient clipping and accumulation, [mixed precision](Precision), several
+//! devices, evaluation, checkpoints to resume from. It trains whatever implements [`Trainable`], which every
 //! `BlockTransformer<E, T>` does, also with parts of your own. The pieces ([`token_loss`], [`Schedule`],
-//! [`clip_gradients`], [`Optimizer`]) can be used without it.
+//! [`clip_gradients`], [`Optimizer`], [`MetricsLog`]) can be used without it.
 //! [`uptraining`] makes a Block Transformer of a pretrained vanilla model to begin with, [`lora`] adapts a model by a few
 //! parameters of its own.
 //!
@@ -36,14 +37,21 @@ mod batch;
 mod block_losses;
 mod checkpoint;
 mod config;
-mod curve;
 mod error;
 mod evaluation;
 mod gradients;
 pub mod lora;
 mod loss;
+mod loss_curve;
+mod manifest;
+mod metrics;
 mod named_parameters;
+mod objective;
 mod optimizer;
+mod parameter_groups;
+mod precision;
+mod recompute;
+mod replicas;
 mod schedule;
 mod trainable;
 mod trainer;
@@ -51,14 +59,18 @@ pub mod uptraining;
 
 pub use batch::Batch;
 pub use block_losses::{BlockDecodingLoss, BlockDecodingLossKind, LossConfig};
-pub use checkpoint::latest_checkpoint;
-pub use config::TrainConfig;
-pub use curve::{CurvePoint, LossCurve};
+pub use checkpoint::{FoundCheckpoint, latest_checkpoint};
+pub use config::{BatchRamp, TrainConfig};
 pub use error::TrainError;
 pub use evaluation::Evaluation;
-pub use gradients::{GradientAccumulator, clip_gradients};
+pub use gradients::{GradientAccumulator, clip_gradients, scale_gradients};
 pub use loss::{TokenLoss, token_loss};
+pub use loss_curve::draw_loss_curve;
+pub use metrics::{MetricsLog, MetricsRow};
+pub use objective::Objective;
 pub use optimizer::{AdamWSettings, Optimizer};
-pub use schedule::Schedule;
+pub use parameter_groups::{ParameterGroup, ParameterSelection};
+pub use precision::{LossScale, Precision};
+pub use schedule::{Schedule, ScheduleShape};
 pub use trainable::{Losses, Trainable};
 pub use trainer::{StepReport, Trainer};

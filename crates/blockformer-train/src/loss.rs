@@ -11,10 +11,10 @@
 //! tensor of the logits' size instead of the several that softmax, logarithm and gather would leave.
 
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{Bool, FloatDType, IndexingUpdateOp, Int, Tensor, s};
+use burn::tensor::{Bool, FloatDType, GradientCheckpointingStrategy, IndexingUpdateOp, Int, Tensor, s};
 
 /// Rows of logits computed at once; bounds the memory that a large vocabulary takes.
-const CHUNK_ELEMENTS: usize = 1 << 25;
+pub(crate) const CHUNK_ELEMENTS: usize = 1 << 25;
 
 /// Cross-entropy of predictions.
 #[derive(Debug, Clone)]
@@ -95,8 +95,17 @@ fn chunk(
         Some(weights) => gradient * weights.mul_scalar(1.0 / normalizer),
         None => gradient.mul_scalar(1.0 / normalizer),
     };
-    let gradient = Tensor::from_inner(gradient.cast(logits.dtype()));
+    let gradient = constant(gradient.cast(logits.dtype()), logits.gradient_checkpointing_strategy());
     ((logits * gradient).sum(), weighted.reshape([n]))
+}
+
+/// A tensor without a graph as a constant among tensors of a strategy: autodiff refuses to mix strategies.
+pub(crate) fn constant<const D: usize>(value: Tensor<D>, strategy: Option<GradientCheckpointingStrategy>) -> Tensor<D> {
+    let value = Tensor::from_inner(value);
+    match strategy {
+        Some(strategy) => value.with_gradient_checkpointing_strategy(strategy),
+        None => value,
+    }
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@ use blockformer_embedder::Embedder;
 use blockformer_model::{AnyModel, BlockLayout, BlockTransformer, VanillaTransformer};
 use blockformer_token_decoder::TokenDecoder;
 use burn::module::Module;
-use burn::tensor::{Tensor, s};
+use burn::tensor::{FloatDType, Tensor, s};
 
-use crate::{Batch, LossConfig, TokenLoss, token_loss};
+use crate::{Batch, GradientAccumulator, LossConfig, Objective, TokenLoss, recompute, token_loss};
 
 /// The losses of a batch.
 #[derive(Debug, Clone)]
@@ -26,12 +26,13 @@ impl Losses {
 
     /// Call `backward` on this: its gradient is that of the weighted sum, its value means nothing.
     pub fn graph(&self) -> Tensor<1> {
-        let mut graph = self.tokens.graph.clone();
+        // The terms of tokens are of the model's type.
+        let mut graph = self.tokens.graph.clone().cast(FloatDType::F32);
         if let Some(loss) = &self.block_decoding {
             graph = graph + loss.clone();
         }
         if let Some((loss, weight)) = &self.auto_encoding {
-            graph = graph + loss.graph.clone().mul_scalar(*weight);
+            graph = graph + loss.graph.clone().cast(FloatDType::F32).mul_scalar(*weight);
         }
         graph
     }
@@ -55,6 +56,12 @@ pub trait Trainable: Module {
         self.losses(batch, &LossConfig::default(), normalizer).tokens
     }
 
+    /// Adds the gradients of the objective on the batch to `gradients`, and returns the sum of the cross-entropies of
+    /// tokens, in nats. This is one backward pass over [`losses`](Self::losses), or several that hold less at a time.
+    fn backward(&self, batch: &Batch, objective: &Objective, gradients: &mut GradientAccumulator) -> f64 {
+        objective.backward_at_once(self, batch, gradients)
+    }
+
     /// Its blocks (of one token for models without), context and vocabulary.
     fn layout(&self) -> BlockLayout;
 }
@@ -67,18 +74,11 @@ impl<E: Embedder, T: TokenDecoder> Trainable for BlockTransformer<E, T> {
         let cross_entropy =
             |hidden| token_loss(|h| self.logits(h), hidden, targets.clone(), mask.clone(), normalizer, vocab_size);
         let tokens = cross_entropy(output.hidden);
-        let block_decoding = config.block_decoding.map(|loss| {
-            let real = batch.mask.clone().map(|mask| mask.any_dim(2).squeeze_dim(2)); // [batch, n_blocks]
-            let (context, blocks) = (output.context_embeddings, output.block_embeddings.clone());
-            loss.kind.forward(context, blocks, real).mul_scalar(loss.weight)
-        });
+        let blocks = output.block_embeddings.clone();
+        let block_decoding = config.of_blocks(output.context_embeddings, blocks, batch.mask.clone());
         let auto_encoding = config.auto_encoding_weight.map(|weight| {
             let first = batch.first_predicted_block;
-            let [n_batch, n_blocks, n, d_model] = output.block_embeddings.dims();
-            let own = output.block_embeddings.slice(s![.., first.., .., ..]);
-            // Each block by itself: of a window of several contexts, its own embedding is the only one there is.
-            let own = own.reshape([n_batch * (n_blocks - first), 1, n, d_model]);
-            let own = self.context_ends.windows(own, None, None).0.squeeze_dim::<3>(1);
+            let own = own_windows(self, output.block_embeddings, first);
             let ids = batch.ids.clone().slice(s![.., first.., ..]);
             let mask = batch.mask.clone().map(|mask| mask.slice(s![.., first.., ..]));
             (cross_entropy(self.decode_blocks(own, ids, mask)), weight)
@@ -86,9 +86,33 @@ impl<E: Embedder, T: TokenDecoder> Trainable for BlockTransformer<E, T> {
         Losses { tokens, block_decoding, auto_encoding }
     }
 
+    fn backward(&self, batch: &Batch, objective: &Objective, gradients: &mut GradientAccumulator) -> f64 {
+        if objective.recompute {
+            return recompute::backward(self, batch, objective, gradients);
+        }
+        objective.backward_at_once(self, batch, gradients)
+    }
+
     fn layout(&self) -> BlockLayout {
         self.layout()
     }
+}
+
+/// What the token decoder is given to decode each block from its own embedding.
+///
+/// # Shapes
+/// - `blocks`: `[batch, n_blocks, n_embedding_tokens, d_model]`
+/// - returns: `[batch · (n_blocks - first), n_contexts · n_embedding_tokens, d_model]`
+pub(crate) fn own_windows<E: Embedder, T: TokenDecoder>(
+    model: &BlockTransformer<E, T>,
+    blocks: Tensor<4>,
+    first: usize,
+) -> Tensor<3> {
+    let [n_batch, n_blocks, n, d_model] = blocks.dims();
+    let own = blocks.slice(s![.., first.., .., ..]);
+    // Each block by itself: of a window of several contexts, its own embedding is the only one there is.
+    let own = own.reshape([n_batch * (n_blocks - first), 1, n, d_model]);
+    model.context_ends.windows(own, None, None).0.squeeze_dim::<3>(1)
 }
 
 impl Trainable for VanillaTransformer {
@@ -112,6 +136,13 @@ impl Trainable for AnyModel {
         match self {
             Self::Block(model) => model.losses(batch, config, normalizer),
             Self::Vanilla(model) => model.losses(batch, config, normalizer),
+        }
+    }
+
+    fn backward(&self, batch: &Batch, objective: &Objective, gradients: &mut GradientAccumulator) -> f64 {
+        match self {
+            Self::Block(model) => model.backward(batch, objective, gradients),
+            Self::Vanilla(model) => model.backward(batch, objective, gradients),
         }
     }
 

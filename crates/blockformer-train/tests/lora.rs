@@ -197,7 +197,7 @@ fn a_run_with_adapters_resumes_bit_for_bit() {
             straight.save_checkpoint(directory.path(), 1).unwrap();
         }
     }
-    let checkpoint: PathBuf = blockformer_train::latest_checkpoint(directory.path()).unwrap().unwrap();
+    let checkpoint: PathBuf = blockformer_train::latest_checkpoint(directory.path()).unwrap().path.unwrap();
     let mut resumed = trainer(BLOCK, &config, 6).resume(&checkpoint).unwrap();
     while resumed.next_step() < 6 {
         let step = resumed.next_step();

@@ -1,42 +1,16 @@
 //! The trainer on small models.
 
+mod small_model;
+
 use blockformer_data::{InMemoryCorpus, PackedDataset, PackingConfig, Sample};
-use blockformer_embedder::{EmbedderConfig, LookupConfig, Projection};
-use blockformer_model::{BlockTransformer, BlockTransformerConfig, presets};
-use blockformer_nn::TransformerConfig;
-use blockformer_token_decoder::TokenDecoderConfig;
+use blockformer_model::{BlockTransformer, BlockTransformerConfig};
 use blockformer_train::{
     Batch, BlockDecodingLoss, BlockDecodingLossKind, Evaluation, LossConfig, TrainConfig, TrainError, Trainable,
-    Trainer,
+    Trainer, latest_checkpoint,
 };
 use burn::module::Module;
 use burn::tensor::Device;
-
-fn config() -> BlockTransformerConfig {
-    let mut config = presets::block("block_main_b4_5").unwrap();
-    config.block_decoder = TransformerConfig::llama(32, 1, 2);
-    config.embedder = EmbedderConfig::Lookup(LookupConfig { d_embedding: 8, projection: Projection::Concat });
-    if let TokenDecoderConfig::Prefix(prefix) = &mut config.token_decoder {
-        prefix.transformer = TransformerConfig::llama(32, 1, 2);
-    }
-    BlockTransformerConfig { vocab_size: 16, max_length: 64, ..config }
-}
-
-fn model() -> BlockTransformer {
-    let device = Device::flex().autodiff();
-    device.seed(3);
-    config().init(&device).unwrap()
-}
-
-fn data() -> PackedDataset<InMemoryCorpus> {
-    // Documents of many lengths, so that samples differ in how much of them is padding.
-    let documents = (3..60u32).map(|n| (0..n).map(|i| 1 + (i * i + n) % 15).collect::<Vec<_>>());
-    PackedDataset::new(InMemoryCorpus::from_documents(documents), PackingConfig::new(4, 32, 0)).unwrap()
-}
-
-fn trainer(model: BlockTransformer, config: TrainConfig) -> Trainer<BlockTransformer, InMemoryCorpus> {
-    Trainer::new(model, data(), config, &Device::flex().autodiff()).unwrap()
-}
+use small_model::{config, data, model, trainer};
 
 #[test]
 fn accumulated_steps_are_those_of_the_whole_batch() {
@@ -170,7 +144,7 @@ fn checkpoints_of_other_runs_and_damaged_ones_are_refused() {
     first.identify("tokenizer", "a");
     first.step().unwrap();
     first.save_checkpoint(directory.path(), 2).unwrap();
-    let path = blockformer_train::latest_checkpoint(directory.path()).unwrap().expect("a checkpoint");
+    let path = latest_checkpoint(directory.path()).unwrap().path.expect("a checkpoint");
 
     let mut second = trainer(model(), config.clone());
     second.identify("tokenizer", "b");
@@ -183,11 +157,66 @@ fn checkpoints_of_other_runs_and_damaged_ones_are_refused() {
         trainer.resume(&path)
     };
     assert_eq!(resume().unwrap().next_step(), 1);
-    for file in ["model.bpk", "optimizer.bpk", "state.json"] {
+    for file in ["model.bpk", "optimizer.bpk", "state.json", "manifest.json"] {
         let whole = std::fs::read(path.join(file)).unwrap();
         std::fs::write(path.join(file), &whole[..whole.len() / 2]).unwrap();
         let message = resume().err().expect("refused").to_string();
         assert!(message.contains(file), "{file}: {message}");
         std::fs::write(path.join(file), whole).unwrap();
     }
+}
+
+#[test]
+fn any_flipped_bit_of_a_checkpoint_is_found_and_the_one_before_it_is_used() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut trainer = trainer(model(), TrainConfig { batch_size: 4, ..TrainConfig::default() });
+    for _ in 0..2 {
+        trainer.step().unwrap();
+        trainer.save_checkpoint(directory.path(), 5).unwrap();
+    }
+    let newest = directory.path().join("step-00000002");
+    for file in ["model.bpk", "optimizer.bpk", "state.json"] {
+        let whole = std::fs::read(newest.join(file)).unwrap();
+        for place in [0, whole.len() / 3, whole.len() / 2, whole.len() - 1] {
+            let mut flipped = whole.clone();
+            flipped[place] ^= 1 << (place % 8);
+            std::fs::write(newest.join(file), flipped).unwrap();
+            let found = latest_checkpoint(directory.path()).unwrap();
+            assert_eq!(found.path.expect("the one before"), directory.path().join("step-00000001"));
+            let message = found.damaged[0].to_string();
+            assert!(message.contains(file) && message.contains("step-00000002"), "{message}");
+        }
+        std::fs::write(newest.join(file), whole).unwrap();
+    }
+    assert_eq!(latest_checkpoint(directory.path()).unwrap().path, Some(newest));
+}
+
+#[test]
+fn the_last_checkpoints_are_kept_and_a_damaged_later_one_pushes_none_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = TrainConfig { batch_size: 4, ..TrainConfig::default() };
+    let mut run = trainer(model(), config.clone());
+    let names = || {
+        let mut names: Vec<_> = std::fs::read_dir(directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    for _ in 0..4 {
+        run.step().unwrap();
+        run.save_checkpoint(directory.path(), 2).unwrap();
+    }
+    assert_eq!(names(), ["step-00000003", "step-00000004"]);
+    std::fs::write(directory.path().join("step-00000004/model.bpk"), "half").unwrap();
+    std::fs::create_dir(directory.path().join("writing-4")).unwrap();
+    let found = latest_checkpoint(directory.path()).unwrap();
+    let mut run = trainer(model(), config).resume(&found.path.unwrap()).unwrap();
+    run.save_checkpoint(directory.path(), 1).unwrap();
+    assert_eq!(names(), ["step-00000003", "step-00000004"], "the damaged one does not count");
+    run.step().unwrap();
+    run.save_checkpoint(directory.path(), 1).unwrap();
+    assert_eq!(names(), ["step-00000004"]);
+    assert!(latest_checkpoint(directory.path()).unwrap().damaged.is_empty());
 }

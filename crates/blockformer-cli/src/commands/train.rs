@@ -2,6 +2,7 @@
 
 mod data;
 mod progress;
+mod settings;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,14 +10,16 @@ use std::process::ExitCode;
 use blockformer::data::PackedDataset;
 use blockformer::model::{AnyModel, ModelConfig, TOKENIZER_FILE, WEIGHTS_FILE, presets};
 use blockformer::train::lora::{self, LoraConfig};
-use blockformer::train::{AdamWSettings, TrainConfig, Trainer, latest_checkpoint};
+use blockformer::train::{Trainer, latest_checkpoint};
 use burn::module::Module;
+use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 
 use super::convert::Precision;
 use crate::error::CliError;
 use crate::interrupt::Interrupt;
 use progress::Progress;
+use settings::SettingsArguments;
 
 /// The adapters' name in the output directory.
 const ADAPTER_FILE: &str = "adapter.safetensors";
@@ -67,9 +70,12 @@ pub(crate) struct Arguments {
     /// Go on from the newest checkpoint in the output directory, if there is one
     #[arg(long)]
     resume: bool,
-    /// Where to compute: cpu, cuda:0, wgpu, …
-    #[arg(long, default_value = "cpu")]
-    device: String,
+    /// Where to compute: cpu, cuda:0, wgpu, …; several, with commas between, divide each batch
+    #[arg(long, default_value = "cpu", value_delimiter = ',')]
+    device: Vec<String>,
+    /// Save memory: compute activations of cheap operations again in the backward pass
+    #[arg(long)]
+    gradient_checkpointing: bool,
     /// Tokens a sample; the configuration's context if not given
     #[arg(long, value_name = "TOKENS")]
     sample_length: Option<usize>,
@@ -77,30 +83,9 @@ pub(crate) struct Arguments {
     /// must be off; all blocks are full if not given
     #[arg(long, value_name = "TOKENS")]
     shortest_block: Option<usize>,
-    /// Optimizer steps
-    #[arg(long, default_value_t = 1000)]
-    steps: usize,
-    /// Samples a step
-    #[arg(long, default_value_t = 16)]
-    batch_size: usize,
-    /// Backward passes a step; divides the batch
-    #[arg(long, default_value_t = 1)]
-    accumulation: usize,
-    /// Highest learning rate
-    #[arg(long, default_value_t = 1e-3)]
-    learning_rate: f64,
-    /// Steps of linear warmup
-    #[arg(long, default_value_t = 100)]
-    warmup_steps: usize,
-    /// Decoupled weight decay
-    #[arg(long, default_value_t = 0.1)]
-    weight_decay: f32,
-    /// Clip gradients to this global norm; 0 does not
-    #[arg(long, default_value_t = 1.0)]
-    max_gradient_norm: f64,
-    /// Initial weights, order of samples, padding
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    /// End after this step of the schedule, with a checkpoint and the model as it is; --resume goes on
+    #[arg(long, value_name = "STEP")]
+    stop_at: Option<usize>,
     /// Steps between lines of progress
     #[arg(long, default_value_t = 10)]
     log_every: usize,
@@ -119,6 +104,8 @@ pub(crate) struct Arguments {
     /// The number type of the written weights
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     precision: Precision,
+    #[command(flatten)]
+    settings: SettingsArguments,
 }
 
 /// Which part of the text is kept for validation.
@@ -132,18 +119,20 @@ enum Split {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
     check(arguments)?;
-    let device = blockformer::device(&arguments.device)?.autodiff();
+    let settings = arguments.settings.read()?;
+    let devices = open_devices(arguments)?;
+    let device = &devices[0];
     let config = match (&arguments.init, &arguments.config) {
         (Some(directory), _) => ModelConfig::of_directory(directory)?,
         (None, config) => read_config(config.as_deref().unwrap_or_default())?,
     };
     let checkpoint = checkpoint_to_resume(arguments)?;
-    let text = data::prepare(arguments, &config, checkpoint.is_some())?;
-    device.seed(arguments.seed);
+    let text = data::prepare(arguments, &config, settings.seed, checkpoint.is_some())?;
+    device.seed(settings.seed);
     let model = match &arguments.init {
         // A run that goes on has its own weights.
-        Some(directory) if checkpoint.is_none() => AnyModel::load(directory, &device)?.1,
-        _ => AnyModel::new(&config, &device)?,
+        Some(directory) if checkpoint.is_none() => AnyModel::load(directory, device)?.1,
+        _ => AnyModel::new(&config, device)?,
     };
     let lora = lora(arguments);
     let model = match &lora {
@@ -152,7 +141,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
     };
     let count = model.parameters();
     eprintln!("{} parameters, {} non-embedding", count.total, count.non_embedding);
-    let mut trainer = Trainer::new(model, text.train, settings(arguments), &device)?;
+    let mut trainer = Trainer::new(model, text.train, settings, device)?.with_workers(devices[1..].iter().cloned())?;
     trainer.identify("model configuration", config.to_json());
     trainer.identify("tokenizer", text.tokenizer_digest);
     trainer.identify("adapters", format!("{lora:?}"));
@@ -186,6 +175,15 @@ fn lora(arguments: &Arguments) -> Option<LoraConfig> {
     })
 }
 
+/// The devices, ready for gradients.
+fn open_devices(arguments: &Arguments) -> Result<Vec<Device>, CliError> {
+    let open = |name: &String| {
+        let device = blockformer::device(name)?.autodiff();
+        Ok(if arguments.gradient_checkpointing { device.gradient_checkpointing() } else { device })
+    };
+    arguments.device.iter().map(open).collect()
+}
+
 /// Checks the options that only this command has.
 fn check(arguments: &Arguments) -> Result<(), CliError> {
     let counts = [
@@ -194,10 +192,11 @@ fn check(arguments: &Arguments) -> Result<(), CliError> {
         ("--evaluation-samples", arguments.evaluation_samples),
         ("--save-every", arguments.save_every),
         ("--keep-checkpoints", arguments.keep_checkpoints),
+        ("--stop-at", arguments.stop_at.unwrap_or(1)),
     ];
     match counts.into_iter().find(|(_, value)| *value == 0) {
         Some((option, _)) => Err(CliError::Option { option, reason: "it must be at least 1".into() }),
-        None => Ok(settings(arguments).validate()?),
+        None => Ok(()),
     }
 }
 
@@ -212,27 +211,19 @@ fn read_config(name: &str) -> Result<ModelConfig, CliError> {
     })
 }
 
-fn settings(arguments: &Arguments) -> TrainConfig {
-    TrainConfig {
-        steps: arguments.steps,
-        batch_size: arguments.batch_size,
-        accumulation: arguments.accumulation,
-        learning_rate: arguments.learning_rate,
-        warmup_steps: arguments.warmup_steps,
-        max_gradient_norm: arguments.max_gradient_norm,
-        optimizer: AdamWSettings { weight_decay: arguments.weight_decay, ..AdamWSettings::default() },
-        seed: arguments.seed,
-        ..TrainConfig::default()
-    }
-}
-
 type TextTrainer = Trainer<AnyModel, data::Corpus>;
 
 /// The checkpoint to go on from; none for a run that begins, which must not overwrite another.
 fn checkpoint_to_resume(arguments: &Arguments) -> Result<Option<PathBuf>, CliError> {
     let finished = arguments.output.join(WEIGHTS_FILE);
-    let newest = latest_checkpoint(&checkpoints(arguments))?;
-    match newest.or_else(|| Some(finished).filter(|path| path.exists() && !arguments.resume)) {
+    let found = latest_checkpoint(&checkpoints(arguments))?;
+    for error in found.damaged.into_iter().filter(|_| arguments.resume) {
+        if found.path.is_none() {
+            return Err(error.into()); // there is no other to go on from
+        }
+        eprintln!("warning: {error}; the checkpoint before it is used");
+    }
+    match found.path.or_else(|| Some(finished).filter(|path| path.exists() && !arguments.resume)) {
         Some(path) if !arguments.resume => {
             let reason = format!("{} is there already: add --resume, or choose another --output", path.display());
             Err(CliError::Option { option: "--output", reason })
@@ -245,36 +236,35 @@ fn checkpoints(arguments: &Arguments) -> PathBuf {
     arguments.output.join("checkpoints")
 }
 
-/// Trains to the end; `None` if interrupted, after a checkpoint.
+/// Trains to the end, or to where it is to stop; `None` if interrupted, after a checkpoint.
 fn train(
     arguments: &Arguments,
     mut trainer: TextTrainer,
     validation: &PackedDataset<data::Corpus>,
 ) -> Result<Option<TextTrainer>, CliError> {
     let interrupt = Interrupt::watch();
-    let mut progress = Progress::new(&arguments.output, trainer.next_step(), arguments.steps);
-    while trainer.next_step() < arguments.steps {
-        match trainer.step() {
-            Ok(report) => progress.step(&report),
-            Err(error) => {
-                progress.write()?;
-                return Err(error.into());
-            }
-        }
+    let end = arguments.stop_at.unwrap_or(usize::MAX).min(trainer.config().steps);
+    let mut progress = Progress::new(&arguments.output, trainer.next_step(), end)?;
+    while trainer.next_step() < end {
+        let report = trainer.step()?;
         let done = trainer.next_step();
-        let last = done == arguments.steps;
+        let last = done == end;
         let interrupted = interrupt.pressed() && !last;
-        if last || done.is_multiple_of(arguments.evaluate_every) {
+        let evaluation = if last || done.is_multiple_of(arguments.evaluate_every) {
             let samples = if last { usize::MAX } else { arguments.evaluation_samples };
-            progress.evaluated(done, &trainer.evaluate(validation, samples)?);
-        } else if done.is_multiple_of(arguments.log_every) {
-            progress.log(done);
+            Some(trainer.evaluate(validation, samples)?)
+        } else {
+            None
+        };
+        progress.step(&report, evaluation.as_ref())?;
+        if evaluation.is_some() || done.is_multiple_of(arguments.log_every) {
+            progress.print();
         }
         if last || done.is_multiple_of(arguments.save_every) || interrupted {
             trainer.save_checkpoint(&checkpoints(arguments), arguments.keep_checkpoints)?;
-            progress.write()?;
         }
         if interrupted {
+            progress.finish()?;
             eprintln!("\ninterrupted at step {done}; go on with --resume");
             return Ok(None);
         }

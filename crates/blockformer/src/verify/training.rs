@@ -2,7 +2,9 @@
 
 use blockformer_model::AnyModel;
 use blockformer_model::reference::Layout;
-use blockformer_train::{AdamWSettings, GradientAccumulator, Optimizer, Schedule, Trainable, clip_gradients};
+use blockformer_train::{
+    AdamWSettings, GradientAccumulator, Optimizer, Schedule, ScheduleShape, Trainable, clip_gradients,
+};
 use burn::module::Param;
 use burn::tensor::Tensor;
 
@@ -11,7 +13,8 @@ use super::case::{Case, CaseBatch, ParameterValue, for_each_parameter};
 use super::{Check, GRADIENT_TOLERANCE, TRAINING_TOLERANCE, VerifyError, WEIGHTS_TOLERANCE};
 
 /// The schedule all cases were trained with.
-const SCHEDULE: Schedule = Schedule { peak: 1e-3, min_ratio: 0.1, warmup_steps: 2, total_steps: 10 };
+const SCHEDULE: Schedule =
+    Schedule { peak: 1e-3, min_ratio: 0.1, warmup_steps: 2, total_steps: 10, shape: ScheduleShape::Cosine };
 
 pub(super) fn check(case: &Case) -> Result<Vec<Check>, VerifyError> {
     let AnyModel::Block(model) = &case.model else { return Ok(Vec::new()) };

@@ -27,7 +27,7 @@ pub(super) struct Text {
 }
 
 /// Reads the text and packs it. A run that goes on takes the tokenizer it began with, unless that was a file.
-pub(super) fn prepare(arguments: &Arguments, config: &ModelConfig, resumes: bool) -> Result<Text, CliError> {
+pub(super) fn prepare(arguments: &Arguments, config: &ModelConfig, seed: u64, resumes: bool) -> Result<Text, CliError> {
     let tokenizer = tokenizer(arguments, resumes)?;
     let path = PathBuf::from(&arguments.tokenizer);
     vocabulary::check(&path, &tokenizer, config)?;
@@ -40,7 +40,7 @@ pub(super) fn prepare(arguments: &Arguments, config: &ModelConfig, resumes: bool
     eprintln!("{} tokens in {} documents", corpus.n_tokens(), corpus.n_documents());
     let (train, validation) = if arguments.validation_data.is_empty() {
         match arguments.validation_split {
-            Split::Documents => CorpusPart::split_documents(corpus, arguments.validation_share, arguments.seed)?,
+            Split::Documents => CorpusPart::split_documents(corpus, arguments.validation_share, seed)?,
             Split::Tail => CorpusPart::split_tail(corpus, arguments.validation_share)?,
         }
     } else {
@@ -51,7 +51,7 @@ pub(super) fn prepare(arguments: &Arguments, config: &ModelConfig, resumes: bool
         };
         (CorpusPart::whole(corpus), CorpusPart::whole(held_out))
     };
-    let packing = packing(arguments, config, eos)?;
+    let packing = packing(arguments, config, seed, eos)?;
     Ok(Text {
         tokenizer_digest: tokenizer.digest()?,
         tokenizer,
@@ -140,7 +140,7 @@ fn tokenizer(arguments: &Arguments, resumes: bool) -> Result<Tokenizer, CliError
     Ok(TokenizerTraining::new(size).train_byte_level_bpe_on_files(&arguments.data)?)
 }
 
-fn packing(arguments: &Arguments, config: &ModelConfig, eos: u32) -> Result<PackingConfig, CliError> {
+fn packing(arguments: &Arguments, config: &ModelConfig, seed: u64, eos: u32) -> Result<PackingConfig, CliError> {
     let context = config.max_length();
     let packing = match config {
         ModelConfig::VanillaTransformer(_) => {
@@ -149,7 +149,7 @@ fn packing(arguments: &Arguments, config: &ModelConfig, eos: u32) -> Result<Pack
                 return Err(CliError::Option { option: "--shortest-block", reason });
             }
             let max_length = arguments.sample_length.unwrap_or(context);
-            PackingConfig { seed: arguments.seed, ..PackingConfig::vanilla(max_length, eos) }
+            PackingConfig { seed, ..PackingConfig::vanilla(max_length, eos) }
         }
         ModelConfig::BlockTransformer(config) => {
             let (block_lengths, fitting) = match arguments.shortest_block {
@@ -165,7 +165,7 @@ fn packing(arguments: &Arguments, config: &ModelConfig, eos: u32) -> Result<Pack
                 pad_to_block_boundary: config.pad_to_block_boundary,
                 pad_token_id: config.pad_token_id,
                 block_lengths,
-                seed: arguments.seed,
+                seed,
                 ..PackingConfig::new(config.block_length, arguments.sample_length.unwrap_or(fitting), eos)
             }
         }

@@ -1,57 +1,38 @@
-//! The progress of a run: a line on standard error, `metrics.csv` and `loss.svg`.
+//! The progress of a run: lines on standard error, `metrics.csv`, `metrics.jsonl` and `loss.svg`.
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use blockformer::train::{CurvePoint, Evaluation, LossCurve, StepReport};
+use blockformer::train::{Evaluation, MetricsLog, MetricsRow, StepReport, draw_loss_curve};
 
 use crate::error::CliError;
 
 pub(super) struct Progress {
     directory: PathBuf,
-    curve: LossCurve,
-    total_steps: usize,
-    tokens: usize,
-    /// Steps since the last row.
-    recent: Vec<StepReport>,
-    started: Instant,
+    log: MetricsLog,
+    /// Where the run ends.
+    end: usize,
     first_step: usize,
+    /// Rows that have been printed.
+    printed: usize,
+    started: Instant,
     terminal: bool,
 }
 
 impl Progress {
     /// At `first_step`; goes on with the rows of an earlier run up to there.
-    pub(super) fn new(directory: &Path, first_step: usize, total_steps: usize) -> Self {
-        let earlier = std::fs::read_to_string(directory.join("metrics.csv")).unwrap_or_default();
-        let curve = LossCurve::from_csv(&earlier, first_step);
-        let tokens = curve.points.last().map_or(0, |point| point.tokens);
+    pub(super) fn new(directory: &Path, first_step: usize, end: usize) -> Result<Self, CliError> {
+        let log = MetricsLog::open(directory, first_step)?;
+        let printed = log.rows().len();
         let terminal = std::io::stderr().is_terminal();
-        let directory = directory.to_path_buf();
-        Self {
-            directory,
-            curve,
-            total_steps,
-            tokens,
-            recent: Vec::new(),
-            started: Instant::now(),
-            first_step,
-            terminal,
-        }
+        Ok(Self { directory: directory.into(), log, end, first_step, printed, started: Instant::now(), terminal })
     }
 
-    pub(super) fn step(&mut self, report: &StepReport) {
-        self.tokens += report.n_tokens;
-        self.recent.push(*report);
-    }
-
-    pub(super) fn log(&mut self, done: usize) {
-        self.row(done, None);
-    }
-
-    pub(super) fn evaluated(&mut self, done: usize, evaluation: &Evaluation) {
-        self.row(done, Some(evaluation.loss));
-        if done == self.total_steps {
+    /// Logs a step.
+    pub(super) fn step(&mut self, report: &StepReport, evaluation: Option<&Evaluation>) -> Result<(), CliError> {
+        let row = self.log.push(report, evaluation.map(|evaluation| evaluation.loss))?;
+        if let (true, Some(evaluation)) = (row.step == self.end, evaluation) {
             let by_position: Vec<String> = evaluation
                 .loss_by_position
                 .iter()
@@ -61,57 +42,50 @@ impl Progress {
                 if by_position.len() > 1 { format!(", by position {}", by_position.join(" ")) } else { String::new() };
             eprintln!("validation loss {:.4} on {} tokens{by_position}", evaluation.loss, evaluation.n_tokens);
         }
+        Ok(())
     }
 
-    /// Adds a row and prints it.
-    fn row(&mut self, step: usize, validation_loss: Option<f64>) {
-        let Some(last) = self.recent.last().copied() else { return };
-        let tokens: usize = self.recent.iter().map(|report| report.n_tokens).sum();
-        let seconds: f64 = self.recent.iter().map(|report| report.seconds).sum();
-        let loss =
-            self.recent.iter().map(|report| report.loss * report.n_tokens as f64).sum::<f64>() / tokens.max(1) as f64;
-        let tokens_per_second = tokens as f64 / seconds;
-        let point = CurvePoint {
-            step,
-            tokens: self.tokens,
-            loss,
-            validation_loss,
-            learning_rate: last.learning_rate,
-            gradient_norm: last.gradient_norm,
-            tokens_per_second,
-        };
-        self.curve.points.push(point);
-        self.recent.clear();
-        let elapsed = self.started.elapsed().as_secs_f64();
-        let left = elapsed / (step - self.first_step).max(1) as f64 * (self.total_steps - step) as f64;
-        let validation = validation_loss.map_or(String::new(), |loss| format!(", validation {loss:.3}"));
-        let line = format!(
-            "step {step}/{}, loss {loss:.3}{validation}, {tokens_per_second:.0} tokens/s, {} left",
-            self.total_steps,
-            clock(left)
-        );
-        if self.terminal && validation_loss.is_none() {
+    /// Prints a line about the steps since the last one.
+    pub(super) fn print(&mut self) {
+        let rows = &self.log.rows()[self.printed..];
+        let Some(last) = rows.last() else { return };
+        let line = summary(rows, self.end, self.seconds_left(last.step));
+        if self.terminal && last.validation_loss.is_none() {
             eprint!("\r\x1b[K{line}");
         } else if self.terminal {
             eprintln!("\r\x1b[K{line}");
         } else {
             eprintln!("{line}");
         }
+        self.printed = self.log.rows().len();
     }
 
-    /// Writes `metrics.csv`, by way of a temporary file.
-    pub(super) fn write(&self) -> Result<(), CliError> {
-        let path = self.directory.join("metrics.csv");
-        let temporary = self.directory.join("metrics.csv.writing");
-        let written = std::fs::write(&temporary, self.curve.to_csv()).and_then(|()| std::fs::rename(&temporary, &path));
-        written.map_err(|source| CliError::Io { action: "write", path, source })
-    }
-
-    /// Writes `metrics.csv` and `loss.svg`.
+    /// Draws `loss.svg`.
     pub(super) fn finish(&self) -> Result<(), CliError> {
-        self.write()?;
-        Ok(self.curve.draw(&self.directory.join("loss.svg"), "Training")?)
+        Ok(draw_loss_curve(self.log.rows(), &self.directory.join("loss.svg"), "Training")?)
     }
+
+    fn seconds_left(&self, step: usize) -> f64 {
+        let done = (step - self.first_step).max(1) as f64;
+        self.started.elapsed().as_secs_f64() / done * (self.end - step) as f64
+    }
+}
+
+/// The means of some rows in a line.
+fn summary(rows: &[MetricsRow], end: usize, seconds_left: f64) -> String {
+    let n = rows.len() as f64;
+    let mean = |value: fn(&MetricsRow) -> f64| rows.iter().map(value).sum::<f64>() / n;
+    let last = &rows[rows.len() - 1];
+    let validation = last.validation_loss.map_or(String::new(), |loss| format!(", validation {loss:.3}"));
+    let memory = last.memory_bytes.map_or(String::new(), |bytes| format!(", {} MiB", bytes >> 20));
+    format!(
+        "step {}/{end}, loss {:.3}{validation}, {:.0} tokens/s, data wait {:.1} %{memory}, {} left",
+        last.step,
+        mean(|row| row.loss),
+        1.0 / mean(|row| 1.0 / row.tokens_per_second), // steps have about as many tokens each, not times
+        100.0 * mean(|row| row.data_wait),
+        clock(seconds_left)
+    )
 }
 
 fn clock(seconds: f64) -> String {
