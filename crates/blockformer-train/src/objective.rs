@@ -27,9 +27,11 @@ impl Objective {
         Self { losses, normalizer, precision, loss_scale: 1.0, recompute: false }
     }
 
-    /// The losses with the scale in them; cross-entropies have it by their [normalizer](Self::scaled_normalizer).
-    pub fn scaled_losses(&self) -> LossConfig {
-        self.losses.scaled(self.loss_scale)
+    /// The losses of one batch of a step, with the scale in them; cross-entropies have it by their
+    /// [normalizer](Self::scaled_normalizer). A block decoding loss is an average over its batch, so it is weighted by
+    /// the batch's share of the step's predictions; a contrastive one looks for its target among this batch's blocks.
+    pub fn scaled_losses(&self, batch: &Batch) -> LossConfig {
+        self.losses.scaled(self.loss_scale * batch.n_predicted as f64 / self.normalizer)
     }
 
     /// The normalizer with the scale in it.
@@ -39,7 +41,7 @@ impl Objective {
 
     /// One backward pass over all losses; returns the sum of the cross-entropies of tokens, in nats.
     pub fn backward_at_once<M: Trainable>(&self, model: &M, batch: &Batch, gradients: &mut GradientAccumulator) -> f64 {
-        let losses = self.precision.shadow(model).losses(batch, &self.scaled_losses(), self.scaled_normalizer());
+        let losses = self.precision.shadow(model).losses(batch, &self.scaled_losses(batch), self.scaled_normalizer());
         let sum = losses.tokens.sum();
         gradients.add(model, losses.graph().backward());
         sum

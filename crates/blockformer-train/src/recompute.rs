@@ -39,7 +39,7 @@ pub(crate) fn backward<E: Embedder, T: TokenDecoder>(
     if let Some(gradient) = from_own {
         graph = graph + surrogate(own_windows(&model_again, block_embeddings.clone(), first), gradient);
     }
-    if let Some(loss) = objective.scaled_losses().of_blocks(context_embeddings, block_embeddings, mask) {
+    if let Some(loss) = objective.scaled_losses(batch).of_blocks(context_embeddings, block_embeddings, mask) {
         graph = graph + loss;
     }
     gradients.add(model, graph.backward());

@@ -56,6 +56,23 @@ fn a_learned_start_and_several_contexts_are_trained_and_first_blocks_count() {
 }
 
 #[test]
+fn accumulation_does_not_change_the_weight_of_a_block_loss() {
+    let start = model();
+    let documents = (3..60u32).map(|n| (0..n).map(|i| 1 + (i * i + n) % 15).collect::<Vec<_>>());
+    let packing = PackingConfig { block_length: 4, ..PackingConfig::vanilla(32, 0) };
+    let data = PackedDataset::new(InMemoryCorpus::from_documents(documents), packing).unwrap();
+    let norm = |accumulation| {
+        let block_decoding = Some(BlockDecodingLoss { kind: BlockDecodingLossKind::Mse, weight: 100.0 });
+        let losses = LossConfig { block_decoding, ..LossConfig::default() };
+        let config = TrainConfig { batch_size: 8, accumulation, losses, ..TrainConfig::default() };
+        let mut trainer = Trainer::new(start.clone(), data.clone(), config, &Device::flex().autodiff()).unwrap();
+        trainer.step().unwrap().gradient_norm
+    };
+    let (whole, parts) = (norm(1), norm(4));
+    assert!((whole - parts).abs() < 1e-3 * whole, "{whole} and {parts}");
+}
+
+#[test]
 fn a_batch_of_nothing_but_padding_has_no_loss_and_no_gradient() {
     let model = model();
     let sample = Sample { ids: vec![0; 32], mask: vec![false; 32], prompt: Vec::new() };
