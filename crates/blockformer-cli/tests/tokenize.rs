@@ -1,12 +1,13 @@
 //! `blockformer tokenize`, and training on what it writes.
 
+mod small_run;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use blockformer::data::{Tokenizer, character_level};
-
-const TEXT: &str = "one two three four five six seven eight nine ten, ";
+use small_run::TEXT;
 
 /// A directory with `text.jsonl`, `tokenizer.json` and `config.json`, a model of a few thousand parameters.
 fn workspace() -> tempfile::TempDir {
@@ -14,22 +15,7 @@ fn workspace() -> tempfile::TempDir {
     let line = |n: usize| serde_json::json!({ "body": TEXT.repeat(n % 7) }).to_string() + "\n";
     fs::write(directory.path().join("text.jsonl"), (0..60).map(line).collect::<String>()).expect("written");
     character_level(TEXT).expect("a tokenizer").save(directory.path().join("tokenizer.json")).expect("written");
-    let layers = serde_json::json!({
-        "d_model": 32, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16, "d_ff": 64,
-        "activation": "silu", "gated": true, "norm": "rms_norm", "norm_eps": 1e-5, "residual": "sequential",
-        "rotary": {"fraction": 1.0, "base": 10000.0}, "qkv_bias": false, "output_bias": false,
-        "feed_forward_bias": false, "max_positions": 64, "initializer_range": 0.02
-    });
-    let config = serde_json::json!({
-        "architecture": "block_transformer", "vocab_size": 32, "block_length": 4, "n_embedding_tokens": 1,
-        "max_length": 128, "pad_token_id": 0, "eos_token_id": 0, "random_pad_first_block": true,
-        "pad_to_block_boundary": true,
-        "embedder": {"kind": "lookup", "d_embedding": 8, "projection": "concat"},
-        "block_decoder": layers,
-        "token_decoder": {"kind": "prefix", "transformer": layers, "expansion": "layer", "expansion_ratio": 2,
-                          "tied_embeddings": true}
-    });
-    fs::write(directory.path().join("config.json"), config.to_string()).expect("written");
+    fs::write(directory.path().join("config.json"), small_run::config().to_string()).expect("written");
     directory
 }
 

@@ -8,11 +8,8 @@ use crate::PackError;
 use crate::cache::Cache;
 use crate::embedder::{Blocks, Embedder};
 use crate::profile::{Clock, Profile};
-use crate::stack::{Positions, Scratch, Stack, room};
+use crate::stack::{PREFILL_ROWS, Positions, Scratch, Stack, room};
 use crate::token_decoder::{TokenDecoder, TokenState, Tools};
-
-/// Positions of a prompt that go through the block decoder at once: sequences are taken in so many at a time.
-const PREFILL_ROWS: usize = 2048;
 
 #[derive(Debug, Clone)]
 pub(crate) struct BlockModel {
@@ -145,9 +142,7 @@ impl BlockModel {
             let padded = if state.padded.is_empty() { &[][..] } else { &state.padded[sequences.clone()] };
             let new = Positions { sequences: sequences.clone(), new: positions, group: n, padded };
             let spent = self.block_decoder.forward(level, x, &new, &mut state.blocks, &mut state.scratch);
-            state.profile.block_decoder.attention += spent.attention;
-            state.profile.block_decoder.feed_forward += spent.feed_forward;
-            state.profile.block_decoder.other += spent.other;
+            state.profile.block_decoder += spent;
             let last = x.chunks_exact(positions * d_model).map(|x| &x[(positions - n) * d_model..]);
             let context = state.context[sequences.start * n * d_model..].chunks_exact_mut(n * d_model);
             context.zip(last).for_each(|(context, last)| context.copy_from_slice(last));

@@ -1,5 +1,6 @@
 //! Where the time goes.
 
+use std::ops::AddAssign;
 use std::time::{Duration, Instant};
 
 /// Time spent in the parts of a model since its state was made.
@@ -30,6 +31,14 @@ impl StackProfile {
     /// All of it.
     pub fn total(&self) -> Duration {
         self.attention + self.feed_forward + self.other
+    }
+}
+
+impl AddAssign for StackProfile {
+    fn add_assign(&mut self, more: Self) {
+        self.attention += more.attention;
+        self.feed_forward += more.feed_forward;
+        self.other += more.other;
     }
 }
 

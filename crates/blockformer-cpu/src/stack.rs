@@ -12,6 +12,9 @@ use crate::cache::{Cache, Held};
 use crate::profile::{Clock, StackProfile};
 use crate::weights::{Linear, Norm};
 
+/// Positions of prompts that go through a stack at once: sequences are taken in so many at a time.
+pub(crate) const PREFILL_ROWS: usize = 2048;
+
 /// Buffers that every step uses anew.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Scratch {

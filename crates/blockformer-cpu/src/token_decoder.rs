@@ -155,9 +155,7 @@ impl TokenDecoder {
         let x = &mut state.x[..batch * new * d_model];
         let positions = Positions { sequences: 0..batch, new, group: 1, padded: &[] };
         let spent = self.stack.forward(tools.level, x, &positions, &mut state.cache, tools.scratch);
-        tools.profile.token_decoder.attention += spent.attention;
-        tools.profile.token_decoder.feed_forward += spent.feed_forward;
-        tools.profile.token_decoder.other += spent.other;
+        tools.profile.token_decoder += spent;
         state.cache.advance(new);
         let mut clock = Clock::start();
         if new > 1 {

@@ -7,11 +7,8 @@ use burn::tensor::Device;
 use crate::PackError;
 use crate::cache::Cache;
 use crate::profile::{Clock, Profile};
-use crate::stack::{Positions, Scratch, Stack, room};
+use crate::stack::{PREFILL_ROWS, Positions, Scratch, Stack, room};
 use crate::tokens::Vocabulary;
-
-/// Positions of prompts that go through the layers at once: sequences are taken in so many at a time.
-const PREFILL_ROWS: usize = 2048;
 
 #[derive(Debug, Clone)]
 pub(crate) struct VanillaModel {
@@ -114,9 +111,7 @@ impl VanillaModel {
             let padded = if state.padded.is_empty() { &[][..] } else { &state.padded[sequences.clone()] };
             let positions = Positions { sequences: sequences.clone(), new, group: 1, padded };
             let spent = self.stack.forward(level, x, &positions, &mut state.cache, &mut state.scratch);
-            state.profile.token_decoder.attention += spent.attention;
-            state.profile.token_decoder.feed_forward += spent.feed_forward;
-            state.profile.token_decoder.other += spent.other;
+            state.profile.token_decoder += spent;
             let last = x.chunks_exact(new * d_model).map(|x| &x[(new - 1) * d_model..]);
             let kept = state.last[sequences.start * d_model..].chunks_exact_mut(d_model);
             kept.zip(last).for_each(|(kept, last)| kept.copy_from_slice(last));

@@ -2,9 +2,9 @@
 
 use blockformer_embedder::Embedder;
 use blockformer_kv_cache::KvCache;
-use blockformer_model::{BlockLayout, BlockTransformer, BlockedPrompts};
+use blockformer_model::{BlockLayout, BlockTransformer, BlockedPrompts, real_blocks};
 use blockformer_token_decoder::{TokenCache, TokenDecoder, TokenInput};
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData, s};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 use crate::LanguageModel;
 
@@ -60,7 +60,7 @@ impl<E: Embedder, T: TokenDecoder> LanguageModel for BlockTransformer<E, T> {
             device: device.clone(),
         };
         let mask = prompts.mask(device);
-        let real = mask.clone().map(|mask| mask.any_dim(2).squeeze_dim(2)); // [batch, n_blocks]
+        let real = real_blocks(mask.clone());
         let blocks = self.embedder.forward(prompts.ids(device), mask); // [batch, n_blocks, n_embedding_tokens, d_model]
         let (blocks, real) = self.context_ends.with_start(blocks, real);
         let logits = take_in(self, &mut state, blocks, real);
@@ -97,15 +97,12 @@ fn take_in<E: Embedder, T: TokenDecoder>(
     blocks: Tensor<4>,
     real: Option<Tensor<2, Bool>>,
 ) -> Tensor<2> {
-    let [batch, n_blocks, _, d_model] = blocks.dims();
-    state.n_blocks += n_blocks;
+    state.n_blocks += blocks.dims()[1];
     let mask = state.block_mask();
     let contexts = model.block_decoder.forward(blocks, mask, Some(&mut state.blocks));
-    let (windows, recent) = model.context_ends.windows(contexts, real, state.recent.take());
+    let (window, recent) = model.context_ends.last_window(contexts, real, state.recent.take());
     state.recent = recent;
-    let n_contexts = windows.dims()[2];
-    let last = windows.slice(s![.., n_blocks - 1.., .., ..]).reshape([batch, n_contexts, d_model]);
-    let hidden = model.token_decoder.forward(TokenInput::start(last), Some(&mut state.tokens)); // [batch, 1, d_model]
+    let hidden = model.token_decoder.forward(TokenInput::start(window), Some(&mut state.tokens)); // [batch, 1, d_model]
     model.logits(hidden).squeeze_dim(1)
 }
 

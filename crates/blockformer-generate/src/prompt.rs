@@ -50,14 +50,9 @@ impl AlignedPrompt {
         alignment: Alignment,
         layout: &BlockLayout,
     ) -> Result<Self, PromptError> {
-        let BlockLayout { block_length, max_length, vocab_size, .. } = *layout;
+        let BlockLayout { block_length, max_length, .. } = *layout;
         let index = 0;
-        if prompt.is_empty() && !layout.predict_first_block {
-            return Err(PromptError::Empty { index });
-        }
-        if let Some(&id) = prompt.iter().find(|id| **id as usize >= vocab_size) {
-            return Err(PromptError::OutOfVocabulary { index, id, vocab_size });
-        }
+        layout.check_prompt(index, prompt)?;
         let forced = alignment == Alignment::ForceRest && (prompt.len() >= block_length || layout.predict_first_block);
         let rest = if forced { prompt.len() % block_length } else { 0 };
         let (whole, rest) = prompt.split_at(prompt.len() - rest);

@@ -45,10 +45,7 @@ fn log_likelihood<M: PagedModel>(
         return Err(GenerateError::NothingToGenerate);
     }
     let prompt = AlignedPrompt::new(context, continuation.len(), Alignment::PadFirstBlock, &layout)?;
-    let vocab_size = layout.vocab_size;
-    if let Some(&id) = continuation.iter().find(|id| **id as usize >= vocab_size) {
-        return Err(PromptError::OutOfVocabulary { index: 0, id, vocab_size }.into());
-    }
+    layout.check_ids(0, continuation)?;
     let (mut ids, mut real) = (prompt.ids, prompt.real);
     let from = ids.len();
     ids.extend(continuation);

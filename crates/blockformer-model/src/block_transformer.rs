@@ -86,7 +86,7 @@ impl<E: Embedder, T: TokenDecoder> BlockTransformer<E, T> {
         let (tokens, max_length) = (n_blocks * self.layout.block_length, self.layout.max_length);
         assert!(tokens <= max_length, "{tokens} tokens in a context of {max_length}");
         let block_embeddings = self.embedder.forward(ids, mask.clone());
-        let (contexts, real) = self.contexts(block_embeddings.clone(), block_mask(mask));
+        let (contexts, real) = self.contexts(block_embeddings.clone(), real_blocks(mask));
         let positions = contexts.dims()[1];
         let context_embeddings = contexts.clone().slice(s![.., positions - n_blocks.., .., ..]);
         // The last context embedding predicts a block that is not there.
@@ -109,7 +109,7 @@ impl<E: Embedder, T: TokenDecoder> BlockTransformer<E, T> {
     pub fn context(&self, ids: Tensor<3, Int>, mask: Option<Tensor<3, Bool>>) -> (Tensor<4>, Tensor<4>) {
         let n_blocks = ids.dims()[1];
         let block_embeddings = self.embedder.forward(ids, mask.clone());
-        let (contexts, _) = self.contexts(block_embeddings.clone(), block_mask(mask));
+        let (contexts, _) = self.contexts(block_embeddings.clone(), real_blocks(mask));
         let positions = contexts.dims()[1];
         (block_embeddings, contexts.slice(s![.., positions - n_blocks.., .., ..]))
     }
@@ -156,7 +156,11 @@ impl<E: Embedder, T: TokenDecoder> BlockTransformer<E, T> {
     }
 }
 
-/// Which blocks hold a real token, `[batch, n_blocks]`.
-fn block_mask(mask: Option<Tensor<3, Bool>>) -> Option<Tensor<2, Bool>> {
+/// Which blocks hold a real token.
+///
+/// # Shapes
+/// - `mask`: `[batch, n_blocks, block_length]`, false on padding
+/// - returns: `[batch, n_blocks]`
+pub fn real_blocks(mask: Option<Tensor<3, Bool>>) -> Option<Tensor<2, Bool>> {
     mask.map(|mask| mask.any_dim(2).squeeze_dim(2))
 }

@@ -63,13 +63,31 @@ impl BlockLayout {
         tokens.div_ceil(self.block_length)
     }
 
-    fn check(&self, index: usize, prompt: &[u32], new_tokens: usize) -> Result<(), PromptError> {
+    /// Checks that prompt `index` is one a model of this layout can go on from, whatever its length.
+    ///
+    /// # Errors
+    /// [`PromptError::Empty`] unless the model predicts first blocks; as [`check_ids`](Self::check_ids).
+    pub fn check_prompt(&self, index: usize, prompt: &[u32]) -> Result<(), PromptError> {
         if prompt.is_empty() && !self.predict_first_block {
             return Err(PromptError::Empty { index });
         }
-        if let Some(&id) = prompt.iter().find(|&&id| id as usize >= self.vocab_size) {
-            return Err(PromptError::OutOfVocabulary { index, id, vocab_size: self.vocab_size });
+        self.check_ids(index, prompt)
+    }
+
+    /// Checks that the ids of text `index` are in the vocabulary.
+    ///
+    /// # Errors
+    /// [`PromptError::OutOfVocabulary`] naming the first that is not.
+    pub fn check_ids(&self, index: usize, ids: &[u32]) -> Result<(), PromptError> {
+        let vocab_size = self.vocab_size;
+        match ids.iter().find(|&&id| id as usize >= vocab_size) {
+            Some(&id) => Err(PromptError::OutOfVocabulary { index, id, vocab_size }),
+            None => Ok(()),
         }
+    }
+
+    fn check(&self, index: usize, prompt: &[u32], new_tokens: usize) -> Result<(), PromptError> {
+        self.check_prompt(index, prompt)?;
         let Self { block_length, max_length, .. } = *self;
         let tokens = prompt.len();
         let blocks = self.n_blocks(tokens).saturating_add(self.n_blocks(new_tokens));

@@ -91,6 +91,26 @@ impl ContextEnds {
         (Tensor::cat(parts, 2), Some(known.slice(s![.., n.., .., ..])))
     }
 
+    /// The window of the last block alone, and what [`windows`](Self::windows) gives beside it.
+    ///
+    /// # Shapes
+    /// - `contexts`, `real`, `recent`: as for [`windows`](Self::windows)
+    /// - returns: `[batch, context_blocks · n_embedding_tokens, d_model]`
+    pub fn last_window(
+        &self,
+        contexts: Tensor<4>,
+        real: Option<Tensor<2, Bool>>,
+        recent: Option<Tensor<4>>,
+    ) -> (Tensor<3>, Option<Tensor<4>>) {
+        let n = contexts.dims()[1];
+        // The contexts that the window holds: where there are as many, no older ones are asked for.
+        let first = n.saturating_sub(self.context_blocks);
+        let contexts = contexts.slice(s![.., first.., .., ..]);
+        let (windows, recent) = self.windows(contexts, real.map(|real| real.slice(s![.., first..])), recent);
+        let last = windows.dims()[1] - 1;
+        (windows.slice(s![.., last.., .., ..]).squeeze_dim(1), recent)
+    }
+
     /// Contexts behind the `context_blocks - 1` before them, `[batch, context_blocks - 1 + n, n_embedding_tokens,
     /// d_model]`, the absent one in place of those of padding.
     fn known(&self, contexts: Tensor<4>, real: Option<Tensor<2, Bool>>, recent: Option<Tensor<4>>) -> Tensor<4> {
@@ -177,7 +197,13 @@ mod tests {
             let (mut recent, mut parts) = (None, Vec::new());
             for range in [0..1, 1..2, 2..5] {
                 let part = all.clone().slice(s![.., range, .., ..]);
+                let (window, also_last) = ends.last_window(part.clone(), None, recent.clone());
                 let (windows, last) = ends.windows(part, None, recent);
+                let n = windows.dims()[1];
+                window
+                    .into_data()
+                    .assert_eq(&windows.clone().slice(s![.., n - 1.., .., ..]).squeeze_dim::<3>(1).into_data(), true);
+                assert_eq!(also_last.map(Tensor::into_data), last.clone().map(Tensor::into_data));
                 parts.push(windows);
                 recent = last;
             }

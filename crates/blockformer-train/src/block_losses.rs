@@ -1,5 +1,6 @@
 //! The losses on block embeddings that the authors' code offers beside the loss on tokens.
 
+use blockformer_model::real_blocks;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Bool, FloatDType, Tensor, s};
 use serde::{Deserialize, Serialize};
@@ -45,8 +46,7 @@ impl LossConfig {
         mask: Option<Tensor<3, Bool>>,
     ) -> Option<Tensor<1>> {
         let loss = self.block_decoding?;
-        let real = mask.map(|mask| mask.any_dim(2).squeeze_dim(2)); // [batch, n_blocks]
-        Some(loss.kind.forward(context, blocks, real).mul_scalar(loss.weight))
+        Some(loss.kind.forward(context, blocks, real_blocks(mask)).mul_scalar(loss.weight))
     }
 
     /// The same with the loss on block embeddings multiplied by `factor`.

@@ -1,6 +1,7 @@
 //! Loss on held-out samples.
 
-use blockformer_data::{PackedDataset, Sample, TokenCorpus};
+use blockformer_data::{PackedDataset, PackingConfig, Sample, TokenCorpus};
+use blockformer_model::BlockLayout;
 use burn::tensor::Device;
 
 use crate::{Batch, TrainError, Trainable};
@@ -33,18 +34,8 @@ impl Evaluation {
         device: &Device,
     ) -> Result<Self, TrainError> {
         let layout = model.layout();
+        check_fit(data.config(), &layout)?;
         let (block_length, first) = (layout.block_length, layout.first_predicted_block());
-        let (sample, context) = (data.config().sample_len(), model.layout().max_length);
-        if sample > context {
-            return Err(TrainError::SampleLength { sample, context });
-        }
-        if data.config().block_length != block_length {
-            return Err(TrainError::BlockLength { data: data.config().block_length, model: block_length });
-        }
-        if sample <= first * block_length {
-            let expected = "at least two blocks";
-            return Err(TrainError::Setting { field: "max_length", value: sample as f64, expected });
-        }
         let batch_size = batch_size.max(1);
         let mut sums = vec![0.0; block_length];
         let mut counts = vec![0usize; block_length];
@@ -52,7 +43,7 @@ impl Evaluation {
         for start in (0..n_samples).step_by(batch_size) {
             let samples: Vec<_> =
                 (start..(start + batch_size).min(n_samples)).map(|index| data.sample(index)).collect();
-            check_vocabulary(&samples, model.layout().vocab_size)?;
+            check_vocabulary(&samples, layout.vocab_size)?;
             let loss = model.loss(&Batch::new(&samples, &layout, device), 1.0);
             let predicted = samples.iter().flat_map(|sample| sample.counted().skip(first * block_length));
             let losses = loss.per_token.into_data();
@@ -77,6 +68,23 @@ impl Evaluation {
     pub fn perplexity(&self) -> f64 {
         self.loss.exp()
     }
+}
+
+/// Checks that samples packed so suit a model of this layout.
+pub(crate) fn check_fit(packing: &PackingConfig, layout: &BlockLayout) -> Result<(), TrainError> {
+    let (data, model) = (packing.block_length, layout.block_length);
+    if data != model {
+        return Err(TrainError::BlockLength { data, model });
+    }
+    let (sample, context) = (packing.sample_len(), layout.max_length);
+    if sample > context {
+        return Err(TrainError::SampleLength { sample, context });
+    }
+    if sample <= model * layout.first_predicted_block() {
+        let expected = "at least two blocks";
+        return Err(TrainError::Setting { field: "max_length", value: sample as f64, expected });
+    }
+    Ok(())
 }
 
 /// Checks that samples hold no ids beyond the vocabulary.

@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use blockformer_files::write_atomically;
 use serde::{Deserialize, Serialize};
 
 use crate::{StepReport, TrainError};
@@ -147,9 +148,7 @@ impl LogFile {
             String::new()
         };
         let kept: String = old.split_inclusive('\n').filter(|line| keep(line.trim_end())).collect();
-        let temporary = path.with_extension("writing");
-        fs::write(&temporary, &kept).map_err(|e| TrainError::io("write", &temporary, e))?;
-        fs::rename(&temporary, &path).map_err(|e| TrainError::io("write", &path, e))?;
+        write_atomically(&path, &kept).map_err(|e| TrainError::io("write", &path, e))?;
         let file = OpenOptions::new().append(true).open(&path).map_err(|e| TrainError::io("write", &path, e))?;
         Ok(Self { path, file, is_empty: kept.is_empty() })
     }

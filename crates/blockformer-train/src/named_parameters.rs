@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use blockformer_model::ParameterPath;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
 
@@ -27,21 +28,21 @@ impl Parameter {
 
 /// Every parameter, in the order of the model; lazy ones stay undrawn.
 pub(crate) fn shapes<M: Module>(model: &M) -> Vec<Parameter> {
-    let mut visitor = Shapes { path: Path::default(), found: Vec::new() };
+    let mut visitor = Shapes { path: ParameterPath::default(), found: Vec::new() };
     model.visit(&mut visitor);
     visitor.found
 }
 
 /// The value of every parameter.
 pub(crate) fn values<M: Module>(model: &M) -> BTreeMap<String, Value> {
-    let mut visitor = Values { path: Path::default(), found: BTreeMap::new() };
+    let mut visitor = Values { path: ParameterPath::default(), found: BTreeMap::new() };
     model.visit(&mut visitor);
     visitor.found
 }
 
 /// Gives parameters the values that `value` has for them; the others stay as they are, lazy ones undrawn.
 pub(crate) fn replace<M: Module>(model: M, value: impl FnMut(&str) -> Option<Value>) -> M {
-    model.map(&mut Replace { path: Path::default(), value })
+    model.map(&mut Replace { path: ParameterPath::default(), value })
 }
 
 /// The value of a parameter, without its graph.
@@ -79,44 +80,8 @@ impl Value {
     }
 }
 
-/// Where a visit is.
-#[derive(Default)]
-struct Path {
-    names: Vec<String>,
-    containers: Vec<String>,
-}
-
-impl Path {
-    fn enter(&mut self, name: &str, container: &str) {
-        self.containers.push(container.into());
-        if !container.starts_with("Enum:") {
-            self.names.push(name.into());
-        }
-    }
-
-    fn exit(&mut self, container: &str) {
-        self.containers.pop();
-        if !container.starts_with("Enum:") {
-            self.names.pop();
-        }
-    }
-
-    fn in_linear(&self) -> bool {
-        self.containers.last().is_some_and(|container| container == "Struct:Linear")
-    }
-
-    fn name(&self) -> String {
-        let path = self.names.join(".");
-        match path.rsplit_once('.') {
-            Some((module, "gamma")) => format!("{module}.weight"),
-            Some((module, "beta")) => format!("{module}.bias"),
-            _ => path,
-        }
-    }
-}
-
 struct Shapes {
-    path: Path,
+    path: ParameterPath,
     found: Vec<Parameter>,
 }
 
@@ -136,7 +101,7 @@ impl ModuleVisitor for Shapes {
 }
 
 struct Values {
-    path: Path,
+    path: ParameterPath,
     found: BTreeMap<String, Value>,
 }
 
@@ -155,7 +120,7 @@ impl ModuleVisitor for Values {
 }
 
 struct Replace<F> {
-    path: Path,
+    path: ParameterPath,
     value: F,
 }
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 use blockformer_data::{BatchOrder, PackedDataset, PrefetchConfig, Prefetcher, Sample, TokenCorpus};
 use burn::tensor::Device;
 
-use crate::evaluation::check_vocabulary;
+use crate::evaluation::{check_fit, check_vocabulary};
 use crate::{
     Batch, Evaluation, LossScale, Objective, Optimizer, TrainConfig, TrainError, Trainable, checkpoint,
     checkpoint::Identity, clip_gradients, replicas, scale_gradients,
@@ -61,21 +61,7 @@ impl<M: Trainable, C: TokenCorpus + 'static> Trainer<M, C> {
     /// [`TrainError`] if settings, data and model do not fit together.
     pub fn new(model: M, data: PackedDataset<C>, config: TrainConfig, device: &Device) -> Result<Self, TrainError> {
         config.validate()?;
-        let (model_length, data_length) = (model.layout().block_length, data.config().block_length);
-        if model_length != data_length {
-            return Err(TrainError::BlockLength { data: data_length, model: model_length });
-        }
-        let (sample, context) = (data.config().sample_len(), model.layout().max_length);
-        if sample > context {
-            return Err(TrainError::SampleLength { sample, context });
-        }
-        if sample <= model_length * model.layout().first_predicted_block() {
-            return Err(TrainError::Setting {
-                field: "max_length",
-                value: sample as f64,
-                expected: "at least two blocks",
-            });
-        }
+        check_fit(data.config(), &model.layout())?;
         // Batches of one: a step takes as many as its batch holds.
         let order = BatchOrder::new(data.len(), 1, config.seed)?;
         let optimizer = Optimizer::with_groups(&config.optimizer, &config.parameter_groups, &model)?;
@@ -229,9 +215,9 @@ impl<M: Trainable, C: TokenCorpus + 'static> Trainer<M, C> {
     /// The batches of a step: for each device, one a pass.
     fn batches(&mut self, step: usize) -> Result<Vec<Vec<Batch>>, TrainError> {
         let samples = self.samples(step)?;
-        check_vocabulary(&samples, self.model().layout().vocab_size)?;
-        let share = self.config.micro_batch_size() / self.devices.len();
         let layout = self.model().layout();
+        check_vocabulary(&samples, layout.vocab_size)?;
+        let share = self.config.micro_batch_size() / self.devices.len();
         let mut shares: Vec<Vec<Batch>> = vec![Vec::new(); self.devices.len()];
         for (index, samples) in samples.chunks(share).enumerate() {
             let worker = index % self.devices.len();

@@ -11,25 +11,27 @@ pub(crate) const TEXT: &str = "one two three four five six seven eight nine ten,
 pub(crate) fn workspace() -> tempfile::TempDir {
     let directory = tempfile::tempdir().expect("a temporary directory");
     fs::write(directory.path().join("text.txt"), TEXT.repeat(60)).expect("written");
-    let layers = |n: usize| {
-        serde_json::json!({
-            "d_model": 32, "n_layers": n, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16, "d_ff": 64,
-            "activation": "silu", "gated": true, "norm": "rms_norm", "norm_eps": 1e-5, "residual": "sequential",
-            "rotary": {"fraction": 1.0, "base": 10000.0}, "qkv_bias": false, "output_bias": false,
-            "feed_forward_bias": false, "max_positions": 64, "initializer_range": 0.02
-        })
-    };
-    let config = serde_json::json!({
+    fs::write(directory.path().join("config.json"), config().to_string()).expect("written");
+    directory
+}
+
+/// The configuration of the model.
+pub(crate) fn config() -> serde_json::Value {
+    let layers = serde_json::json!({
+        "d_model": 32, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16, "d_ff": 64,
+        "activation": "silu", "gated": true, "norm": "rms_norm", "norm_eps": 1e-5, "residual": "sequential",
+        "rotary": {"fraction": 1.0, "base": 10000.0}, "qkv_bias": false, "output_bias": false,
+        "feed_forward_bias": false, "max_positions": 64, "initializer_range": 0.02
+    });
+    serde_json::json!({
         "architecture": "block_transformer", "vocab_size": 32, "block_length": 4, "n_embedding_tokens": 1,
         "max_length": 128, "pad_token_id": 0, "eos_token_id": 0, "random_pad_first_block": true,
         "pad_to_block_boundary": true,
         "embedder": {"kind": "lookup", "d_embedding": 8, "projection": "concat"},
-        "block_decoder": layers(1),
-        "token_decoder": {"kind": "prefix", "transformer": layers(1), "expansion": "layer", "expansion_ratio": 2,
+        "block_decoder": layers,
+        "token_decoder": {"kind": "prefix", "transformer": layers, "expansion": "layer", "expansion_ratio": 2,
                           "tied_embeddings": true}
-    });
-    fs::write(directory.path().join("config.json"), config.to_string()).expect("written");
-    directory
+    })
 }
 
 /// The command that trains in `directory` with small settings, which `more` may replace.

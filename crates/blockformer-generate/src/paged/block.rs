@@ -43,9 +43,9 @@ impl<E: Embedder, T: TokenDecoder> PagedModel for BlockTransformer<E, T> {
         let parts: Vec<_> = start.into_iter().chain(embedded).collect(); // [rows, n, n_embedding_tokens, d_model]
         assert!(!parts.is_empty(), "no blocks to take in");
         let contexts = self.block_decoder.forward_paged(Tensor::cat(parts, 1), batch);
-        let n_blocks = contexts.dims()[1];
-        let (windows, recent) = self.context_ends.windows(contexts, None, before.and_then(|before| before.recent));
-        Context { window: windows.slice(s![.., n_blocks - 1.., .., ..]).squeeze_dim(1), recent }
+        let recent = before.and_then(|before| before.recent);
+        let (window, recent) = self.context_ends.last_window(contexts, None, recent);
+        Context { window, recent }
     }
 
     fn begin_blocks(&self, window: Tensor<3>) -> (T::Cache, Tensor<2>) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use blockformer_model::reference::{self, Format, Layout, TrainerFile, Translation};
-use blockformer_model::{AnyModel, ModelConfig};
+use blockformer_model::{AnyModel, ModelConfig, ParameterPath};
 use blockformer_token_decoder::TokenDecoderConfig;
 use blockformer_train::{Batch, BlockDecodingLoss, BlockDecodingLossKind, LossConfig};
 use burn::module::{Module, ModuleVisitor, Param};
@@ -224,7 +224,7 @@ fn read_arrays(path: &Path) -> Result<Arrays, VerifyError> {
 /// Calls `visit` with every parameter's path (without enum variants, in PyTorch's words), and its numbers as
 /// `value` picks them (its values, or its gradient), linear weights as `[out, in]`.
 pub(super) fn for_each_parameter<M: Module>(model: &M, value: impl ParameterValue, visit: impl FnMut(&str, Vec<f32>)) {
-    model.visit(&mut Visitor { path: Vec::new(), containers: Vec::new(), value, visit });
+    model.visit(&mut Visitor { path: ParameterPath::default(), value, visit });
 }
 
 /// Picks a tensor of a parameter.
@@ -233,37 +233,23 @@ pub(super) trait ParameterValue {
 }
 
 struct Visitor<V, F> {
-    path: Vec<String>,
-    containers: Vec<String>,
+    path: ParameterPath,
     value: V,
     visit: F,
 }
 
 impl<V: ParameterValue, F: FnMut(&str, Vec<f32>)> ModuleVisitor for Visitor<V, F> {
     fn enter_module(&mut self, name: &str, container_type: &str) {
-        self.containers.push(container_type.into());
-        if !container_type.starts_with("Enum:") {
-            self.path.push(name.into());
-        }
+        self.path.enter(name, container_type);
     }
 
     fn exit_module(&mut self, _name: &str, container_type: &str) {
-        self.containers.pop();
-        if !container_type.starts_with("Enum:") {
-            self.path.pop();
-        }
+        self.path.exit(container_type);
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         let Some(tensor) = self.value.of(param) else { return };
-        let linear = D == 2 && self.containers.last().is_some_and(|container| container == "Struct:Linear");
-        let tensor = if linear { tensor.swap_dims(0, 1) } else { tensor };
-        let path = self.path.join(".");
-        let path = match path.rsplit_once('.') {
-            Some((module, "gamma")) => format!("{module}.weight"),
-            Some((module, "beta")) => format!("{module}.bias"),
-            _ => path,
-        };
-        (self.visit)(&path, tensor.into_data().iter::<f32>().collect());
+        let tensor = if D == 2 && self.path.in_linear() { tensor.swap_dims(0, 1) } else { tensor };
+        (self.visit)(&self.path.name(), tensor.into_data().iter::<f32>().collect());
     }
 }
