@@ -158,6 +158,18 @@ pub struct Measurement {
     pub peak_bytes: Option<usize>,
     /// Where the time went, where the model tells.
     pub components: Option<Components>,
+    /// The prompts and what was generated, in `tokens.json` alone.
+    #[serde(skip)]
+    pub tokens: Tokens,
+}
+
+/// What a measurement was of, so that others can repeat it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Tokens {
+    /// Ids of every prompt.
+    pub prompts: Vec<Vec<u32>>,
+    /// The ids behind each, the same in every repeat.
+    pub generated: Vec<Vec<u32>>,
 }
 
 /// Measures a workload: random prompts, the likeliest token each time, no end of text. The prompts, and with the same
@@ -176,14 +188,16 @@ pub fn measure(
             return Err(BenchError::Range { what, value, expected: "at least 1" });
         }
     }
-    let runs = match subject.model {
+    let (prompts, runs) = match subject.model {
         Model::Plain(model) => repeat(&Bench { model, profile: |_| None }, workload, options, device)?,
         Model::Packed(model) => {
             let profile = |state: &CpuState| Some((state.profile(), state.buffer_bytes()));
             repeat(&Bench { model, profile }, workload, options, device)?
         }
     };
-    Ok(summary(subject, workload, options, &runs))
+    let steps = runs.last().map_or(&[][..], |run| &run.generated);
+    let generated = (0..options.batch).map(|row| steps.iter().map(|tokens| tokens[row]).collect()).collect();
+    Ok(Measurement { tokens: Tokens { prompts, generated }, ..summary(subject, workload, options, &runs) })
 }
 
 /// Bytes that a workload takes at a batch size, beside what the process has already: the peak of a prefill and one
@@ -222,6 +236,8 @@ struct Run {
     kv_bytes: usize,
     buffer_bytes: Option<usize>,
     peak_bytes: Option<usize>,
+    /// One list a step.
+    generated: Vec<Vec<u32>>,
 }
 
 fn repeat<M: LanguageModel>(
@@ -229,17 +245,19 @@ fn repeat<M: LanguageModel>(
     workload: &Workload,
     options: &MeasureOptions,
     device: &Device,
-) -> Result<Vec<Run>, BenchError> {
+) -> Result<(Vec<Vec<u32>>, Vec<Run>), BenchError> {
     let layout = bench.model.layout();
     let prompts: Vec<Vec<u32>> = (0..options.batch)
         .map(|row| prompt(workload.prompt_tokens, layout.vocab_size, options.seed.wrapping_add(row as u64)))
         .collect();
-    let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-    let blocked = layout.block_prompts(&prompts, workload.new_tokens)?;
+    let slices: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    let blocked = layout.block_prompts(&slices, workload.new_tokens)?;
     for _ in 0..options.warm_up {
         run(bench, &blocked, workload.new_tokens, device)?;
     }
-    (0..options.repeats).map(|_| run(bench, &blocked, workload.new_tokens, device)).collect()
+    let runs = (0..options.repeats).map(|_| run(bench, &blocked, workload.new_tokens, device));
+    let runs = runs.collect::<Result<_, _>>()?;
+    Ok((prompts, runs))
 }
 
 /// Ids that look random.
@@ -262,12 +280,13 @@ fn run<M: LanguageModel>(
     let mut sampling = [Duration::ZERO; 2];
     let start = Instant::now();
     let (mut state, logits) = bench.model.prefill(prompts, new_tokens, device);
-    let mut tokens = choose(logits, &mut sampling[0])?;
+    let mut generated = Vec::with_capacity(new_tokens);
+    generated.push(choose(logits, &mut sampling[0])?);
     let first = start.elapsed();
     let prefill = (bench.profile)(&state).map(|(profile, _)| profile);
-    for _ in 1..new_tokens {
-        let logits = bench.model.step(&mut state, &tokens);
-        tokens = choose(logits, &mut sampling[1])?;
+    for step in 1..new_tokens {
+        let logits = bench.model.step(&mut state, &generated[step - 1]);
+        generated.push(choose(logits, &mut sampling[1])?);
     }
     let total = start.elapsed();
     let last = (bench.profile)(&state);
@@ -279,6 +298,7 @@ fn run<M: LanguageModel>(
         kv_bytes: bench.model.kv_bytes(&state),
         buffer_bytes: last.map(|(_, bytes)| bytes),
         peak_bytes: memory::peak_bytes(),
+        generated,
     })
 }
 
@@ -319,6 +339,7 @@ fn summary(subject: &Subject<'_>, workload: &Workload, options: &MeasureOptions,
             prefill: phase(&|part| median(&|profile, sampling| part(&Profile::default(), &profile[0], sampling[0]))),
             decode: phase(&|part| median(&|profile, sampling| part(&profile[0], &profile[1], sampling[1]))),
         }),
+        tokens: Tokens::default(),
     }
 }
 

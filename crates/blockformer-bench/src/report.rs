@@ -65,15 +65,22 @@ impl Report {
         serde_json::to_string_pretty(self).unwrap_or_default()
     }
 
-    /// Writes `bench.csv`, `bench.json`, `throughput.svg` and, where losses are known, `pareto.svg` into `directory`,
-    /// which is made if need be.
+    /// The prompts and the generated ids of every measurement, in order.
+    pub fn tokens_json(&self) -> String {
+        let tokens: Vec<_> = self.measurements.iter().map(|measurement| &measurement.tokens).collect();
+        serde_json::to_string(&tokens).unwrap_or_default() // as above
+    }
+
+    /// Writes `bench.csv`, `bench.json`, `tokens.json`, `throughput.svg` and, where losses are known, `pareto.svg` into
+    /// `directory`, which is made if need be.
     ///
     /// # Errors
     /// [`BenchError::Write`].
     pub fn write(&self, directory: &Path) -> Result<(), BenchError> {
         let failed = |path: &Path, reason: String| BenchError::Write { path: path.into(), reason };
         std::fs::create_dir_all(directory).map_err(|error| failed(directory, error.to_string()))?;
-        for (name, text) in [("bench.csv", self.to_csv()), ("bench.json", self.to_json())] {
+        let files = [("bench.csv", self.to_csv()), ("bench.json", self.to_json()), ("tokens.json", self.tokens_json())];
+        for (name, text) in files {
             let path = directory.join(name);
             std::fs::write(&path, text).map_err(|error| failed(&path, error.to_string()))?;
         }
@@ -128,7 +135,7 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Spread;
+    use crate::{Spread, Tokens};
 
     fn measurement(model: &str, batch: usize, speed: f64) -> Measurement {
         let spread = |x: f64| Spread { median: x, min: x / 2.0, max: 2.0 * x };
@@ -148,6 +155,7 @@ mod tests {
             buffer_bytes: Some(30),
             peak_bytes: None,
             components: None,
+            tokens: Tokens::default(),
         }
     }
 
@@ -155,6 +163,15 @@ mod tests {
         let measurements =
             vec![measurement("a, small", 1, 100.0), measurement("a, small", 8, 400.0), measurement("b", 1, 50.0)];
         Report { measurements, losses: vec![("a, small".into(), 3.0), ("b".into(), 2.5)], limits: None }
+    }
+
+    #[test]
+    fn tokens_stand_in_a_file_of_their_own() {
+        let mut report = report();
+        report.measurements[2].tokens = Tokens { prompts: vec![vec![1, 2]], generated: vec![vec![3]] };
+        assert!(!report.to_json().contains("generated"));
+        let json: serde_json::Value = serde_json::from_str(&report.tokens_json()).unwrap();
+        assert_eq!(json[2], serde_json::json!({ "prompts": [[1, 2]], "generated": [[3]] }));
     }
 
     #[test]

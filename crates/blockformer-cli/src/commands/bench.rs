@@ -48,9 +48,12 @@ pub(crate) struct Arguments {
     /// How weights are stored on a CPU
     #[arg(long, value_enum, value_delimiter = ',')]
     precision: Vec<Choice>,
-    /// Repeats that count, after a warm-up
+    /// Repeats that count
     #[arg(long, value_name = "N", default_value_t = 5)]
     repeats: usize,
+    /// Repeats before them that do not
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    warm_up: usize,
     /// Of the random prompts
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -60,7 +63,7 @@ pub(crate) struct Arguments {
     /// A model's loss in nats a token, for the picture of throughput and loss
     #[arg(long, value_name = "NAME=LOSS", value_parser = loss)]
     loss: Vec<(String, f64)>,
-    /// Where bench.csv, bench.json and the pictures go
+    /// Where bench.csv, bench.json, tokens.json and the pictures go
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -117,7 +120,8 @@ fn all_batches(
         }
     };
     for batch in batches {
-        let options = MeasureOptions { batch, repeats: arguments.repeats, seed: arguments.seed, warm_up: 1 };
+        let Arguments { repeats, warm_up, seed, .. } = *arguments;
+        let options = MeasureOptions { batch, repeats, seed, warm_up };
         let measured = measure(subject, workload, &options, device)?;
         print(&measured)?;
         report.measurements.push(measured);

@@ -1,0 +1,171 @@
+"""Generation by this library and by the authors' implementation in turn: the same weights, the same token ids.
+
+    python bench_reference.py COMMAND OUTPUT [--models block_19,block_85] [--batches 1,8,32,128] [--repeats 5]
+                              [--scale 8] [--dtypes f32,bf16] [--threads 1,2] [--workloads prefill-heavy,decode-heavy]
+
+COMMAND is the `blockformer` command. For every model, workload and batch size the two take turns, REPEATS times: each
+turn of ours is a process of its own with a warm-up before the run that counts; PyTorch keeps its model and has one
+warm-up. Writes OUTPUT/beside-reference.csv and .json, row by row; a run that was stopped goes on behind the rows that
+are there. See reference_model.py for what the Python must have.
+"""
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # or idle threads of PyTorch take the cores from the other side
+
+import torch
+from reference_model import Size, load_block_transformer, save_block_transformer, vanilla
+
+SIZES = {  # as the presets block_main_b4_… and vanilla_…
+    "block_5": (256, 3, 8), "block_19": (512, 3, 8), "block_85": (768, 6, 12),
+    "vanilla_31": (256, 6, 8), "vanilla_70": (512, 6, 8), "vanilla_160": (768, 12, 12), "vanilla_410": (1024, 24, 16),
+}
+WORKLOADS = {"prefill-heavy": (2048, 128), "decode-heavy": (128, 2048)}
+FIELDS = [
+    "model", "workload", "prompt_tokens", "new_tokens", "batch", "dtype", "threads", "repeats", "ours", "ours_min",
+    "ours_max", "reference", "reference_min", "reference_max", "ratio", "equal_tokens", "gigabytes_per_second",
+    "gigaflops", "weight_bytes", "kv_bytes", "buffer_bytes", "peak_bytes",
+]
+
+
+def make(name, directory, command):
+    """A model with random weights, as the authors' code (or Hugging Face's) saves it and as `command` reads it."""
+    width, layers, heads = SIZES[name]
+    size = Size(50304, width, layers, heads, max_length=4096)
+    if not (directory / "model.safetensors").exists():
+        if name.startswith("block"):
+            save_block_transformer(size, directory)
+        else:
+            torch.manual_seed(0)
+            vanilla(size).save_pretrained(directory)
+        subprocess.run([command, "convert", directory, directory / "converted"], check=True)
+    if name.startswith("block"):
+        return load_block_transformer(size, directory)
+    return type(vanilla(Size(64, 64, 1, 1, 64))).from_pretrained(directory)
+
+
+def ours(command, model, directory, cell, precision):
+    """One run; what `bench.json` says of it, with the limits, and the token ids."""
+    prompt, new, batch = cell
+    call = [
+        command, "bench", "--model", model, "--prompt-tokens", prompt, "--new-tokens", new, "--batch", batch,
+        "--repeats", 1, "--warm-up", 1, "--precision", precision, "--out", directory,
+    ]
+    done = subprocess.run([str(part) for part in call], capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(map(str, call))}\n{done.stderr}")
+    report = json.loads((directory / "bench.json").read_text())
+    tokens = json.loads((directory / "tokens.json").read_text())
+    return report["measurements"][0], report["limits"], tokens[0]
+
+
+def reference(model, prompts, new):
+    """Seconds, and the generated ids."""
+    ids = torch.tensor(prompts)
+    options = {"attention_mask": torch.ones_like(ids), "max_length": ids.shape[1] + new}
+    if hasattr(model, "gpt_neox"):
+        options["do_sample"] = False
+    with torch.inference_mode():
+        start = time.perf_counter()
+        output = model.generate(ids, **options)
+        seconds = time.perf_counter() - start
+    return seconds, output[:, ids.shape[1] : ids.shape[1] + new].tolist()
+
+
+def first_difference_gap(model, prompt, ours, theirs):
+    """Where two greedy continuations part: how far apart PyTorch's logits of the two tokens are there."""
+    at = next(i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b)
+    text = torch.tensor([prompt + theirs[: at + 4 - at % 4]])
+    with torch.inference_mode():
+        if hasattr(model, "gpt_neox"):
+            logits = model(torch.tensor([prompt + theirs[:at]])).logits[0, -1]
+        else:
+            text = torch.nn.functional.pad(text, (0, -text.shape[1] % 4), value=5)
+            blocks = text.reshape(1, -1, 4)
+            real = torch.ones_like(blocks)
+            out = model(input_ids=blocks, attention_mask=real, block_attention_mask=real[:, :, 0], labels=None)
+            logits = out["logits"].reshape(-1, out["logits"].shape[-1])[len(prompt) - 4 + at]
+    return float(abs(logits[ours[at]] - logits[theirs[at]]))
+
+
+def measure(arguments, name, model, workload, cell, dtype, threads, output):
+    torch.set_num_threads(threads)
+    speeds, ids, limits = {"ours": [], "reference": []}, None, []
+    for turn in range(arguments.repeats):
+        measured, limit, tokens = ours(arguments.command, output / name / "converted", output / "turn", cell, "f32")
+        if turn == 0:
+            reference(model, tokens["prompts"], min(8, cell[1]))
+        seconds, generated = reference(model, tokens["prompts"], cell[1])
+        speeds["ours"].append(measured["tokens_per_second"]["median"])
+        speeds["reference"].append(cell[1] * cell[2] / seconds)
+        limits.append(limit)
+        ids = (tokens["generated"], generated)
+        print(f"  {speeds['ours'][-1]:.1f} {speeds['reference'][-1]:.1f}", file=sys.stderr, flush=True)
+    same = sum(a == b for a, b in zip(*ids))
+    if dtype == "f32" and same < len(ids[0]):
+        gaps = [
+            first_difference_gap(model, prompt, a, b)
+            for prompt, a, b in zip(tokens["prompts"], *ids) if a != b
+        ]
+        print(f"  {len(gaps)} of {len(ids[0])} part; logits there at most {max(gaps):.1e} apart", file=sys.stderr)
+    row = {
+        "model": name, "workload": workload, "prompt_tokens": cell[0], "new_tokens": cell[1], "batch": cell[2],
+        "dtype": dtype, "threads": threads, "repeats": arguments.repeats,
+        "ratio": statistics.median(a / b for a, b in zip(speeds["ours"], speeds["reference"])),
+        "equal_tokens": f"{same}/{len(ids[0])}",
+        "gigabytes_per_second": statistics.median(limit["bytes_per_second"] for limit in limits) / 1e9,
+        "gigaflops": statistics.median(limit["flops"] for limit in limits) / 1e9,
+        **{field: measured[field] for field in ("weight_bytes", "kv_bytes", "buffer_bytes", "peak_bytes")},
+    }
+    for side, values in speeds.items():
+        row |= {side: statistics.median(values), side + "_min": min(values), side + "_max": max(values)}
+    return {field: round(row[field], 3) if isinstance(row[field], float) else row[field] for field in FIELDS}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command")
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--models", default="block_19,block_85")
+    parser.add_argument("--workloads", default="prefill-heavy,decode-heavy")
+    parser.add_argument("--batches", default="1,8,32,128")
+    parser.add_argument("--dtypes", default="f32")
+    parser.add_argument("--threads", default="2")
+    parser.add_argument("--scale", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    table = arguments.output / "beside-reference.csv"
+    rows = list(csv.DictReader(table.open())) if table.exists() else []
+    done = {(row["model"], row["workload"], row["batch"], row["dtype"], row["threads"]) for row in rows}
+    for name in arguments.models.split(","):
+        for dtype in arguments.dtypes.split(","):
+            model = make(name, arguments.output / name, arguments.command).eval()
+            model = model.to({"f32": torch.float32, "bf16": torch.bfloat16}[dtype])
+            for workload in arguments.workloads.split(","):
+                for batch in arguments.batches.split(","):
+                    for threads in arguments.threads.split(","):
+                        if (name, workload, batch, dtype, threads) in done:
+                            continue
+                        print(f"{name} {workload} batch {batch} {dtype} {threads} threads", file=sys.stderr, flush=True)
+                        cell = tuple(length // arguments.scale for length in WORKLOADS[workload]) + (int(batch),)
+                        row = measure(arguments, name, model, workload, cell, dtype, int(threads), arguments.output)
+                        rows.append(row)
+                        with table.open("w", newline="") as file:
+                            writer = csv.DictWriter(file, FIELDS)
+                            writer.writeheader()
+                            writer.writerows(rows)
+    for row in rows:
+        print(*(f"{field} {row[field]}" for field in ("model", "workload", "batch", "ours", "reference", "ratio")), sep=", ")
+
+
+if __name__ == "__main__":
+    main()
