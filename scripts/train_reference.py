@@ -45,10 +45,10 @@ def train(model_directory, run, threads):
                 labels=ids,
             )
             optimizer.zero_grad(set_to_none=True)
-            output.loss.backward()
+            output["loss"].backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            loss, norm = float(output.loss), float(norm)
+            loss, norm = float(output["loss"]), float(norm)
             predicted = ids.shape[0] * (ids.shape[1] - 1) * ids.shape[2]
             file.write(f"{step},{loss!r},{rate!r},{norm!r},{predicted},{time.perf_counter() - started}\n")
 
