@@ -34,7 +34,7 @@ impl Level {
         {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 levels.push(Self(Instructions::Avx2));
-                if is_x86_feature_detected!("avx512f") {
+                if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
                     levels.push(Self(Instructions::Avx512));
                 }
             }
@@ -76,7 +76,7 @@ impl Level {
             // SAFETY: a `Level` of AVX2 exists only where `supported` has found AVX2 and FMA.
             Instructions::Avx2 => unsafe { run_avx2(kernel) },
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: a `Level` of AVX-512 exists only where `supported` has found AVX-512F, AVX2 and FMA.
+            // SAFETY: a `Level` of AVX-512 exists only where `supported` has found AVX-512F, AVX-512BW, AVX2 and FMA.
             Instructions::Avx512 => unsafe { run_avx512(kernel) },
         }
     }
@@ -89,7 +89,7 @@ fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
 fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx512::new())
 }

@@ -2,16 +2,23 @@
 //!
 //! The work is cut into panels of 32 columns and chunks of rows, which threads take. A task walks its panels; in a
 //! panel it takes as many inputs as fit the first-level cache, and for these all its rows, a register tile at a time.
-//! With a single row that is one walk through the weights from front to back.
+//! With a single row that is one walk through the weights from front to back, two panels at a time.
+//!
+//! However the work is cut, every number is summed in the same order, input after input from zero (of quantised
+//! weights, group after group, each from zero and then scaled): the rows beside a row change no bit of it.
 #![allow(unsafe_code)] // Threads write disjoint columns of one output.
+
+mod integer;
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use crate::Level;
 use crate::activation::{Activation, apply};
-use crate::packed::{Bf16Row, F32Row, PackedMatrix, Panels};
-use crate::quantised::{GROUP, Int4Row, Int8Row};
+use crate::packed::{Bf16Row, F32Row, PackedMatrix, Panels, Precision};
 use crate::simd::{Kernel, PANEL, Simd};
+use integer::{Quantised, QuantisedRows};
 
 /// Inputs of a panel that are used for all rows before the next: 24 KiB of float32, in the first-level cache.
 const INPUTS: usize = 192;
@@ -68,16 +75,22 @@ pub fn matmul(level: Level, x: &[f32], weights: &PackedMatrix, epilogue: Epilogu
     let n_panels = n_outputs.div_ceil(PANEL);
     let out = Output { first: out.as_mut_ptr(), n_outputs };
     let tasks = rows.div_ceil(chunk) * n_panels;
-    let run = |range: std::ops::Range<usize>| {
-        level.run(Task { x, weights, epilogue, out: &out, chunk, range });
-    };
     let per_task = (TASK / (chunk * n_inputs * PANEL)).max(1);
-    if tasks <= per_task || rayon::current_num_threads() == 1 {
-        return run(0..tasks);
+    let product = |quantised: Option<&QuantisedRows>| {
+        let run = |range: Range<usize>| {
+            level.run(Task { x, quantised, weights, epilogue, out: &out, chunk, range });
+        };
+        if tasks <= per_task || rayon::current_num_threads() == 1 {
+            return run(0..tasks);
+        }
+        // A few pieces a thread even out what other processes take.
+        let pieces = tasks.div_ceil(per_task).min(4 * rayon::current_num_threads());
+        (0..pieces).into_par_iter().for_each(|piece| run(tasks * piece / pieces..tasks * (piece + 1) / pieces));
+    };
+    match weights.precision() {
+        Precision::F32 | Precision::Bf16 => product(None),
+        Precision::Int8 | Precision::Int4 => QuantisedRows::with(level, x, n_inputs, |rows| product(Some(rows))),
     }
-    // A few pieces a thread even out what other processes take.
-    let pieces = tasks.div_ceil(per_task).min(4 * rayon::current_num_threads());
-    (0..pieces).into_par_iter().for_each(|piece| run(tasks * piece / pieces..tasks * (piece + 1) / pieces));
 }
 
 /// Where the tasks write.
@@ -104,11 +117,13 @@ impl Output {
 /// Panels times chunks of rows, numbered chunk by chunk.
 struct Task<'a> {
     x: &'a [f32],
+    /// The same rounded, where the weights are quantised.
+    quantised: Option<&'a QuantisedRows>,
     weights: &'a PackedMatrix,
     epilogue: Epilogue<'a>,
     out: &'a Output,
     chunk: usize,
-    range: std::ops::Range<usize>,
+    range: Range<usize>,
 }
 
 impl Kernel for Task<'_> {
@@ -116,11 +131,16 @@ impl Kernel for Task<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        match &self.weights.panels {
-            Panels::F32(rows) => panels(s, &self, &Plain(rows)),
-            Panels::Bf16(rows) => panels(s, &self, &Plain(rows)),
-            Panels::Int8 { codes, scales } => panels(s, &self, &Scaled { codes, scales }),
-            Panels::Int4 { codes, scales } => panels(s, &self, &Scaled { codes, scales }),
+        match (&self.weights.panels, self.quantised) {
+            (Panels::F32(rows), _) => panels(s, &self, &Plain(rows)),
+            (Panels::Bf16(rows), _) => panels(s, &self, &Plain(rows)),
+            (Panels::Int8 { codes, scales }, Some(rows)) => {
+                integer::panels(s, &self, &Quantised { codes, scales, rows });
+            }
+            (Panels::Int4 { codes, scales }, Some(rows)) => {
+                integer::panels(s, &self, &Quantised { codes, scales, rows });
+            }
+            (Panels::Int8 { .. } | Panels::Int4 { .. }, None) => unreachable!("`matmul` rounds the rows"),
         }
     }
 }
@@ -128,6 +148,13 @@ impl Kernel for Task<'_> {
 #[inline(always)]
 fn panels<S: Simd, W: Weights>(s: S, task: &Task<'_>, weights: &W) {
     let (n_inputs, n_outputs) = (task.weights.n_inputs(), task.weights.n_outputs());
+    if task.x.len() == n_inputs {
+        return if const { PANEL / S::LANES == 2 } {
+            one_row::<S, W, 2>(s, task, weights)
+        } else {
+            one_row::<S, W, 4>(s, task, weights)
+        };
+    }
     let n_panels = n_outputs.div_ceil(PANEL);
     let mut sums = [[0.0f32; PANEL]; MAX_ROWS];
     for index in task.range.clone() {
@@ -135,10 +162,8 @@ fn panels<S: Simd, W: Weights>(s: S, task: &Task<'_>, weights: &W) {
         let x = &task.x[chunk * task.chunk * n_inputs..];
         let x = &x[..x.len().min(task.chunk * n_inputs)];
         let sums = &mut sums[..x.len() / n_inputs];
-        // A single row needs the weights but once; its sums stay in registers all the way.
-        let step = if sums.len() == 1 { n_inputs } else { INPUTS };
-        for first in (0..n_inputs).step_by(step) {
-            let inputs = first..(first + step).min(n_inputs);
+        for first in (0..n_inputs).step_by(INPUTS) {
+            let inputs = first..(first + INPUTS).min(n_inputs);
             tiles(s, weights, &Block { x, n_inputs, panel, inputs }, sums);
         }
         for (row, sums) in sums.iter_mut().enumerate() {
@@ -148,6 +173,38 @@ fn panels<S: Simd, W: Weights>(s: S, task: &Task<'_>, weights: &W) {
             let out = unsafe { task.out.part(chunk * task.chunk + row, panel * PANEL, columns) };
             finish(s, &task.epilogue, panel * PANEL, sums, out);
         }
+    }
+}
+
+/// A single row needs the weights but once; its sums stay in registers all the way. Two panels at a time, of `C`
+/// vectors each, so that additions do not wait for each other.
+#[inline(always)]
+fn one_row<S: Simd, W: Weights, const C: usize>(s: S, task: &Task<'_>, weights: &W) {
+    let mut panel = task.range.start;
+    while panel + 2 <= task.range.end {
+        row_panels::<S, W, 2, C>(s, task, weights, panel);
+        panel += 2;
+    }
+    if panel < task.range.end {
+        row_panels::<S, W, 1, C>(s, task, weights, panel);
+    }
+}
+
+/// `P` panels of a single row, from `first` on.
+#[inline(always)]
+fn row_panels<S: Simd, W: Weights, const P: usize, const C: usize>(s: S, task: &Task<'_>, weights: &W, first: usize) {
+    let n_outputs = task.weights.n_outputs();
+    let products: [[S::V; C]; P] = weights.row(s, task.x, first);
+    for (index, product) in products.iter().enumerate() {
+        let mut sums = [0.0; PANEL];
+        for (v, sums) in product.iter().zip(sums.chunks_exact_mut(S::LANES)) {
+            s.store(sums, *v);
+        }
+        let column = (first + index) * PANEL;
+        // SAFETY: the columns lie in the only row of the output, whose size `matmul` has checked; every task index, and
+        // so every panel, belongs to one task.
+        let out = unsafe { task.out.part(0, column, PANEL.min(n_outputs - column)) };
+        finish(s, &task.epilogue, column, &mut sums, out);
     }
 }
 
@@ -172,23 +229,13 @@ struct Block<'a> {
     x: &'a [f32],
     n_inputs: usize,
     panel: usize,
-    inputs: std::ops::Range<usize>,
+    inputs: Range<usize>,
 }
 
-/// Adds the products of a block to `sums` (or writes them, where the block is a panel's first).
-///
-/// A single row takes the panel's whole width, front to back. More rows take two vectors of it at a time, so that the
-/// sums of a tile, the weights and an input fit the registers.
+/// Adds the products of a block to `sums` (or writes them, where the block is a panel's first), two vectors of the
+/// panel at a time, so that the sums of a tile, the weights and an input fit the registers.
 #[inline(always)]
 fn tiles<S: Simd, W: Weights>(s: S, weights: &W, block: &Block<'_>, sums: &mut [[f32; PANEL]]) {
-    if sums.len() == 1 {
-        if const { PANEL / S::LANES == 2 } {
-            tile::<S, W, 1, 2>(s, weights, block, (0, 0), sums);
-        } else {
-            tile::<S, W, 1, 4>(s, weights, block, (0, 0), sums);
-        }
-        return;
-    }
     for vector in (0..PANEL / S::LANES).step_by(2) {
         let mut row = 0;
         while row < sums.len() {
@@ -223,11 +270,18 @@ fn tile<S: Simd, W: Weights, const R: usize, const C: usize>(
     for (index, x_row) in x_rows.iter_mut().enumerate() {
         *x_row = &x[(row + index) * n_inputs + inputs.start..][..inputs.len()];
     }
-    let acc: [[S::V; C]; R] = weights.product(s, &x_rows, block, vector);
+    let mut acc = [[s.splat(0.0); C]; R];
+    if inputs.start > 0 {
+        for (acc, sums) in acc.iter_mut().zip(&sums[row..]) {
+            for (v, sums) in acc.iter_mut().zip(sums[vector * S::LANES..].chunks_exact(S::LANES)) {
+                *v = s.load(sums);
+            }
+        }
+    }
+    weights.product(s, &x_rows, block, vector, &mut acc);
     for (acc, sums) in acc.iter().zip(&mut sums[row..row + R]) {
         for (v, sums) in acc.iter().zip(sums[vector * S::LANES..].chunks_exact_mut(S::LANES)) {
-            let total = if inputs.start == 0 { *v } else { s.add(*v, s.load(sums)) };
-            s.store(sums, total);
+            s.store(sums, *v);
         }
     }
     R
@@ -235,15 +289,19 @@ fn tile<S: Simd, W: Weights, const R: usize, const C: usize>(
 
 /// Weights of one precision.
 trait Weights {
-    /// The products of `R` rows, cut to the block's inputs, with `C` vectors of its panel's columns, from `vector` on.
-    /// The block's first input is a multiple of `GROUP`.
+    /// Adds the products of `R` rows, cut to the block's inputs, with `C` vectors of its panel's columns, from `vector`
+    /// on.
     fn product<S: Simd, const R: usize, const C: usize>(
         &self,
         s: S,
         x: &[&[f32]; R],
         block: &Block<'_>,
         vector: usize,
-    ) -> [[S::V; C]; R];
+        acc: &mut [[S::V; C]; R],
+    );
+
+    /// The products of one whole row with `P` panels, from `first` on, each of `C` vectors.
+    fn row<S: Simd, const P: usize, const C: usize>(&self, s: S, x: &[f32], first: usize) -> [[S::V; C]; P];
 }
 
 /// 32 columns at one input.
@@ -266,50 +324,19 @@ impl Row for Bf16Row {
     }
 }
 
-impl Row for Int8Row {
-    #[inline(always)]
-    fn load<S: Simd>(&self, s: S, index: usize) -> S::V {
-        s.load_i8(&self.0[index * S::LANES..])
-    }
-}
-
-impl Row for Int4Row {
-    #[inline(always)]
-    fn load<S: Simd>(&self, s: S, index: usize) -> S::V {
-        let column = index * S::LANES;
-        if column < PANEL / 2 {
-            s.load_low_nibbles(&self.0[column..])
-        } else {
-            s.load_high_nibbles(&self.0[column - PANEL / 2..])
-        }
-    }
-}
-
-/// `acc += x w` for `C` vectors of columns.
-#[inline(always)]
-fn accumulate<S: Simd, W: Row, const C: usize>(s: S, acc: &mut [S::V; C], x: f32, w: &W, vector: usize) {
-    let x = s.splat(x);
-    for (c, acc) in acc.iter_mut().enumerate() {
-        *acc = s.mul_add(x, w.load(s, vector + c), *acc);
-    }
-}
-
-/// Rows of `x` with weights, without scales.
+/// Adds rows of `x` with weights, without scales, input after input.
 #[inline(always)]
 fn dot<S: Simd, W: Row, const R: usize, const C: usize>(
     s: S,
     x: &[&[f32]; R],
     rows: &[W],
     vector: usize,
-) -> [[S::V; C]; R] {
-    let mut acc = [[s.splat(0.0); C]; R];
-    if R == 1 {
-        acc[0] = dot_one(s, x[0], rows, vector);
-        return acc;
-    }
+    sums: &mut [[S::V; C]; R],
+) {
     for row in x {
         assert!(row.len() >= rows.len(), "as many inputs as weights");
     }
+    let mut acc = *sums;
     for (k, row) in rows.iter().enumerate() {
         let mut w = [s.splat(0.0); C];
         for (c, w) in w.iter_mut().enumerate() {
@@ -323,25 +350,37 @@ fn dot<S: Simd, W: Row, const R: usize, const C: usize>(
             }
         }
     }
+    *sums = acc;
+}
+
+/// One row of `x` with the weights of `P` panels, without scales, input after input.
+#[inline(always)]
+fn dot_row<S: Simd, W: Row, const P: usize, const C: usize>(s: S, x: &[f32], panels: &[&[W]; P]) -> [[S::V; C]; P] {
+    for panel in panels {
+        assert!(panel.len() >= x.len(), "as many weights as inputs");
+    }
+    let mut acc = [[s.splat(0.0); C]; P];
+    for (k, x) in x.iter().enumerate() {
+        let x = s.splat(*x);
+        for (acc, panel) in acc.iter_mut().zip(panels) {
+            // SAFETY: `k < x.len() <= panel.len()`, asserted above.
+            let row = unsafe { panel.get_unchecked(k) };
+            for (c, acc) in acc.iter_mut().enumerate() {
+                *acc = s.mul_add(x, row.load(s, c), *acc);
+            }
+        }
+    }
     acc
 }
 
-/// One row: two sums at a time, so that additions do not wait for each other.
+/// Rows `first..` of `n` of each of `P` panels, `stride` apart.
 #[inline(always)]
-fn dot_one<S: Simd, W: Row, const C: usize>(s: S, x: &[f32], rows: &[W], vector: usize) -> [S::V; C] {
-    let (mut even, mut odd) = ([s.splat(0.0); C], [s.splat(0.0); C]);
-    let (pairs, x_pairs) = (rows.chunks_exact(2), x.chunks_exact(2));
-    if let (Some(w), Some(x)) = (pairs.remainder().first(), x_pairs.remainder().first()) {
-        accumulate(s, &mut even, *x, w, vector);
+fn each_panel<W, const P: usize>(rows: &[W], first: usize, stride: usize, n: usize) -> [&[W]; P] {
+    let mut panels = [&rows[..0]; P];
+    for (index, panel) in panels.iter_mut().enumerate() {
+        *panel = &rows[first + index * stride..][..n];
     }
-    for (w, x) in pairs.zip(x_pairs) {
-        accumulate(s, &mut even, x[0], &w[0], vector);
-        accumulate(s, &mut odd, x[1], &w[1], vector);
-    }
-    for (even, odd) in even.iter_mut().zip(odd) {
-        *even = s.add(*even, odd);
-    }
-    even
+    panels
 }
 
 struct Plain<'a, W>(&'a [W]);
@@ -354,44 +393,14 @@ impl<W: Row> Weights for Plain<'_, W> {
         x: &[&[f32]; R],
         block: &Block<'_>,
         vector: usize,
-    ) -> [[S::V; C]; R] {
+        acc: &mut [[S::V; C]; R],
+    ) {
         let first = block.panel * block.n_inputs + block.inputs.start;
-        dot(s, x, &self.0[first..first + block.inputs.len()], vector)
+        dot(s, x, &self.0[first..first + block.inputs.len()], vector, acc);
     }
-}
 
-struct Scaled<'a, W> {
-    codes: &'a [W],
-    scales: &'a [F32Row],
-}
-
-impl<W: Row> Weights for Scaled<'_, W> {
     #[inline(always)]
-    fn product<S: Simd, const R: usize, const C: usize>(
-        &self,
-        s: S,
-        x: &[&[f32]; R],
-        block: &Block<'_>,
-        vector: usize,
-    ) -> [[S::V; C]; R] {
-        let Block { panel, n_inputs, ref inputs, .. } = *block;
-        let first = panel * n_inputs + inputs.start;
-        let codes = &self.codes[first..first + inputs.len()];
-        let scales = &self.scales[panel * n_inputs.div_ceil(GROUP) + inputs.start / GROUP..];
-        let mut total = [[s.splat(0.0); C]; R];
-        for (index, (codes, scales)) in codes.chunks(GROUP).zip(scales).enumerate() {
-            let mut group = [&x[0][..0]; R];
-            for (group, x) in group.iter_mut().zip(x) {
-                *group = &x[index * GROUP..][..codes.len()];
-            }
-            let sums: [[S::V; C]; R] = dot(s, &group, codes, vector);
-            for c in 0..C {
-                let scale = scales.load(s, vector + c);
-                for (total, sums) in total.iter_mut().zip(&sums) {
-                    total[c] = s.mul_add(sums[c], scale, total[c]);
-                }
-            }
-        }
-        total
+    fn row<S: Simd, const P: usize, const C: usize>(&self, s: S, x: &[f32], first: usize) -> [[S::V; C]; P] {
+        dot_row(s, x, &each_panel(self.0, first * x.len(), x.len(), x.len()))
     }
 }

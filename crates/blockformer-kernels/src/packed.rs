@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use crate::quantised::{self, GROUP, Int4Row, Int8Row};
+use crate::quantised::{self, CodePair, GROUP, Int4Pair, Int8Pair};
 use crate::simd::PANEL;
 
 /// How weights are stored.
@@ -16,9 +16,11 @@ pub enum Precision {
     F32,
     /// bfloat16, rounded to nearest: half the bytes.
     Bf16,
-    /// 8 bits, symmetric, one float32 scale for 32 weights of a column: 9 bits a weight.
+    /// 8 bits, symmetric, one float32 scale for 32 weights of a column: 9 bits a weight. Products are computed in
+    /// integers, with inputs rounded to 16 bits in groups of 32.
     Int8,
     /// 4 bits, one float32 scale for 32 weights of a column, chosen for the least squared error: 5 bits a weight.
+    /// Products as with 8 bits.
     Int4,
 }
 
@@ -51,8 +53,8 @@ pub(crate) struct Bf16Row(pub(crate) [u16; PANEL]);
 pub(crate) enum Panels {
     F32(Vec<F32Row>),
     Bf16(Vec<Bf16Row>),
-    Int8 { codes: Vec<Int8Row>, scales: Vec<F32Row> },
-    Int4 { codes: Vec<Int4Row>, scales: Vec<F32Row> },
+    Int8 { codes: Vec<Int8Pair>, scales: Vec<F32Row> },
+    Int4 { codes: Vec<Int4Pair>, scales: Vec<F32Row> },
 }
 
 /// A matrix of `n_inputs x n_outputs` weights, ready for [`matmul`](crate::matmul).
@@ -166,12 +168,13 @@ impl PackedMatrix {
     fn weight(&self, input: usize, output: usize) -> f32 {
         let (panel, column) = (output / PANEL, output % PANEL);
         let index = panel * self.n_inputs + input;
+        let pair = panel * self.n_inputs.div_ceil(2) + input / 2;
         let scale = |scales: &[F32Row]| scales[panel * self.n_inputs.div_ceil(GROUP) + input / GROUP].0[column];
         match &self.panels {
             Panels::F32(rows) => rows[index].0[column],
             Panels::Bf16(rows) => f32::from_bits(u32::from(rows[index].0[column]) << 16),
-            Panels::Int8 { codes, scales } => f32::from(codes[index].0[column]) * scale(scales),
-            Panels::Int4 { codes, scales } => codes[index].code(column) * scale(scales),
+            Panels::Int8 { codes, scales } => f32::from(codes[pair].code(column, input % 2)) * scale(scales),
+            Panels::Int4 { codes, scales } => f32::from(codes[pair].code(column, input % 2)) * scale(scales),
         }
     }
 }

@@ -29,7 +29,7 @@ pub(crate) trait Kernel {
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
-/// Vectors of float32.
+/// Vectors of float32, and of the integers that quantised weights are multiplied in.
 ///
 /// All methods are `#[inline(always)]`. Where an operand is not a number, `max` and `min` give the second.
 pub(crate) trait Simd: Copy {
@@ -47,12 +47,24 @@ pub(crate) trait Simd: Copy {
     fn store(self, x: &mut [f32], v: Self::V);
     /// The first `LANES` of `x`, whose numbers are bfloat16.
     fn load_bf16(self, x: &[u16]) -> Self::V;
-    /// The first `LANES` of `x`.
-    fn load_i8(self, x: &[i8]) -> Self::V;
-    /// The low halves of the first `LANES` bytes, less 8.
-    fn load_low_nibbles(self, x: &[u8]) -> Self::V;
-    /// The high halves of the first `LANES` bytes, less 8.
-    fn load_high_nibbles(self, x: &[u8]) -> Self::V;
+
+    /// A vector of 32-bit integers.
+    type I: Copy;
+    /// Pairs of 16-bit integers, as many as a vector has numbers.
+    type P: Copy;
+    /// Zeros.
+    fn zeros(self) -> Self::I;
+    /// The pair in every place.
+    fn splat_pair(self, x: &[i16; 2]) -> Self::P;
+    /// The first `2 · LANES` of `x`.
+    fn load_pairs(self, x: &[i8]) -> Self::P;
+    /// The low halves of the first `2 · LANES` bytes, less 8.
+    fn load_low_nibbles(self, x: &[u8]) -> Self::P;
+    /// The high halves of the first `2 · LANES` bytes, less 8.
+    fn load_high_nibbles(self, x: &[u8]) -> Self::P;
+    /// Adds the products of a pair's numbers, `a.0 · b.0 + a.1 · b.1 + c`.
+    fn dot_add(self, a: Self::P, b: Self::P, c: Self::I) -> Self::I;
+    fn to_float(self, x: Self::I) -> Self::V;
 
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;

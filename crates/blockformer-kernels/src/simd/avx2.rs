@@ -28,15 +28,26 @@ macro_rules! register {
 }
 
 impl Avx2 {
-    /// Eight nibbles, one a 32-bit lane, less 8.
+    /// The first 16 of `x`, a byte a word.
     #[inline(always)]
-    fn centred(self, x: __m256i) -> __m256 {
-        register!(_mm256_cvtepi32_ps(_mm256_sub_epi32(x, _mm256_set1_epi32(8))))
+    fn load_bytes(self, x: &[u8]) -> __m256i {
+        let x = &x[..2 * LANES];
+        // SAFETY: SSE2 is enabled where `self` exists; `x` has 16 bytes.
+        let bytes = unsafe { _mm_loadu_si128(x.as_ptr().cast()) };
+        register!(_mm256_cvtepu8_epi16(bytes))
+    }
+
+    /// Nibbles, one a word, less 8.
+    #[inline(always)]
+    fn centred(self, x: __m256i) -> __m256i {
+        register!(_mm256_sub_epi16(x, _mm256_set1_epi16(8)))
     }
 }
 
 impl Simd for Avx2 {
     type V = __m256;
+    type I = __m256i;
+    type P = __m256i;
     const LANES: usize = LANES;
     const TILE_ROWS: usize = 6;
 
@@ -64,25 +75,39 @@ impl Simd for Avx2 {
         register!(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves))))
     }
     #[inline(always)]
-    fn load_i8(self, x: &[i8]) -> __m256 {
-        let x = &x[..LANES];
-        // SAFETY: AVX2 is enabled where `self` exists; `x` has 8 bytes.
-        let bytes = unsafe { _mm_loadl_epi64(x.as_ptr().cast()) };
-        register!(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)))
+    fn zeros(self) -> __m256i {
+        register!(_mm256_setzero_si256())
     }
     #[inline(always)]
-    fn load_low_nibbles(self, x: &[u8]) -> __m256 {
-        let x = &x[..LANES];
-        // SAFETY: AVX2 is enabled where `self` exists; `x` has 8 bytes.
-        let bytes = unsafe { _mm_loadl_epi64(x.as_ptr().cast()) };
-        self.centred(register!(_mm256_and_si256(_mm256_cvtepu8_epi32(bytes), _mm256_set1_epi32(15))))
+    fn splat_pair(self, x: &[i16; 2]) -> __m256i {
+        // SAFETY: `x` has 4 bytes.
+        let pair = unsafe { x.as_ptr().cast::<i32>().read_unaligned() };
+        register!(_mm256_set1_epi32(pair))
     }
     #[inline(always)]
-    fn load_high_nibbles(self, x: &[u8]) -> __m256 {
-        let x = &x[..LANES];
-        // SAFETY: AVX2 is enabled where `self` exists; `x` has 8 bytes.
-        let bytes = unsafe { _mm_loadl_epi64(x.as_ptr().cast()) };
-        self.centred(register!(_mm256_srli_epi32::<4>(_mm256_cvtepu8_epi32(bytes))))
+    fn load_pairs(self, x: &[i8]) -> __m256i {
+        let x = &x[..2 * LANES];
+        // SAFETY: SSE2 is enabled where `self` exists; `x` has 16 bytes.
+        let bytes = unsafe { _mm_loadu_si128(x.as_ptr().cast()) };
+        register!(_mm256_cvtepi8_epi16(bytes))
+    }
+    #[inline(always)]
+    fn load_low_nibbles(self, x: &[u8]) -> __m256i {
+        let words = self.load_bytes(x);
+        self.centred(register!(_mm256_and_si256(words, _mm256_set1_epi16(15))))
+    }
+    #[inline(always)]
+    fn load_high_nibbles(self, x: &[u8]) -> __m256i {
+        let words = self.load_bytes(x);
+        self.centred(register!(_mm256_srli_epi16::<4>(words)))
+    }
+    #[inline(always)]
+    fn dot_add(self, a: __m256i, b: __m256i, c: __m256i) -> __m256i {
+        register!(_mm256_add_epi32(_mm256_madd_epi16(a, b), c))
+    }
+    #[inline(always)]
+    fn to_float(self, x: __m256i) -> __m256 {
+        register!(_mm256_cvtepi32_ps(x))
     }
     #[inline(always)]
     fn add(self, a: __m256, b: __m256) -> __m256 {

@@ -7,13 +7,13 @@ use super::Simd;
 
 const LANES: usize = 16;
 
-/// Exists only inside functions that enable AVX-512F.
+/// Exists only inside functions that enable AVX-512F and AVX-512BW.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx512(());
 
 impl Avx512 {
     #[inline]
-    #[target_feature(enable = "avx512f,avx2,fma")]
+    #[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
     pub(crate) fn new() -> Self {
         Self(())
     }
@@ -22,21 +22,32 @@ impl Avx512 {
 /// An intrinsic on registers.
 macro_rules! register {
     ($e:expr) => {
-        // SAFETY: `self` exists only where AVX-512F is enabled, and the intrinsic touches no memory.
+        // SAFETY: `self` exists only where AVX-512F and AVX-512BW are enabled, and the intrinsic touches no memory.
         unsafe { $e }
     };
 }
 
 impl Avx512 {
-    /// Sixteen nibbles, one a 32-bit lane, less 8.
+    /// The first 32 of `x`, a byte a word.
     #[inline(always)]
-    fn centred(self, x: __m512i) -> __m512 {
-        register!(_mm512_cvtepi32_ps(_mm512_sub_epi32(x, _mm512_set1_epi32(8))))
+    fn load_bytes(self, x: &[u8]) -> __m512i {
+        let x = &x[..2 * LANES];
+        // SAFETY: AVX2 is enabled where `self` exists; `x` has 32 bytes.
+        let bytes = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
+        register!(_mm512_cvtepu8_epi16(bytes))
+    }
+
+    /// Nibbles, one a word, less 8.
+    #[inline(always)]
+    fn centred(self, x: __m512i) -> __m512i {
+        register!(_mm512_sub_epi16(x, _mm512_set1_epi16(8)))
     }
 }
 
 impl Simd for Avx512 {
     type V = __m512;
+    type I = __m512i;
+    type P = __m512i;
     const LANES: usize = LANES;
     const TILE_ROWS: usize = 12;
 
@@ -64,25 +75,39 @@ impl Simd for Avx512 {
         register!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves))))
     }
     #[inline(always)]
-    fn load_i8(self, x: &[i8]) -> __m512 {
-        let x = &x[..LANES];
-        // SAFETY: SSE2 is enabled where `self` exists; `x` has 16 bytes.
-        let bytes = unsafe { _mm_loadu_si128(x.as_ptr().cast()) };
-        register!(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)))
+    fn zeros(self) -> __m512i {
+        register!(_mm512_setzero_si512())
     }
     #[inline(always)]
-    fn load_low_nibbles(self, x: &[u8]) -> __m512 {
-        let x = &x[..LANES];
-        // SAFETY: SSE2 is enabled where `self` exists; `x` has 16 bytes.
-        let bytes = unsafe { _mm_loadu_si128(x.as_ptr().cast()) };
-        self.centred(register!(_mm512_and_si512(_mm512_cvtepu8_epi32(bytes), _mm512_set1_epi32(15))))
+    fn splat_pair(self, x: &[i16; 2]) -> __m512i {
+        // SAFETY: `x` has 4 bytes.
+        let pair = unsafe { x.as_ptr().cast::<i32>().read_unaligned() };
+        register!(_mm512_set1_epi32(pair))
     }
     #[inline(always)]
-    fn load_high_nibbles(self, x: &[u8]) -> __m512 {
-        let x = &x[..LANES];
-        // SAFETY: SSE2 is enabled where `self` exists; `x` has 16 bytes.
-        let bytes = unsafe { _mm_loadu_si128(x.as_ptr().cast()) };
-        self.centred(register!(_mm512_srli_epi32::<4>(_mm512_cvtepu8_epi32(bytes))))
+    fn load_pairs(self, x: &[i8]) -> __m512i {
+        let x = &x[..2 * LANES];
+        // SAFETY: AVX2 is enabled where `self` exists; `x` has 32 bytes.
+        let bytes = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
+        register!(_mm512_cvtepi8_epi16(bytes))
+    }
+    #[inline(always)]
+    fn load_low_nibbles(self, x: &[u8]) -> __m512i {
+        let words = self.load_bytes(x);
+        self.centred(register!(_mm512_and_si512(words, _mm512_set1_epi16(15))))
+    }
+    #[inline(always)]
+    fn load_high_nibbles(self, x: &[u8]) -> __m512i {
+        let words = self.load_bytes(x);
+        self.centred(register!(_mm512_srli_epi16::<4>(words)))
+    }
+    #[inline(always)]
+    fn dot_add(self, a: __m512i, b: __m512i, c: __m512i) -> __m512i {
+        register!(_mm512_add_epi32(_mm512_madd_epi16(a, b), c))
+    }
+    #[inline(always)]
+    fn to_float(self, x: __m512i) -> __m512 {
+        register!(_mm512_cvtepi32_ps(x))
     }
     #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {

@@ -8,6 +8,7 @@ const LANES: usize = 8;
 pub(crate) struct Portable;
 
 type V = [f32; LANES];
+type P = [[i16; 2]; LANES];
 
 #[inline(always)]
 fn map2(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
@@ -27,8 +28,19 @@ fn gather<T: Copy>(x: &[T], f: impl Fn(T) -> f32) -> V {
     out
 }
 
+#[inline(always)]
+fn pairs<T: Copy>(x: &[T], f: impl Fn(T) -> i16) -> P {
+    let mut out = [[0; 2]; LANES];
+    for (y, x) in out.iter_mut().zip(x[..2 * LANES].chunks_exact(2)) {
+        *y = [f(x[0]), f(x[1])];
+    }
+    out
+}
+
 impl Simd for Portable {
     type V = V;
+    type I = [i32; LANES];
+    type P = P;
     const LANES: usize = LANES;
     const TILE_ROWS: usize = 2;
 
@@ -49,16 +61,36 @@ impl Simd for Portable {
         gather(x, |x| f32::from_bits(u32::from(x) << 16))
     }
     #[inline(always)]
-    fn load_i8(self, x: &[i8]) -> V {
-        gather(x, f32::from)
+    fn zeros(self) -> [i32; LANES] {
+        [0; LANES]
     }
     #[inline(always)]
-    fn load_low_nibbles(self, x: &[u8]) -> V {
-        gather(x, |x| f32::from(x & 15) - 8.0)
+    fn splat_pair(self, x: &[i16; 2]) -> P {
+        [*x; LANES]
     }
     #[inline(always)]
-    fn load_high_nibbles(self, x: &[u8]) -> V {
-        gather(x, |x| f32::from(x >> 4) - 8.0)
+    fn load_pairs(self, x: &[i8]) -> P {
+        pairs(x, i16::from)
+    }
+    #[inline(always)]
+    fn load_low_nibbles(self, x: &[u8]) -> P {
+        pairs(x, |x| i16::from(x & 15) - 8)
+    }
+    #[inline(always)]
+    fn load_high_nibbles(self, x: &[u8]) -> P {
+        pairs(x, |x| i16::from(x >> 4) - 8)
+    }
+    #[inline(always)]
+    fn dot_add(self, a: P, b: P, c: [i32; LANES]) -> [i32; LANES] {
+        let mut out = c;
+        for ((sum, a), b) in out.iter_mut().zip(a).zip(b) {
+            *sum += i32::from(a[0]) * i32::from(b[0]) + i32::from(a[1]) * i32::from(b[1]);
+        }
+        out
+    }
+    #[inline(always)]
+    fn to_float(self, x: [i32; LANES]) -> V {
+        gather(&x, |x| x as f32)
     }
     #[inline(always)]
     fn add(self, a: V, b: V) -> V {
