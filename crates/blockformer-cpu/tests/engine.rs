@@ -141,6 +141,27 @@ fn log_likelihoods_and_embeddings_are_those_of_plain_models() {
 }
 
 #[test]
+fn neither_pages_nor_pieces_nor_drafts_change_a_bit_of_the_logits() {
+    let (prompt, text) = (prompt(23, 0), [5, 6, 7, 8, 5, 6, 7, 8, 5, 6]);
+    for (name, model) in packed_models(&[Precision::F32, Precision::Int8]) {
+        let run = |page_blocks: usize, prefill_blocks: usize, speculation: Option<Speculation>| {
+            let settings = EngineConfig { page_blocks, prefill_blocks, speculation, ..EngineConfig::default() };
+            engine_logits(&model, settings, &prompt, &text)
+        };
+        let expected = run(16, 128, None);
+        for (page_blocks, prefill_blocks) in [(1, 1), (2, 3), (3, 128)] {
+            for speculation in [None, Some(Speculation { shortest: 1, longest: 3 })] {
+                let got = run(page_blocks, prefill_blocks, speculation);
+                assert_eq!(
+                    got, expected,
+                    "{name}, pages of {page_blocks}, pieces of {prefill_blocks}, {speculation:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn scores_follow_the_logits_of_the_engine() {
     for (name, model) in packed_models(&[Precision::F32, Precision::Bf16]) {
         let (context, text) = (prompt(7, 1), prompt(9, 5));
