@@ -16,8 +16,9 @@ use crate::packed::{Bf16Row, F32Row, PackedMatrix, Panels};
 use crate::quantised::{GROUP, Int4Row, Int8Row};
 use crate::simd::{Kernel, PANEL, Simd};
 
-/// Inputs of a panel that are used for all rows before the next: 24 KiB of float32, in the first-level cache.
-const INPUTS: usize = 192;
+/// Inputs of a panel that are used for all rows before the next: 32 KiB of float32, of which a pass over two vectors of
+/// eight takes half, in the first-level cache.
+const INPUTS: usize = 256;
 /// Rows of a task at most; their sums are kept on its stack.
 const MAX_ROWS: usize = 192;
 /// Bytes of a task's rows of `x`, which should stay in the second-level cache.
