@@ -1,7 +1,11 @@
 //! Attention of few or many queries over cached keys and values: `softmax(q kᵀ / sqrt(head_dim)) v`.
 //!
-//! A task is up to four rows (queries, or heads of one query that share keys) of one key/value head: their scores are
-//! kept, never those of all queries at once. Keys outside of a query's range are not touched.
+//! Keys and values lie in pages, and each sequence has a table of its pages; a cache of sequences side by side is one
+//! page a sequence. A task is up to four rows (queries, or heads of one query that share keys) of one key/value head:
+//! their scores are kept, never those of all queries at once. Keys outside of a query's range are not touched.
+//!
+//! Neither the rows of a tile nor the pages' length change the order of a sum: what a query gets depends on the query
+//! and the keys and values it sees alone, bit for bit.
 #![allow(unsafe_code)] // Threads write disjoint heads of one output.
 
 use std::ops::Range;
@@ -30,8 +34,8 @@ pub struct AttentionShape {
     pub n_kv_heads: usize,
     /// Features of a head.
     pub head_dim: usize,
-    /// Positions that each sequence's keys and values have room for.
-    pub capacity: usize,
+    /// Positions of a page.
+    pub page_length: usize,
     /// Numbers from one query position to the next (at least `n_heads · head_dim`): queries can be read where a fused
     /// projection left them.
     pub query_stride: usize,
@@ -41,11 +45,13 @@ pub struct AttentionShape {
 ///
 /// # Shapes
 /// - `queries`: `[batch, n_queries, query_stride]`, of which the first `n_heads · head_dim` are read
-/// - `keys`, `values`: `[batch, n_kv_heads, capacity, head_dim]`
+/// - `keys`, `values`: `[any number of pages, n_kv_heads, page_length, head_dim]`
+/// - `tables`: `[batch, pages of a sequence]`
 /// - `out`: `[batch, n_queries, n_heads · head_dim]`
 ///
 /// # Panics
-/// If a slice does not have its shape, or a range is empty or goes beyond the capacity.
+/// If a slice does not have its shape, a table names a page that is not there, or a range is empty or goes beyond a
+/// sequence's pages.
 pub fn attention(
     level: Level,
     shape: AttentionShape,
@@ -77,15 +83,22 @@ pub struct AttentionInputs<'a> {
     pub keys: &'a [f32],
     /// Values.
     pub values: &'a [f32],
+    /// The pages of each sequence, in order, as many for each; what is behind the keys that are seen may be any page.
+    pub tables: &'a [usize],
 }
 
 fn check(shape: &AttentionShape, inputs: &AttentionInputs<'_>, visible: &[Range<usize>], out: usize) {
-    let AttentionShape { batch, n_queries, n_heads, n_kv_heads, head_dim, capacity, query_stride } = *shape;
+    let AttentionShape { batch, n_queries, n_heads, n_kv_heads, head_dim, page_length, query_stride } = *shape;
     assert!(n_kv_heads > 0 && n_heads.is_multiple_of(n_kv_heads), "{n_heads} heads over {n_kv_heads} key/value heads");
     assert!(query_stride >= n_heads * head_dim, "a query stride of {query_stride} for {n_heads} heads of {head_dim}");
     assert_eq!(inputs.queries.len(), batch * n_queries * query_stride, "queries");
-    assert_eq!(inputs.keys.len(), batch * n_kv_heads * capacity * head_dim, "keys");
+    let page = n_kv_heads * page_length * head_dim;
+    assert!(page > 0 && inputs.keys.len().is_multiple_of(page), "keys are not pages of {page} numbers");
     assert_eq!(inputs.values.len(), inputs.keys.len(), "values");
+    assert!(batch > 0 && inputs.tables.len().is_multiple_of(batch), "tables of {batch} sequences");
+    let n_pages = inputs.keys.len() / page;
+    assert!(inputs.tables.iter().all(|page| *page < n_pages), "a table names a page beyond {n_pages}");
+    let capacity = inputs.tables.len() / batch * page_length;
     assert_eq!(visible.len(), batch * n_queries, "ranges of visible keys");
     assert_eq!(out, batch * n_queries * n_heads * head_dim, "output");
     for range in visible {
@@ -144,14 +157,14 @@ impl Tiles<'_> {
     /// Rows `rows` of sequence and key/value head `pair`; with fewer than `R` the last is computed again.
     #[inline(always)]
     fn tile<S: Simd, const R: usize>(&self, s: S, pair: usize, rows: Range<usize>, scores: &mut Vec<f32>) {
-        let AttentionShape { n_kv_heads, head_dim, capacity, .. } = self.shape;
+        let AttentionShape { batch, n_kv_heads, head_dim, page_length, .. } = self.shape;
         let (sequence, kv_head) = (pair / n_kv_heads, pair % n_kv_heads);
         let last = rows.end - 1;
         let mut tile = [self.row(sequence, kv_head, last); R];
         for (slot, row) in tile.iter_mut().zip(rows.clone()) {
             *slot = self.row(sequence, kv_head, row);
         }
-        let (mut start, mut end) = (capacity, 0);
+        let (mut start, mut end) = (usize::MAX, 0);
         for row in &tile {
             (start, end) = (start.min(row.start), end.max(row.end));
         }
@@ -159,10 +172,19 @@ impl Tiles<'_> {
         if scores.len() < R * n {
             scores.resize(R * n, 0.0);
         }
-        let head = pair * capacity * head_dim;
-        let held = head + start * head_dim..head + end * head_dim;
+        let pages = self.inputs.tables.len() / batch;
+        let table = &self.inputs.tables[sequence * pages..(sequence + 1) * pages];
+        let walk = Walk {
+            table: &table[start / page_length..],
+            within: start % page_length,
+            left: n,
+            page_length,
+            head_dim,
+            page: n_kv_heads * page_length * head_dim,
+            head: kv_head * page_length * head_dim,
+        };
         let scores = &mut scores[..R * n];
-        score::<S, R>(s, &tile, &self.inputs.keys[held.clone()], scores);
+        score::<S, R>(s, &tile, walk, self.inputs.keys, scores);
         let mut sums = [0.0; R];
         for ((row, scores), sum) in tile.iter().zip(scores.chunks_exact_mut(n)).zip(&mut sums) {
             let (first, behind) = (row.start - start, row.end - start);
@@ -174,7 +196,7 @@ impl Tiles<'_> {
         for ((part, row), sum) in out.iter_mut().zip(&tile).zip(sums) {
             *part = Part { first: self.out.0, offset: row.out, scale: sum.recip() };
         }
-        mix::<S, R>(s, scores, &self.inputs.values[held], head_dim, &out);
+        mix::<S, R>(s, scores, walk, self.inputs.values, &out);
     }
 
     fn row(&self, sequence: usize, kv_head: usize, row: usize) -> Row<'_> {
@@ -192,14 +214,59 @@ impl Tiles<'_> {
     }
 }
 
+/// Consecutive positions of one head of a sequence, page by page.
+#[derive(Clone, Copy)]
+struct Walk<'a> {
+    /// The pages that are left.
+    table: &'a [usize],
+    /// Positions of the first page that come before.
+    within: usize,
+    /// Positions that are left.
+    left: usize,
+    page_length: usize,
+    head_dim: usize,
+    /// Numbers of a page.
+    page: usize,
+    /// Numbers of a page before the head's.
+    head: usize,
+}
+
+impl Walk<'_> {
+    /// The positions in the next page: how many, and their numbers in `of`.
+    #[inline(always)]
+    fn next<'a>(&mut self, of: &'a [f32]) -> Option<(usize, &'a [f32])> {
+        if self.left == 0 {
+            return None;
+        }
+        let (page, rest) = self.table.split_first()?;
+        let n = (self.page_length - self.within).min(self.left);
+        let first = page * self.page + self.head + self.within * self.head_dim;
+        (self.table, self.within, self.left) = (rest, 0, self.left - n);
+        Some((n, &of[first..first + n * self.head_dim]))
+    }
+}
+
 /// `scores[r][key] = q[r] · k[key] / sqrt(head_dim)`.
 #[inline(always)]
-fn score<S: Simd, const R: usize>(s: S, rows: &[Row<'_>; R], keys: &[f32], scores: &mut [f32]) {
+fn score<S: Simd, const R: usize>(s: S, rows: &[Row<'_>; R], mut walk: Walk<'_>, keys: &[f32], scores: &mut [f32]) {
+    let mut done = 0;
+    while let Some((n, keys)) = walk.next(keys) {
+        score_page::<S, R>(s, rows, keys, done..done + n, scores);
+        done += n;
+    }
+}
+
+/// The scores of the keys of one page, which are numbers `at` of all.
+#[inline(always)]
+fn score_page<S: Simd, const R: usize>(s: S, rows: &[Row<'_>; R], keys: &[f32], at: Range<usize>, scores: &mut [f32]) {
     let head_dim = rows[0].query.len();
     let n = scores.len() / R;
     let scale = (head_dim as f32).sqrt().recip();
     let whole = head_dim - head_dim % S::LANES;
-    for (index, key) in keys.chunks_exact(head_dim).enumerate() {
+    let mut first_feature = 0;
+    for index in at {
+        let key = &keys[first_feature..first_feature + head_dim];
+        first_feature += head_dim;
         let mut acc = [s.splat(0.0); R];
         let mut first = 0;
         while first < whole {
@@ -238,21 +305,35 @@ impl Part {
 
 /// `out[r] = scale[r] · Σ_key weights[r][key] v[key]`.
 #[inline(always)]
-fn mix<S: Simd, const R: usize>(s: S, weights: &[f32], values: &[f32], head_dim: usize, out: &[Part; R]) {
+fn mix<S: Simd, const R: usize>(s: S, weights: &[f32], walk: Walk<'_>, values: &[f32], out: &[Part; R]) {
+    let (head_dim, n) = (walk.head_dim, walk.left);
     let mut feature = 0;
+    // A single row needs more sums at a time, so that additions do not wait for each other.
+    while R == 1 && feature + 8 * S::LANES <= head_dim {
+        mix_features::<S, R, 8>(s, weights, walk, values, feature, out);
+        feature += 8 * S::LANES;
+    }
+    while R == 1 && feature + 4 * S::LANES <= head_dim {
+        mix_features::<S, R, 4>(s, weights, walk, values, feature, out);
+        feature += 4 * S::LANES;
+    }
     while feature + 2 * S::LANES <= head_dim {
-        mix_features::<S, R, 2>(s, weights, values, (feature, head_dim), out);
+        mix_features::<S, R, 2>(s, weights, walk, values, feature, out);
         feature += 2 * S::LANES;
     }
     while feature + S::LANES <= head_dim {
-        mix_features::<S, R, 1>(s, weights, values, (feature, head_dim), out);
+        mix_features::<S, R, 1>(s, weights, walk, values, feature, out);
         feature += S::LANES;
     }
     for feature in feature..head_dim {
-        for (weights, out) in weights.chunks_exact(values.len() / head_dim).zip(out) {
-            let mut sum = 0.0;
-            for (weight, value) in weights.iter().zip(values.chunks_exact(head_dim)) {
-                sum += weight * value[feature];
+        for (mut weights, out) in weights.chunks_exact(n).zip(out) {
+            let (mut walk, mut sum) = (walk, 0.0);
+            while let Some((n, values)) = walk.next(values) {
+                let (of_page, rest) = weights.split_at(n);
+                weights = rest;
+                for (weight, value) in of_page.iter().zip(values.chunks_exact(head_dim)) {
+                    sum += weight * value[feature];
+                }
             }
             let mut out = *out;
             out.slice(feature, 1)[0] = sum * out.scale;
@@ -265,23 +346,31 @@ fn mix<S: Simd, const R: usize>(s: S, weights: &[f32], values: &[f32], head_dim:
 fn mix_features<S: Simd, const R: usize, const C: usize>(
     s: S,
     weights: &[f32],
+    mut walk: Walk<'_>,
     values: &[f32],
-    (feature, head_dim): (usize, usize),
+    feature: usize,
     out: &[Part; R],
 ) {
-    let n = values.len() / head_dim;
+    let (head_dim, n) = (walk.head_dim, walk.left);
     let mut acc = [[s.splat(0.0); C]; R];
-    for (index, value) in values.chunks_exact(head_dim).enumerate() {
-        let mut v = [s.splat(0.0); C];
-        for (c, v) in v.iter_mut().enumerate() {
-            *v = s.load(&value[feature + c * S::LANES..]);
-        }
-        for (r, acc) in acc.iter_mut().enumerate() {
-            let weight = s.splat(weights[r * n + index]);
-            for (acc, v) in acc.iter_mut().zip(&v) {
-                *acc = s.mul_add(weight, *v, *acc);
+    let mut done = 0;
+    while let Some((in_page, values)) = walk.next(values) {
+        let mut at = feature;
+        for key in done..done + in_page {
+            let value = &values[at..at + C * S::LANES];
+            let mut v = [s.splat(0.0); C];
+            for (c, v) in v.iter_mut().enumerate() {
+                *v = s.load(&value[c * S::LANES..]);
             }
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let weight = s.splat(weights[r * n + key]);
+                for (acc, v) in acc.iter_mut().zip(&v) {
+                    *acc = s.mul_add(weight, *v, *acc);
+                }
+            }
+            at += head_dim;
         }
+        done += in_page;
     }
     for (acc, out) in acc.iter().zip(out) {
         let mut out = *out;

@@ -5,13 +5,13 @@
 //!
 //! - [`PackedMatrix`] holds weights laid out once for products, in float32, bfloat16, 8 or 4 bits; [`matmul`]
 //!   multiplies rows of float32 by it, and adds bias, activation and residual on the way out.
-//! - [`attention`] is that of few or many queries over cached keys and values, with grouped heads.
+//! - [`attention`] is that of few or many queries over pages of keys and values, with grouped heads.
 //! - [`LayerNorm`], [`RmsNorm`], [`Activation`], [`gated`], [`rotate`], [`softmax`], [`log_softmax`],
 //!   [`log_sum_exp`] and [`argmax`] are the rest of a transformer.
 //!
 //! Every kernel is written once over a vector type and compiled for each [`Level`] (AVX-512F, AVX2 with FMA, the
 //! target's baseline). [`Level::current`] asks the CPU at run time. Work is shared among the threads of the rayon
-//! pool it is called in; how many there are changes no result.
+//! pool it is called in; how many there are changes no result, and neither does what stands beside a row.
 //!
 //! ```
 //! use blockformer_kernels::{Activation, Epilogue, Level, PackedMatrix, Precision, matmul};

@@ -2,7 +2,10 @@
 //!
 //! The work is cut into panels of 32 columns and chunks of rows, which threads take. A task walks its panels; in a
 //! panel it takes as many inputs as fit the first-level cache, and for these all its rows, a register tile at a time.
-//! With a single row that is one walk through the weights from front to back.
+//! With a single row that is one walk through the weights from front to back, two panels at a time.
+//!
+//! However the work is cut, every number is summed in the same order, input after input from zero (of quantised
+//! weights, group after group, each from zero and then scaled): the rows beside a row change no bit of it.
 #![allow(unsafe_code)] // Threads write disjoint columns of one output.
 
 use rayon::prelude::*;
@@ -13,8 +16,9 @@ use crate::packed::{Bf16Row, F32Row, PackedMatrix, Panels};
 use crate::quantised::{GROUP, Int4Row, Int8Row};
 use crate::simd::{Kernel, PANEL, Simd};
 
-/// Inputs of a panel that are used for all rows before the next: 24 KiB of float32, in the first-level cache.
-const INPUTS: usize = 192;
+/// Inputs of a panel that are used for all rows before the next: 32 KiB of float32, of which a pass over two vectors of
+/// eight takes half, in the first-level cache.
+const INPUTS: usize = 256;
 /// Rows of a task at most; their sums are kept on its stack.
 const MAX_ROWS: usize = 192;
 /// Bytes of a task's rows of `x`, which should stay in the second-level cache.
@@ -128,6 +132,13 @@ impl Kernel for Task<'_> {
 #[inline(always)]
 fn panels<S: Simd, W: Weights>(s: S, task: &Task<'_>, weights: &W) {
     let (n_inputs, n_outputs) = (task.weights.n_inputs(), task.weights.n_outputs());
+    if task.x.len() == n_inputs {
+        return if const { PANEL / S::LANES == 2 } {
+            one_row::<S, W, 2>(s, task, weights)
+        } else {
+            one_row::<S, W, 4>(s, task, weights)
+        };
+    }
     let n_panels = n_outputs.div_ceil(PANEL);
     let mut sums = [[0.0f32; PANEL]; MAX_ROWS];
     for index in task.range.clone() {
@@ -135,10 +146,8 @@ fn panels<S: Simd, W: Weights>(s: S, task: &Task<'_>, weights: &W) {
         let x = &task.x[chunk * task.chunk * n_inputs..];
         let x = &x[..x.len().min(task.chunk * n_inputs)];
         let sums = &mut sums[..x.len() / n_inputs];
-        // A single row needs the weights but once; its sums stay in registers all the way.
-        let step = if sums.len() == 1 { n_inputs } else { INPUTS };
-        for first in (0..n_inputs).step_by(step) {
-            let inputs = first..(first + step).min(n_inputs);
+        for first in (0..n_inputs).step_by(INPUTS) {
+            let inputs = first..(first + INPUTS).min(n_inputs);
             tiles(s, weights, &Block { x, n_inputs, panel, inputs }, sums);
         }
         for (row, sums) in sums.iter_mut().enumerate() {
@@ -148,6 +157,38 @@ fn panels<S: Simd, W: Weights>(s: S, task: &Task<'_>, weights: &W) {
             let out = unsafe { task.out.part(chunk * task.chunk + row, panel * PANEL, columns) };
             finish(s, &task.epilogue, panel * PANEL, sums, out);
         }
+    }
+}
+
+/// A single row needs the weights but once; its sums stay in registers all the way. Two panels at a time, of `C`
+/// vectors each, so that additions do not wait for each other.
+#[inline(always)]
+fn one_row<S: Simd, W: Weights, const C: usize>(s: S, task: &Task<'_>, weights: &W) {
+    let mut panel = task.range.start;
+    while panel + 2 <= task.range.end {
+        row_panels::<S, W, 2, C>(s, task, weights, panel);
+        panel += 2;
+    }
+    if panel < task.range.end {
+        row_panels::<S, W, 1, C>(s, task, weights, panel);
+    }
+}
+
+/// `P` panels of a single row, from `first` on.
+#[inline(always)]
+fn row_panels<S: Simd, W: Weights, const P: usize, const C: usize>(s: S, task: &Task<'_>, weights: &W, first: usize) {
+    let n_outputs = task.weights.n_outputs();
+    let products: [[S::V; C]; P] = weights.row(s, task.x, first);
+    for (index, product) in products.iter().enumerate() {
+        let mut sums = [0.0; PANEL];
+        for (v, sums) in product.iter().zip(sums.chunks_exact_mut(S::LANES)) {
+            s.store(sums, *v);
+        }
+        let column = (first + index) * PANEL;
+        // SAFETY: the columns lie in the only row of the output, whose size `matmul` has checked; every task index, and
+        // so every panel, belongs to one task.
+        let out = unsafe { task.out.part(0, column, PANEL.min(n_outputs - column)) };
+        finish(s, &task.epilogue, column, &mut sums, out);
     }
 }
 
@@ -175,31 +216,25 @@ struct Block<'a> {
     inputs: std::ops::Range<usize>,
 }
 
-/// Adds the products of a block to `sums` (or writes them, where the block is a panel's first).
-///
-/// A single row takes the panel's whole width, front to back. More rows take two vectors of it at a time, so that the
-/// sums of a tile, the weights and an input fit the registers.
+/// Adds the products of a block to `sums` (or writes them, where the block is a panel's first), two vectors of the
+/// panel at a time, so that the sums of a tile, the weights and an input fit the registers.
 #[inline(always)]
 fn tiles<S: Simd, W: Weights>(s: S, weights: &W, block: &Block<'_>, sums: &mut [[f32; PANEL]]) {
-    if sums.len() == 1 {
-        if const { PANEL / S::LANES == 2 } {
-            tile::<S, W, 1, 2>(s, weights, block, (0, 0), sums);
-        } else {
-            tile::<S, W, 1, 4>(s, weights, block, (0, 0), sums);
-        }
-        return;
-    }
     for vector in (0..PANEL / S::LANES).step_by(2) {
         let mut row = 0;
         while row < sums.len() {
             let (left, at) = (sums.len() - row, (row, vector));
+            // A row that is left over would wait for its own additions, so a tile is not taken if it leaves one.
+            let fits = |rows: usize| left == rows || left > rows + 1;
             // Tiles that a level has no registers for are not even compiled.
-            row += if const { S::TILE_ROWS >= 12 } && left >= 12 {
+            row += if const { S::TILE_ROWS >= 12 } && fits(12) {
                 tile::<S, W, 12, 2>(s, weights, block, at, sums)
-            } else if const { S::TILE_ROWS >= 6 } && left >= 6 {
+            } else if const { S::TILE_ROWS >= 6 } && fits(6) {
                 tile::<S, W, 6, 2>(s, weights, block, at, sums)
-            } else if const { S::TILE_ROWS >= 4 } && left >= 4 {
+            } else if const { S::TILE_ROWS >= 4 } && fits(4) {
                 tile::<S, W, 4, 2>(s, weights, block, at, sums)
+            } else if const { S::TILE_ROWS >= 4 } && fits(3) {
+                tile::<S, W, 3, 2>(s, weights, block, at, sums)
             } else if left >= 2 {
                 tile::<S, W, 2, 2>(s, weights, block, at, sums)
             } else {
@@ -223,11 +258,18 @@ fn tile<S: Simd, W: Weights, const R: usize, const C: usize>(
     for (index, x_row) in x_rows.iter_mut().enumerate() {
         *x_row = &x[(row + index) * n_inputs + inputs.start..][..inputs.len()];
     }
-    let acc: [[S::V; C]; R] = weights.product(s, &x_rows, block, vector);
+    let mut acc = [[s.splat(0.0); C]; R];
+    if inputs.start > 0 {
+        for (acc, sums) in acc.iter_mut().zip(&sums[row..]) {
+            for (v, sums) in acc.iter_mut().zip(sums[vector * S::LANES..].chunks_exact(S::LANES)) {
+                *v = s.load(sums);
+            }
+        }
+    }
+    weights.product(s, &x_rows, block, vector, &mut acc);
     for (acc, sums) in acc.iter().zip(&mut sums[row..row + R]) {
         for (v, sums) in acc.iter().zip(sums[vector * S::LANES..].chunks_exact_mut(S::LANES)) {
-            let total = if inputs.start == 0 { *v } else { s.add(*v, s.load(sums)) };
-            s.store(sums, total);
+            s.store(sums, *v);
         }
     }
     R
@@ -235,15 +277,19 @@ fn tile<S: Simd, W: Weights, const R: usize, const C: usize>(
 
 /// Weights of one precision.
 trait Weights {
-    /// The products of `R` rows, cut to the block's inputs, with `C` vectors of its panel's columns, from `vector` on.
-    /// The block's first input is a multiple of `GROUP`.
+    /// Adds the products of `R` rows, cut to the block's inputs, with `C` vectors of its panel's columns, from `vector`
+    /// on. The block's first input is a multiple of `GROUP`.
     fn product<S: Simd, const R: usize, const C: usize>(
         &self,
         s: S,
         x: &[&[f32]; R],
         block: &Block<'_>,
         vector: usize,
-    ) -> [[S::V; C]; R];
+        acc: &mut [[S::V; C]; R],
+    );
+
+    /// The products of one whole row with `P` panels, from `first` on, each of `C` vectors.
+    fn row<S: Simd, const P: usize, const C: usize>(&self, s: S, x: &[f32], first: usize) -> [[S::V; C]; P];
 }
 
 /// 32 columns at one input.
@@ -285,31 +331,19 @@ impl Row for Int4Row {
     }
 }
 
-/// `acc += x w` for `C` vectors of columns.
-#[inline(always)]
-fn accumulate<S: Simd, W: Row, const C: usize>(s: S, acc: &mut [S::V; C], x: f32, w: &W, vector: usize) {
-    let x = s.splat(x);
-    for (c, acc) in acc.iter_mut().enumerate() {
-        *acc = s.mul_add(x, w.load(s, vector + c), *acc);
-    }
-}
-
-/// Rows of `x` with weights, without scales.
+/// Adds rows of `x` with weights, without scales, input after input.
 #[inline(always)]
 fn dot<S: Simd, W: Row, const R: usize, const C: usize>(
     s: S,
     x: &[&[f32]; R],
     rows: &[W],
     vector: usize,
-) -> [[S::V; C]; R] {
-    let mut acc = [[s.splat(0.0); C]; R];
-    if R == 1 {
-        acc[0] = dot_one(s, x[0], rows, vector);
-        return acc;
-    }
+    sums: &mut [[S::V; C]; R],
+) {
     for row in x {
         assert!(row.len() >= rows.len(), "as many inputs as weights");
     }
+    let mut acc = *sums;
     for (k, row) in rows.iter().enumerate() {
         let mut w = [s.splat(0.0); C];
         for (c, w) in w.iter_mut().enumerate() {
@@ -323,25 +357,37 @@ fn dot<S: Simd, W: Row, const R: usize, const C: usize>(
             }
         }
     }
+    *sums = acc;
+}
+
+/// One row of `x` with the weights of `P` panels, without scales, input after input.
+#[inline(always)]
+fn dot_row<S: Simd, W: Row, const P: usize, const C: usize>(s: S, x: &[f32], panels: &[&[W]; P]) -> [[S::V; C]; P] {
+    for panel in panels {
+        assert!(panel.len() >= x.len(), "as many weights as inputs");
+    }
+    let mut acc = [[s.splat(0.0); C]; P];
+    for (k, x) in x.iter().enumerate() {
+        let x = s.splat(*x);
+        for (acc, panel) in acc.iter_mut().zip(panels) {
+            // SAFETY: `k < x.len() <= panel.len()`, asserted above.
+            let row = unsafe { panel.get_unchecked(k) };
+            for (c, acc) in acc.iter_mut().enumerate() {
+                *acc = s.mul_add(x, row.load(s, c), *acc);
+            }
+        }
+    }
     acc
 }
 
-/// One row: two sums at a time, so that additions do not wait for each other.
+/// Rows `first..` of `n` of each of `P` panels, `stride` apart.
 #[inline(always)]
-fn dot_one<S: Simd, W: Row, const C: usize>(s: S, x: &[f32], rows: &[W], vector: usize) -> [S::V; C] {
-    let (mut even, mut odd) = ([s.splat(0.0); C], [s.splat(0.0); C]);
-    let (pairs, x_pairs) = (rows.chunks_exact(2), x.chunks_exact(2));
-    if let (Some(w), Some(x)) = (pairs.remainder().first(), x_pairs.remainder().first()) {
-        accumulate(s, &mut even, *x, w, vector);
+fn each_panel<W, const P: usize>(rows: &[W], first: usize, stride: usize, n: usize) -> [&[W]; P] {
+    let mut panels = [&rows[..0]; P];
+    for (index, panel) in panels.iter_mut().enumerate() {
+        *panel = &rows[first + index * stride..][..n];
     }
-    for (w, x) in pairs.zip(x_pairs) {
-        accumulate(s, &mut even, x[0], &w[0], vector);
-        accumulate(s, &mut odd, x[1], &w[1], vector);
-    }
-    for (even, odd) in even.iter_mut().zip(odd) {
-        *even = s.add(*even, odd);
-    }
-    even
+    panels
 }
 
 struct Plain<'a, W>(&'a [W]);
@@ -354,9 +400,15 @@ impl<W: Row> Weights for Plain<'_, W> {
         x: &[&[f32]; R],
         block: &Block<'_>,
         vector: usize,
-    ) -> [[S::V; C]; R] {
+        acc: &mut [[S::V; C]; R],
+    ) {
         let first = block.panel * block.n_inputs + block.inputs.start;
-        dot(s, x, &self.0[first..first + block.inputs.len()], vector)
+        dot(s, x, &self.0[first..first + block.inputs.len()], vector, acc);
+    }
+
+    #[inline(always)]
+    fn row<S: Simd, const P: usize, const C: usize>(&self, s: S, x: &[f32], first: usize) -> [[S::V; C]; P] {
+        dot_row(s, x, &each_panel(self.0, first * x.len(), x.len(), x.len()))
     }
 }
 
@@ -373,25 +425,42 @@ impl<W: Row> Weights for Scaled<'_, W> {
         x: &[&[f32]; R],
         block: &Block<'_>,
         vector: usize,
-    ) -> [[S::V; C]; R] {
+        acc: &mut [[S::V; C]; R],
+    ) {
         let Block { panel, n_inputs, ref inputs, .. } = *block;
         let first = panel * n_inputs + inputs.start;
         let codes = &self.codes[first..first + inputs.len()];
         let scales = &self.scales[panel * n_inputs.div_ceil(GROUP) + inputs.start / GROUP..];
-        let mut total = [[s.splat(0.0); C]; R];
         for (index, (codes, scales)) in codes.chunks(GROUP).zip(scales).enumerate() {
             let mut group = [&x[0][..0]; R];
             for (group, x) in group.iter_mut().zip(x) {
                 *group = &x[index * GROUP..][..codes.len()];
             }
-            let sums: [[S::V; C]; R] = dot(s, &group, codes, vector);
+            let mut sums = [[s.splat(0.0); C]; R];
+            dot(s, &group, codes, vector, &mut sums);
             for c in 0..C {
                 let scale = scales.load(s, vector + c);
-                for (total, sums) in total.iter_mut().zip(&sums) {
-                    total[c] = s.mul_add(sums[c], scale, total[c]);
+                for (acc, sums) in acc.iter_mut().zip(&sums) {
+                    acc[c] = s.mul_add(sums[c], scale, acc[c]);
                 }
             }
         }
-        total
+    }
+
+    #[inline(always)]
+    fn row<S: Simd, const P: usize, const C: usize>(&self, s: S, x: &[f32], first: usize) -> [[S::V; C]; P] {
+        let n_groups = x.len().div_ceil(GROUP);
+        let mut acc = [[s.splat(0.0); C]; P];
+        for (index, group) in x.chunks(GROUP).enumerate() {
+            let codes = each_panel(self.codes, first * x.len() + index * GROUP, x.len(), group.len());
+            let sums: [[S::V; C]; P] = dot_row(s, group, &codes);
+            for (p, (acc, sums)) in acc.iter_mut().zip(&sums).enumerate() {
+                let scales = &self.scales[(first + p) * n_groups + index];
+                for c in 0..C {
+                    acc[c] = s.mul_add(sums[c], scales.load(s, c), acc[c]);
+                }
+            }
+        }
+        acc
     }
 }

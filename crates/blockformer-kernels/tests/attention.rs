@@ -9,34 +9,37 @@ use common::{assert_close, levels, noise};
 
 struct Case {
     shape: AttentionShape,
+    /// Positions that each sequence has room for: in pages of this length, one a sequence.
+    capacity: usize,
     visible: Vec<Range<usize>>,
 }
 
-/// Causal queries that end at key `end` of `capacity`; the first keys of each sequence are padding, `b` of sequence
+/// Causal queries that end at key `end` of `end + batch`; the first keys of each sequence are padding, `b` of sequence
 /// `b`, and a query among them sees itself.
 fn case(batch: usize, n_queries: usize, heads: (usize, usize), head_dim: usize, end: usize) -> Case {
     let (n_heads, n_kv_heads) = heads;
     let query_stride = (n_heads + 2 * n_kv_heads) * head_dim;
-    let shape = AttentionShape { batch, n_queries, n_heads, n_kv_heads, head_dim, capacity: end + batch, query_stride };
+    let capacity = end + batch;
+    let shape = AttentionShape { batch, n_queries, n_heads, n_kv_heads, head_dim, page_length: capacity, query_stride };
     let range = |b: usize, q: usize| {
         let own = end - n_queries + q;
         if own < b { own..own + 1 } else { b..own + 1 }
     };
     let visible = (0..batch * n_queries).map(|i| range(i / n_queries, i % n_queries)).collect();
-    Case { shape, visible }
+    Case { shape, capacity, visible }
 }
 
 impl Case {
     fn inputs(&self) -> [Vec<f32>; 3] {
-        let AttentionShape { batch, n_queries, n_kv_heads, head_dim, capacity, query_stride, .. } = self.shape;
-        let held = batch * n_kv_heads * capacity * head_dim;
+        let AttentionShape { batch, n_queries, n_kv_heads, head_dim, query_stride, .. } = self.shape;
+        let held = batch * n_kv_heads * self.capacity * head_dim;
         let scaled = |n, seed| noise(n, seed).iter().map(|x| 2.0 * x).collect();
         [scaled(batch * n_queries * query_stride, 1), scaled(held, 2), scaled(held, 3)]
     }
 
     fn expected(&self) -> Vec<f64> {
-        let AttentionShape { batch, n_queries, n_heads, n_kv_heads, head_dim, capacity, query_stride } = self.shape;
-        let [queries, keys, values] = self.inputs();
+        let AttentionShape { batch, n_queries, n_heads, n_kv_heads, head_dim, query_stride, .. } = self.shape;
+        let ([queries, keys, values], capacity) = (self.inputs(), self.capacity);
         let mut out = Vec::new();
         for position in 0..batch * n_queries {
             for head in 0..n_heads {
@@ -61,14 +64,53 @@ impl Case {
         let [queries, keys, values] = self.inputs();
         let AttentionShape { batch, n_queries, n_heads, head_dim, .. } = self.shape;
         let mut out = vec![f32::NAN; batch * n_queries * n_heads * head_dim];
-        let inputs = AttentionInputs { queries: &queries, keys: &keys, values: &values };
+        let tables: Vec<usize> = (0..batch).collect();
+        let inputs = AttentionInputs { queries: &queries, keys: &keys, values: &values, tables: &tables };
         attention(level, self.shape, inputs, &self.visible, &mut out);
+        out
+    }
+
+    /// The same numbers in pages of `page_length` that lie in no order; what belongs to nobody is not a number.
+    fn run_in_pages(&self, level: Level, page_length: usize) -> Vec<f32> {
+        let AttentionShape { batch, n_queries, n_heads, n_kv_heads, head_dim, .. } = self.shape;
+        let per_sequence = self.capacity.div_ceil(page_length);
+        let n_pages = batch * per_sequence + 1;
+        let tables: Vec<usize> = (0..batch * per_sequence).map(|i| n_pages - 1 - (i * 7 + 3) % n_pages).collect();
+        let shuffled: std::collections::HashSet<_> = tables.iter().collect();
+        assert_eq!(shuffled.len(), tables.len(), "every page once");
+        let scatter = |held: &[f32]| {
+            let mut pages = vec![f32::NAN; n_pages * n_kv_heads * page_length * head_dim];
+            for (index, position) in held.chunks(head_dim).enumerate() {
+                let (pair, key) = (index / self.capacity, index % self.capacity);
+                let page = tables[pair / n_kv_heads * per_sequence + key / page_length];
+                let at = ((page * n_kv_heads + pair % n_kv_heads) * page_length + key % page_length) * head_dim;
+                pages[at..at + head_dim].copy_from_slice(position);
+            }
+            pages
+        };
+        let [queries, keys, values] = self.inputs();
+        let (keys, values) = (scatter(&keys), scatter(&values));
+        let mut out = vec![f32::NAN; batch * n_queries * n_heads * head_dim];
+        let inputs = AttentionInputs { queries: &queries, keys: &keys, values: &values, tables: &tables };
+        attention(level, AttentionShape { page_length, ..self.shape }, inputs, &self.visible, &mut out);
+        out
+    }
+
+    /// What query `position` of all gets when it is the only one.
+    fn run_alone(&self, level: Level, position: usize) -> Vec<f32> {
+        let [queries, keys, values] = self.inputs();
+        let AttentionShape { n_queries, n_heads, head_dim, query_stride, .. } = self.shape;
+        let shape = AttentionShape { batch: 1, n_queries: 1, ..self.shape };
+        let queries = &queries[position * query_stride..(position + 1) * query_stride];
+        let tables = [position / n_queries];
+        let inputs = AttentionInputs { queries, keys: &keys, values: &values, tables: &tables };
+        let mut out = vec![f32::NAN; n_heads * head_dim];
+        attention(level, shape, inputs, &self.visible[position..=position], &mut out);
         out
     }
 }
 
-#[test]
-fn attention_follows_float64() {
+fn cases() -> Vec<Case> {
     let mut cases = vec![
         case(1, 1, (1, 1), 1, 1),
         case(1, 1, (2, 2), 64, 9),
@@ -80,7 +122,12 @@ fn attention_follows_float64() {
     if !cfg!(miri) {
         cases.extend([case(3, 1, (12, 12), 64, 300), case(2, 130, (4, 2), 48, 130), case(1, 9, (8, 1), 128, 77)]);
     }
-    for case in cases {
+    cases
+}
+
+#[test]
+fn attention_follows_float64() {
+    for case in cases() {
         let expected = case.expected();
         for level in levels() {
             assert_close(&case.run(level), &expected, 1e-5, &format!("{} {:?}", level.name(), case.shape));
@@ -89,10 +136,39 @@ fn attention_follows_float64() {
 }
 
 #[test]
+fn pages_in_any_order_give_the_same_bits() {
+    for case in cases() {
+        for level in levels() {
+            for page_length in [1, 2, 5, 16, case.capacity + 3] {
+                if (case.shape.batch * case.capacity.div_ceil(page_length) + 1).is_multiple_of(7) {
+                    continue; // the test's way of shuffling would use a page twice
+                }
+                let what = format!("{} {:?} in pages of {page_length}", level.name(), case.shape);
+                assert_eq!(case.run_in_pages(level, page_length), case.run(level), "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_query_gets_the_same_bits_alone_and_among_others() {
+    for case in cases() {
+        let AttentionShape { batch, n_queries, n_heads, head_dim, .. } = case.shape;
+        for level in levels() {
+            let all = case.run(level);
+            for (position, among) in all.chunks(n_heads * head_dim).enumerate().take(batch * n_queries) {
+                assert_eq!(case.run_alone(level, position), among, "{} {:?}, {position}", level.name(), case.shape);
+            }
+        }
+    }
+}
+
+#[test]
 fn keys_outside_of_the_range_are_not_read() {
     let case = case(2, 3, (4, 2), 16, 8);
     let [queries, mut keys, mut values] = case.inputs();
-    let AttentionShape { n_kv_heads, head_dim, capacity, .. } = case.shape;
+    let AttentionShape { n_kv_heads, head_dim, .. } = case.shape;
+    let capacity = case.capacity;
     for sequence in 0..2 {
         for head in 0..n_kv_heads {
             for key in (0..capacity).filter(|key| *key < sequence || *key >= 8) {
@@ -104,7 +180,7 @@ fn keys_outside_of_the_range_are_not_read() {
     }
     for level in levels() {
         let mut out = vec![0.0; 2 * 3 * 4 * 16];
-        let inputs = AttentionInputs { queries: &queries, keys: &keys, values: &values };
+        let inputs = AttentionInputs { queries: &queries, keys: &keys, values: &values, tables: &[0, 1] };
         attention(level, case.shape, inputs, &case.visible, &mut out);
         assert_close(&out, &case.expected(), 1e-5, level.name());
     }
@@ -116,4 +192,13 @@ fn a_query_that_sees_nothing_panics() {
     let mut case = case(1, 1, (1, 1), 8, 4);
     case.visible = vec![3..3; 1];
     case.run(Level::PORTABLE);
+}
+
+#[test]
+#[should_panic(expected = "a table names a page beyond 1")]
+fn a_page_that_is_not_there_panics() {
+    let case = case(1, 1, (1, 1), 8, 4);
+    let [queries, keys, values] = case.inputs();
+    let inputs = AttentionInputs { queries: &queries, keys: &keys, values: &values, tables: &[1] };
+    attention(Level::PORTABLE, case.shape, inputs, &case.visible, &mut [0.0; 8]);
 }

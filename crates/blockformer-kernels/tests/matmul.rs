@@ -160,6 +160,47 @@ fn the_number_of_threads_changes_no_bit() {
 }
 
 #[test]
+fn the_rows_beside_a_row_change_no_bit_of_it() {
+    // Inputs beyond one block of them, in groups that are not whole; two panels and a part of one.
+    let (most, n_inputs, n_outputs) = (size(40), size(389), size(75));
+    let (x, bias) = (noise(most * n_inputs, 1), noise(n_outputs, 2));
+    for precision in Precision::ALL {
+        let packed = PackedMatrix::new(&noise(n_inputs * n_outputs, 3), n_inputs, n_outputs, precision);
+        for level in levels() {
+            let product = |x: &[f32]| {
+                let mut out = vec![0.5; x.len() / n_inputs * n_outputs];
+                let epilogue = Epilogue { bias: Some(&bias), activation: Activation::Gelu, store: Store::Add };
+                matmul(level, x, &packed, epilogue, &mut out);
+                out
+            };
+            let alone: Vec<Vec<f32>> = x.chunks(n_inputs).map(product).collect();
+            for rows in 1..=most {
+                let together = product(&x[..rows * n_inputs]);
+                for (row, (together, alone)) in together.chunks(n_outputs).zip(&alone).enumerate() {
+                    assert_eq!(together, alone, "{} {}, row {row} of {rows}", level.name(), precision.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_that_is_left_over_gets_the_bits_it_gets_alone() {
+    // One row more than are taken at a time.
+    let (rows, n_inputs, n_outputs) = (if cfg!(miri) { 25 } else { 193 }, size(300), 33);
+    let x = noise(rows * n_inputs, 1);
+    for precision in Precision::ALL {
+        let packed = PackedMatrix::new(&noise(n_inputs * n_outputs, 3), n_inputs, n_outputs, precision);
+        for level in levels() {
+            let (mut all, mut last) = (vec![0.0; rows * n_outputs], vec![0.0; n_outputs]);
+            matmul(level, &x, &packed, Epilogue::default(), &mut all);
+            matmul(level, &x[(rows - 1) * n_inputs..], &packed, Epilogue::default(), &mut last);
+            assert_eq!(all[(rows - 1) * n_outputs..], last, "{} {}", level.name(), precision.name());
+        }
+    }
+}
+
+#[test]
 #[should_panic(expected = "7 numbers are not rows of 3 inputs")]
 fn inputs_of_another_length_panic() {
     let packed = PackedMatrix::new(&[1.0; 6], 3, 2, Precision::F32);

@@ -171,6 +171,38 @@ fn rotation_follows_the_formula_and_leaves_the_rest() {
 }
 
 #[test]
+fn what_stands_beside_a_row_changes_no_bit_of_it() {
+    // Rows that are not whole vectors, and so many that several threads share them.
+    for (rows, n) in [(3, 17), (7, size(45)), (size(60), size(1001))] {
+        let x = noise(rows * n, 3);
+        let (gamma, beta, up) = (noise(n, 4), noise(n, 5), noise(rows * n, 6));
+        for level in levels() {
+            let same = |what: &str, f: &dyn Fn(&mut [f32], std::ops::Range<usize>)| {
+                let mut all = x.clone();
+                f(&mut all, 0..rows * n);
+                for row in 0..rows {
+                    let range = row * n..(row + 1) * n;
+                    let mut alone = x[range.clone()].to_vec();
+                    f(&mut alone, range.clone());
+                    assert_eq!(all[range], alone, "{} {what}, row {row} of {rows}x{n}", level.name());
+                }
+            };
+            same("layer norm", &|y, range| {
+                LayerNorm { gamma: &gamma, beta: Some(&beta), eps: 1e-5 }.apply(level, &x[range], y);
+            });
+            same("rms norm", &|y, range| RmsNorm { gamma: &gamma, eps: 1e-6 }.apply(level, &x[range], y));
+            for activation in ALL {
+                same(&format!("{activation:?}"), &|y, _| activation.apply(level, y));
+            }
+            same("gate", &|y, range| gated(level, Activation::Silu, y, &up[range]));
+            same("softmax", &|y, _| softmax(level, y, n));
+            same("log-softmax", &|y, _| log_softmax(level, y, n));
+            same("rotation", &|y, _| rotate(level, y, n, &gamma[..n / 2], &beta[..n / 2]));
+        }
+    }
+}
+
+#[test]
 #[should_panic(expected = "7 numbers are not rows of 3")]
 fn broken_rows_panic() {
     softmax(Level::PORTABLE, &mut [0.0; 7], 3);

@@ -85,6 +85,11 @@ pub fn default_device() -> Result<Device, DeviceError> {
     }
 }
 
+/// Whether what is computed on `device` is computed by the CPU.
+pub fn is_cpu(device: &Device) -> bool {
+    ["flex", "ndarray"].into_iter().flat_map(devices_of).any(|cpu| cpu == *device)
+}
+
 /// The names of all devices that this build finds on this machine.
 pub fn available_devices() -> Vec<String> {
     let built = BACKENDS.iter().filter(|(_, _, built)| *built);
@@ -141,6 +146,7 @@ mod tests {
     #[test]
     fn the_cpu_is_always_there_but_only_once() {
         assert_eq!(device("cpu").unwrap(), Device::flex());
+        assert!(is_cpu(&device("cpu").unwrap()));
         assert!(matches!(device("cpu:1"), Err(DeviceError::NotFound { .. })));
         assert!(available_devices().contains(&"cpu".to_string()));
     }
