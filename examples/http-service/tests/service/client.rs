@@ -189,3 +189,23 @@ pub(crate) fn gather(parts: &[Value]) -> Vec<Value> {
     }
     choices
 }
+
+/// Asserts that two values are the same, but for the rounding of log probabilities: which other requests run at the time
+/// decides how many rows a matrix product has.
+pub(crate) fn assert_same(left: &Value, right: &Value) {
+    match (left, right) {
+        (Value::Object(left), Value::Object(right)) => {
+            assert!(left.keys().eq(right.keys()), "{left:?} and {right:?}");
+            left.iter().for_each(|(key, value)| assert_same(value, &right[key]));
+        }
+        (Value::Array(left), Value::Array(right)) => {
+            assert_eq!(left.len(), right.len(), "{left:?} and {right:?}");
+            left.iter().zip(right).for_each(|(left, right)| assert_same(left, right));
+        }
+        (Value::Number(left), Value::Number(right)) if left.is_f64() && right.is_f64() => {
+            let (left, right) = (left.as_f64().unwrap(), right.as_f64().unwrap());
+            assert!((left - right).abs() < 1e-4, "{left} and {right}");
+        }
+        (left, right) => assert_eq!(left, right),
+    }
+}

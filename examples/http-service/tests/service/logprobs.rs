@@ -4,7 +4,7 @@ use blockformer::generate::{EngineConfig, Request};
 use blockformer_http_service::ServiceConfig;
 use serde_json::{Value, json};
 
-use crate::client::{Server, gather};
+use crate::client::{Server, assert_same, gather};
 use crate::engines::{alone, hooked, request};
 
 const PROMPT: &str = "The people of the United States";
@@ -23,18 +23,18 @@ fn log_probabilities_are_those_of_the_engine() {
     let answer = Server::bundled().complete(&body);
     let own = alone(Request { logprobs: Some(3), ..request(PROMPT, 18, 1.0, 5) });
     let logprobs = &answer["choices"][0]["logprobs"];
-    let chosen: Vec<f32> =
-        array(logprobs, "token_logprobs").iter().map(|value| value.as_f64().unwrap() as f32).collect();
-    assert_eq!(chosen, own.samples[0].logprobs.iter().map(|logprobs| logprobs.chosen).collect::<Vec<_>>());
+    let chosen: Vec<f32> = own.samples[0].logprobs.iter().map(|logprobs| logprobs.chosen).collect();
+    assert_same(&logprobs["token_logprobs"], &json!(chosen));
     let (tokens, tops) = (array(logprobs, "tokens"), array(logprobs, "top_logprobs"));
+    assert_eq!((tokens.len(), tops.len()), (chosen.len(), chosen.len()));
     for (place, top) in tops.iter().enumerate() {
         let top = top.as_object().unwrap();
         assert!(top.len() == 3 || top.len() == 4, "three, and the chosen one if it is none of them");
-        assert_eq!(top[tokens[place].as_str().unwrap()].as_f64().unwrap() as f32, chosen[place]);
+        assert_same(&top[tokens[place].as_str().unwrap()], &json!(chosen[place]));
         let mut values: Vec<f32> = top.values().map(|value| value.as_f64().unwrap() as f32).collect();
         values.sort_by(|a, b| b.total_cmp(a));
         let likeliest: Vec<f32> = own.samples[0].logprobs[place].top.iter().map(|(_, logprob)| *logprob).collect();
-        assert_eq!(values[..3], likeliest);
+        assert_same(&json!(values[..3]), &json!(likeliest));
     }
 }
 
@@ -84,5 +84,5 @@ fn tokens_that_are_no_characters_are_listed_as_bytes() {
             assert!(place < text.len() && !text[place].is_ascii());
         }
     }
-    assert_eq!(Value::from(gather(&server.stream(body).parts())[0].clone()), choice);
+    assert_same(&gather(&server.stream(body).parts())[0], &choice);
 }

@@ -6,4 +6,5 @@ mod engines;
 mod errors;
 mod life;
 mod logprobs;
+mod program;
 mod streams;

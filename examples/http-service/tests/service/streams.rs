@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::client::{Server, gather};
+use crate::client::{Server, assert_same, gather};
 
 const PROMPT: &str = "The people of the United States";
 
@@ -18,7 +18,7 @@ fn a_stream_adds_up_to_the_answer() {
     ] {
         let parts = server.stream(body.clone()).parts();
         let answer = server.complete(&body);
-        assert_eq!(Value::from(gather(&parts)), answer["choices"], "{body}");
+        assert_same(&gather(&parts).into(), &answer["choices"]);
         assert!(parts.iter().all(|part| part["id"] == parts[0]["id"] && part["object"] == "text_completion"));
         assert!(parts.iter().all(|part| part.get("usage").is_none()));
     }
