@@ -15,6 +15,8 @@ use crate::service::Service;
 const DEFAULT_MAX_TOKENS: usize = 16;
 /// Texts that may end an answer.
 const MAX_STOPS: usize = 4;
+/// Tokens that may have a bias, or end an answer: each of them is looked at with every token that is drawn.
+const MAX_NAMED_TOKENS: usize = 1024;
 /// Likeliest tokens that are listed at most.
 const MAX_LOGPROBS: usize = 20;
 
@@ -155,6 +157,13 @@ impl CompletionRequest {
         }
         if self.stream_options.is_some() && !stream {
             return refuse("stream_options", "stream_options are for streams: set stream to true");
+        }
+        let named = [
+            ("logit_bias", self.logit_bias.as_ref().map_or(0, BTreeMap::len)),
+            ("stop_token_ids", self.stop_token_ids.as_ref().map_or(0, Vec::len)),
+        ];
+        if let Some((param, n)) = named.into_iter().find(|(_, n)| *n > MAX_NAMED_TOKENS) {
+            return refuse(param, &format!("{param} names {n} tokens, more than {MAX_NAMED_TOKENS}"));
         }
         if self.logprobs.is_some_and(|n| n > MAX_LOGPROBS) {
             return refuse("logprobs", &format!("logprobs is more than {MAX_LOGPROBS}"));

@@ -1,5 +1,7 @@
 //! Models, and what the engine gives without a service.
 
+use std::sync::{Mutex, OnceLock};
+
 use blockformer::data::{Tokenizer, TokenizerTraining};
 use blockformer::generate::{Blocks, Completion, Context, Engine, EngineConfig, PagedModel, Request, Sampling};
 use blockformer::kv_cache::{KvStorage, PagedBatch, PoolConfig};
@@ -14,8 +16,15 @@ fn settings() -> EngineConfig {
     EngineConfig { kv_budget: 32 << 20, page_blocks: 4, ..EngineConfig::default() }
 }
 
+/// The bundled model, read once.
+fn opened() -> (ModelConfig, AnyModel, Tokenizer) {
+    static OPENED: OnceLock<Mutex<(ModelConfig, AnyModel, Tokenizer)>> = OnceLock::new();
+    let opened = OPENED.get_or_init(|| Mutex::new(blockformer::bundled::load(&device()).unwrap()));
+    opened.lock().unwrap().clone()
+}
+
 pub(crate) fn bundled() -> (ModelConfig, Engine<AnyModel>, Tokenizer) {
-    let (config, model, tokenizer) = blockformer::bundled::load(&device()).unwrap();
+    let (config, model, tokenizer) = opened();
     (config, Engine::new(model, settings(), &device()).unwrap(), tokenizer)
 }
 
@@ -31,7 +40,7 @@ pub(crate) fn alone(request: Request) -> Completion {
 
 /// A request of the bundled model.
 pub(crate) fn request(prompt: &str, max_new_tokens: usize, temperature: f64, seed: u64) -> Request {
-    let (_, _, tokenizer) = blockformer::bundled::load(&device()).unwrap();
+    let (_, _, tokenizer) = opened();
     let sampling = Sampling { temperature, seed, ..Sampling::default() };
     Request::new(tokenizer.encode(prompt).unwrap()).with_max_new_tokens(max_new_tokens).with_sampling(sampling)
 }

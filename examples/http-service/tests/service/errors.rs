@@ -47,6 +47,7 @@ fn wrong_requests_are_refused_and_name_the_field() {
         (json!({"prompt": prompt, "logit_bias": {"the": 1}}), "logit_bias", "\"the\" is not a token id"),
         (json!({"prompt": prompt, "logit_bias": {"4096": 1}}), "logit_bias", "names token 4096"),
         (json!({"prompt": prompt, "stop_token_ids": [4096]}), "stop_token_ids", "names token 4096"),
+        (json!({"prompt": prompt, "stop_token_ids": vec![1; 1025]}), "stop_token_ids", "1025 tokens, more than 1024"),
         (json!({"prompt": prompt, "stop": 5}), "stop", "a string or an array of strings"),
         (json!({"prompt": prompt, "stop": ""}), "stop", "not empty"),
         (json!({"prompt": prompt, "stop": ["a", "b", "c", "d", "e"]}), "stop", "up to 4"),
