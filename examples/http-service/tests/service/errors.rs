@@ -157,5 +157,6 @@ fn a_full_queue_tells_clients_to_come_again() {
     drop((running, waiting));
     server.wait_for("requests_waiting", 0);
     server.wait_for("sequences_running", 0);
+    assert!(server.metric("generated_tokens_total") < 800, "what was refused or left went on");
     server.complete(&short);
 }
