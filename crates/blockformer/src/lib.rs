@@ -34,6 +34,8 @@ pub mod bundled;
 mod devices;
 mod serving;
 pub mod verify;
+#[cfg(feature = "remote")]
+pub mod worker;
 
 pub use blockformer_bench as bench;
 pub use blockformer_block_decoder as block_decoder;
