@@ -3,10 +3,11 @@
     python make_reference_cases.py OUTPUT [--seed N] [--count N]   cases of the seeds N, N + 1, …
     python make_reference_cases.py OUTPUT --again CASE...          answers the inputs of given cases again, and compares
 
-A seed decides everything about its case, and is in its name unless it is the only one. Fourteen seeds in a row are one of each: four embedders (lookup, lookup with
-projection, RoBERTa, RoBERTa with CLS tokens) by three token decoders (prefix, summation, cross-attention), and the two
-vanilla GPT-NeoX. docs/reference-cases.md says what the files hold; see reference_model.py for what the Python must
-have. The reference is run in float32 on one CPU thread, without dropout.
+A seed decides everything about its case, and is in its name unless it is the only one. Fourteen seeds in a row are
+one of each: four embedders (lookup, lookup with projection, RoBERTa, RoBERTa with CLS tokens) by three token decoders
+(prefix, summation, cross-attention), and the two vanilla GPT-NeoX. docs/reference-cases.md says what the files hold;
+see reference_model.py for what the Python must have. The reference is run in float32 on one CPU thread, without
+dropout.
 """
 
 import argparse
