@@ -37,8 +37,8 @@ def layers(size, vocabulary):
     )
 
 
-def block_transformer(size):
-    """Lookup embedder, prefix token decoder with an expansion layer of ratio 2, as in the paper's main models."""
+def find_reference():
+    """Makes the modules of the authors' implementation importable."""
     sys.path.insert(0, os.environ["REFERENCE_PATH"])
     import util
 
@@ -47,6 +47,11 @@ def block_transformer(size):
     tokenizers.TOKENIZERS = {}
     tokenizers.load_tokenizer_and_mapper_from_block_config = lambda config: (None, None)
     sys.modules["util.tokenizer"] = util.tokenizer = tokenizers
+
+
+def block_transformer(size):
+    """Lookup embedder, prefix token decoder with an expansion layer of ratio 2, as in the paper's main models."""
+    find_reference()
     from model.block_decoder.gpt_neo_x import GPTNeoXBlockDecoder
     from model.block_transformer import BlockTransformer
     from model.embedder.lookup import LookupConfig, LookupEmbedder

@@ -18,6 +18,7 @@ const NEW_TOKENS: usize = 48;
 fn main() -> Result<(), Box<dyn Error>> {
     let device = blockformer::device("cpu")?;
     let (config, model, tokenizer) = blockformer::bundled::load(&device)?;
+    let model = ServingModel::new(&config, model, &device)?;
     // Blocks begin where the chat begins, so that what was said before is found again in the cache.
     let engine_config = EngineConfig { alignment: Alignment::ForceRest, page_blocks: 4, ..EngineConfig::default() };
     let engine = Engine::new(model, engine_config, &device)?.with_tokenizer(tokenizer.clone());

@@ -27,6 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let requests: usize = std::env::args().nth(1).map_or(Ok(2000), |n| n.parse())?;
     let device = blockformer::device("cpu")?;
     let (config, model, _) = blockformer::bundled::load(&device)?;
+    let model = ServingModel::new(&config, model, &device)?;
     let (page_blocks, max_batch) = (8, 12);
     let page = model.pool_config(page_blocks, 0, Default::default()).page_bytes();
     let kv_budget = 40 * page; // five full contexts would need more

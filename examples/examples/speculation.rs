@@ -26,6 +26,7 @@ const REPEATS: usize = 3;
 fn main() -> Result<(), Box<dyn Error>> {
     let device = blockformer::device("cpu")?;
     let (config, model, tokenizer) = blockformer::bundled::load(&device)?;
+    let model = ServingModel::new(&config, model, &device)?;
     for (name, temperature) in [("greedy", 0.0), ("temperature 0.7", 0.7)] {
         for (drafts, speculation) in [
             ("none", None),

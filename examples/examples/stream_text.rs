@@ -15,6 +15,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> Result<(), Box<dyn Error>> {
     let device = blockformer::device("cpu")?;
     let (config, model, tokenizer) = blockformer::bundled::load(&device)?;
+    let model = ServingModel::new(&config, model, &device)?;
     let prompt = tokenizer.encode("The whale")?;
     let engine_config = EngineConfig { alignment: Alignment::of(&config), ..EngineConfig::default() };
     let engine = EngineThread::spawn(Engine::new(model, engine_config, &device)?.with_tokenizer(tokenizer));

@@ -9,3 +9,5 @@ pub(crate) mod tokenize;
 pub(crate) mod train;
 pub(crate) mod uptrain;
 pub(crate) mod verify;
+#[cfg(feature = "remote")]
+pub(crate) mod worker;

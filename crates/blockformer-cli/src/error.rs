@@ -45,6 +45,16 @@ pub(crate) enum CliError {
     Verify(#[from] VerifyError),
     #[error("cannot {action} {}: {source}", path.display())]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
+    #[cfg(feature = "remote")]
+    #[error(transparent)]
+    Worker(#[from] blockformer::worker::WorkerError),
+    #[cfg(feature = "remote")]
+    #[error("cannot listen on {address}: {source}")]
+    Listen { address: String, source: std::io::Error },
+    #[error("device {} failed: {reason}{}", names.join(", "), checkpoint.as_ref().map_or(String::new(), |path| {
+        format!("; {} is whole: go on from it with --resume", path.display())
+    }))]
+    DeviceFailed { names: Vec<String>, reason: String, checkpoint: Option<PathBuf> },
     #[error("cannot read the prompt from standard input: {source}")]
     Stdin { source: std::io::Error },
     #[error("cannot write to standard output: {source}")]

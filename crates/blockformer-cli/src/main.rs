@@ -12,6 +12,8 @@ use clap::{Parser, Subcommand};
 
 use error::CliError;
 
+#[cfg(feature = "remote")]
+use commands::worker;
 use commands::{bench, convert, evaluate, generate, inspect, tokenize, train, uptrain, verify};
 
 /// Burn's CPU backend allocates a tensor for every operation; mimalloc makes that several times faster.
@@ -46,6 +48,9 @@ enum Command {
     Verify(verify::Arguments),
     /// Measure how fast models generate: prefill-heavy and decode-heavy, by batch size.
     Bench(bench::Arguments),
+    /// Serve a device to `--device remote:ws://HOST:PORT` of other processes and machines, until Ctrl-C.
+    #[cfg(feature = "remote")]
+    Worker(worker::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -59,6 +64,8 @@ fn main() -> ExitCode {
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        #[cfg(feature = "remote")]
+        Command::Worker(arguments) => worker::run(&arguments),
     };
     match result {
         Ok(code) => code,

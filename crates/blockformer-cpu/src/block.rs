@@ -5,17 +5,20 @@ use blockformer_model::{BlockLayout, BlockTransformer, BlockTransformerConfig, B
 use burn::tensor::Device;
 
 use crate::PackError;
-use crate::cache::Cache;
-use crate::embedder::{Blocks, Embedder};
+use crate::cache::{Cache, Kv};
+use crate::embedder::{Blocks, Embedder, EmbedderWork};
+use crate::ends::{Ends, Units};
 use crate::profile::{Clock, Profile};
 use crate::stack::{PREFILL_ROWS, Positions, Scratch, Stack, room};
-use crate::token_decoder::{TokenDecoder, TokenState, Tools};
+use crate::token_decoder::{Begin, TokenDecoder, TokenState, Tools};
+use crate::work::Work;
 
 #[derive(Debug, Clone)]
 pub(crate) struct BlockModel {
     layout: BlockLayout,
     n_embedding_tokens: usize,
     embedder: Embedder,
+    ends: Ends,
     block_decoder: Stack,
     token_decoder: TokenDecoder,
 }
@@ -30,20 +33,34 @@ pub(crate) struct BlockState {
     /// Positions of padding at the start of each sequence; empty if there are none.
     padded: Vec<usize>,
     x: Vec<f32>,
-    joined: Vec<f32>,
+    embedder: EmbedderWork,
+    /// The context embeddings that the block is decoded from, `[batch, context_blocks, n_embedding_tokens, d_model]`.
     context: Vec<f32>,
+    /// Bytes of those that the next block needs too.
+    recent_bytes: usize,
     scratch: Scratch,
     pub(crate) profile: Profile,
 }
 
+/// Whole blocks of some sequences, as many of each.
+#[derive(Clone, Copy)]
+pub(crate) struct Text<'a> {
+    pub(crate) ids: &'a [u32],
+    /// False on padding; `None` where there is none.
+    pub(crate) real: Option<&'a [bool]>,
+    pub(crate) rows: usize,
+    /// Whether they begin their sequences.
+    pub(crate) begin: bool,
+}
+
 impl BlockState {
     pub(crate) fn kv_bytes(&self) -> usize {
-        self.blocks.bytes() + self.tokens.cache_bytes()
+        self.blocks.bytes() + self.tokens.cache_bytes() + self.recent_bytes
     }
 
     pub(crate) fn buffer_bytes(&self) -> usize {
-        let floats = size_of_val(&self.x[..]) + size_of_val(&self.joined[..]) + size_of_val(&self.context[..]);
-        floats + self.scratch.bytes() + self.tokens.buffer_bytes()
+        let floats = size_of_val(&self.x[..]) + size_of_val(&self.context[..]);
+        floats + self.embedder.bytes() + self.scratch.bytes() + self.tokens.buffer_bytes()
     }
 
     pub(crate) fn batch(&self) -> usize {
@@ -58,13 +75,14 @@ impl BlockModel {
         precision: Precision,
     ) -> Result<Self, PackError> {
         let layout = model.layout();
-        let BlockTransformer { embedder, block_decoder, token_decoder, .. } = model;
+        let BlockTransformer { embedder, block_decoder, token_decoder, context_ends, .. } = model;
         Ok(Self {
             layout,
             n_embedding_tokens: config.n_embedding_tokens,
             token_decoder: TokenDecoder::new(token_decoder, &config.token_decoder, precision)?,
             block_decoder: Stack::new(block_decoder.transformer, &config.block_decoder, precision)?,
-            embedder: Embedder::new(embedder, precision),
+            ends: Ends::new(context_ends),
+            embedder: Embedder::new(embedder, &config.embedder, precision)?,
         })
     }
 
@@ -73,7 +91,7 @@ impl BlockModel {
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.embedder.bytes() + self.block_decoder.bytes() + self.token_decoder.bytes()
+        self.embedder.bytes() + self.ends.bytes() + self.block_decoder.bytes() + self.token_decoder.bytes()
     }
 
     pub(crate) fn prefill(
@@ -86,16 +104,17 @@ impl BlockModel {
         let [batch, n_blocks, length] = prompts.shape();
         let n = self.n_embedding_tokens;
         // The last block that is decoded is never taken in.
-        let capacity = (n_blocks + self.layout.n_blocks(new_tokens.max(1)) - 1) * n;
+        let capacity = (self.ends.before() + n_blocks + self.layout.n_blocks(new_tokens.max(1)) - 1) * n;
         let padded: Vec<usize> = prompts.padded_blocks().iter().map(|blocks| blocks * n).collect();
         let mut state = BlockState {
             blocks: Cache::new(self.block_decoder.config(), batch, capacity),
-            tokens: self.token_decoder.new_state(batch, n, length),
+            tokens: self.new_tokens(batch),
             current: vec![Vec::with_capacity(length); batch],
             padded: if padded.iter().any(|padded| *padded > 0) { padded } else { Vec::new() },
             x: Vec::new(),
-            joined: Vec::new(),
+            embedder: EmbedderWork::default(),
             context: Vec::new(),
+            recent_bytes: batch * (self.ends.context_blocks() - 1) * self.unit() * size_of::<f32>(),
             scratch: Scratch::default(),
             profile: Profile::default(),
         };
@@ -103,7 +122,7 @@ impl BlockModel {
         let real: Option<Vec<bool>> = prompts.mask(device).map(|mask| mask.into_data().iter::<bool>().collect());
         let logits = self.take_in(level, &ids, real.as_deref(), &mut state);
         // What only a prompt needs is given back.
-        (state.x, state.joined, state.scratch) = (Vec::new(), Vec::new(), Scratch::default());
+        (state.x, state.embedder, state.scratch) = (Vec::new(), EmbedderWork::default(), Scratch::default());
         (state, logits)
     }
 
@@ -121,35 +140,201 @@ impl BlockModel {
         self.token_decoder.next(tokens, &mut state.tokens, &mut tools)
     }
 
+    /// Numbers of the embeddings of a block.
+    fn unit(&self) -> usize {
+        self.n_embedding_tokens * self.block_decoder.config().d_model
+    }
+
+    /// Units that some text takes in each sequence: its blocks and, where it begins one, the start of text.
+    fn n_units(&self, text: &Text<'_>) -> usize {
+        text.ids.len() / (text.rows * self.layout.block_length) + if text.begin { self.ends.before() } else { 0 }
+    }
+
+    /// Block embeddings, `[rows, units, n_embedding_tokens, d_model]`. The start of text stands directly before the first
+    /// real block: behind `padded` positions of a sequence.
+    fn embed(
+        &self,
+        level: Level,
+        text: &Text<'_>,
+        padded: &[usize],
+        work: (&mut EmbedderWork, &mut Scratch),
+        x: &mut [f32],
+    ) {
+        let ((work, scratch), each) = (work, self.unit());
+        let blocks = Blocks { ids: text.ids, real: text.real, block_length: self.layout.block_length };
+        let Some(start) = self.ends.start.as_ref().filter(|_| text.begin) else {
+            return self.embedder.forward(level, blocks, work, scratch, x);
+        };
+        let n_blocks = self.n_units(text) - 1;
+        let mut embedded = std::mem::take(&mut work.blocks);
+        if n_blocks > 0 {
+            self.embedder.forward(level, blocks, work, scratch, room(&mut embedded, text.rows * n_blocks * each));
+        }
+        for (row, units) in x.chunks_exact_mut((n_blocks + 1) * each).enumerate() {
+            // What stands before the start is padding, which nothing sees.
+            units[..each].copy_from_slice(start);
+            units[each..].copy_from_slice(&embedded[row * n_blocks * each..(row + 1) * n_blocks * each]);
+            let at = padded.get(row).map_or(0, |padded| padded / self.n_embedding_tokens);
+            units[at * each..(at + 1) * each].copy_from_slice(start);
+        }
+        work.blocks = embedded;
+    }
+
     /// Takes in whole blocks of all sequences and begins the next: logits of its first token.
     fn take_in(&self, level: Level, ids: &[u32], real: Option<&[bool]>, state: &mut BlockState) -> Vec<f32> {
-        let batch = state.batch();
-        let (n, d_model, length) =
-            (self.n_embedding_tokens, self.block_decoder.config().d_model, self.layout.block_length);
-        let n_blocks = ids.len() / (batch * length);
-        let positions = n_blocks * n;
+        let (batch, begin) = (state.batch(), state.blocks.len() == 0);
+        let (n, each, window) = (self.n_embedding_tokens, self.unit(), self.ends.context_blocks() * self.unit());
+        let units = self.n_units(&Text { ids, real, rows: batch, begin });
+        let positions = units * n;
         let at_once = (PREFILL_ROWS / positions).clamp(1, batch);
-        room(&mut state.context, batch * n * d_model);
+        let tokens_each = ids.len() / batch;
+        room(&mut state.context, batch * window);
         for first in (0..batch).step_by(at_once) {
             let sequences = first..(first + at_once).min(batch);
             let mut clock = Clock::start();
-            let tokens = sequences.start * n_blocks * length..sequences.end * n_blocks * length;
-            let shape = [sequences.len(), n_blocks, length];
-            let blocks = Blocks { ids: &ids[tokens.clone()], real: real.map(|real| &real[tokens]), shape };
-            let x = room(&mut state.x, sequences.len() * positions * d_model);
-            self.embedder.forward(level, &blocks, &mut state.joined, x);
-            clock.lap(&mut state.profile.embedder);
+            let tokens = sequences.start * tokens_each..sequences.end * tokens_each;
+            let real = real.map(|real| &real[tokens.clone()]);
+            let text = Text { ids: &ids[tokens], real, rows: sequences.len(), begin };
+            let x = room(&mut state.x, sequences.len() * units * each);
             let padded = if state.padded.is_empty() { &[][..] } else { &state.padded[sequences.clone()] };
-            let new = Positions { sequences: sequences.clone(), new: positions, group: n, padded };
-            let spent = self.block_decoder.forward(level, x, &new, &mut state.blocks, &mut state.scratch);
-            state.profile.block_decoder += spent;
-            let last = x.chunks_exact(positions * d_model).map(|x| &x[(positions - n) * d_model..]);
-            let context = state.context[sequences.start * n * d_model..].chunks_exact_mut(n * d_model);
-            context.zip(last).for_each(|(context, last)| context.copy_from_slice(last));
+            self.embed(level, &text, padded, (&mut state.embedder, &mut state.scratch), x);
+            clock.lap(&mut state.profile.embedder);
+            let new = Positions { new: positions, group: n, padded };
+            let kv = Kv::Together { cache: &mut state.blocks, sequences: sequences.clone() };
+            state.profile.block_decoder += self.block_decoder.forward(level, x, new, kv, &mut state.scratch);
+            let contexts = state.context[sequences.start * window..].chunks_exact_mut(window);
+            for (row, (context, x)) in contexts.zip(x.chunks_exact(units * each)).enumerate() {
+                let padded = if begin { padded.get(row).map_or(0, |padded| padded / n) } else { 0 };
+                let recent = (!begin).then(|| context[each..].to_vec());
+                self.ends.window(Units { numbers: x, each, padded }, recent.as_deref(), units - 1, context);
+            }
         }
         state.blocks.advance(positions);
         let mut tools = Tools { level, scratch: &mut state.scratch, profile: &mut state.profile };
-        let context = &state.context[..batch * n * d_model];
-        self.token_decoder.start(context, batch, n, &mut state.tokens, &mut tools)
+        let context = &state.context[..batch * window];
+        self.token_decoder.start(Begin { context, rows: batch, tokens: &[], known: 0 }, &mut state.tokens, &mut tools)
+    }
+}
+
+/// What the engine asks for.
+impl BlockModel {
+    /// The layers whose keys and values a pool holds.
+    pub(crate) fn pooled(&self) -> &Stack {
+        &self.block_decoder
+    }
+
+    pub(crate) fn n_embedding_tokens(&self) -> usize {
+        self.n_embedding_tokens
+    }
+
+    pub(crate) fn context_blocks(&self) -> usize {
+        self.ends.context_blocks()
+    }
+
+    /// Bytes of the cache that decodes one block.
+    pub(crate) fn block_bytes(&self) -> usize {
+        self.new_tokens(1).cache_bytes()
+    }
+
+    fn new_tokens(&self, rows: usize) -> TokenState {
+        let n_contexts = self.ends.context_blocks() * self.n_embedding_tokens;
+        self.token_decoder.new_state(rows, n_contexts, self.layout.block_length)
+    }
+
+    /// Takes in whole blocks of some sequences: the windows that decode the next block of each, `[rows, context_blocks,
+    /// n_embedding_tokens, d_model]`. `recent` are the last `context_blocks - 1` of the windows before.
+    pub(crate) fn take_in_paged(
+        &self,
+        level: Level,
+        text: Text<'_>,
+        recent: Option<&[f32]>,
+        kv: Kv<'_, '_>,
+        work: &mut Work,
+    ) -> Vec<f32> {
+        let (units, each, k) = (self.n_units(&text), self.unit(), self.ends.context_blocks());
+        let x = self.contexts(level, text, kv, work);
+        let mut windows = vec![0.0; text.rows * k * each];
+        for (row, (window, x)) in windows.chunks_exact_mut(k * each).zip(x.chunks_exact(units * each)).enumerate() {
+            let recent = recent.map(|recent| &recent[row * (k - 1) * each..(row + 1) * (k - 1) * each]);
+            self.ends.window(Units { numbers: x, each, padded: 0 }, recent, units - 1, window);
+        }
+        windows
+    }
+
+    /// The context embeddings of some text, which is taken in, `[rows, units, n_embedding_tokens, d_model]`.
+    fn contexts<'w>(&self, level: Level, text: Text<'_>, kv: Kv<'_, '_>, work: &'w mut Work) -> &'w [f32] {
+        let units = self.n_units(&text);
+        assert!(units > 0, "no blocks to take in");
+        let x = room(&mut work.x, text.rows * units * self.unit());
+        self.embed(level, &text, &[], (&mut work.embedder, &mut work.scratch), x);
+        let n = self.n_embedding_tokens;
+        self.block_decoder.forward(
+            level,
+            x,
+            Positions { new: units * n, group: n, padded: &[] },
+            kv,
+            &mut work.scratch,
+        );
+        x
+    }
+
+    /// The context embeddings of one whole text, `[units, n_embedding_tokens, d_model]`.
+    fn all_contexts(&self, level: Level, ids: &[u32], real: Option<&[bool]>) -> Vec<f32> {
+        let text = Text { ids, real, rows: 1, begin: true };
+        let capacity = self.n_units(&text) * self.n_embedding_tokens;
+        let mut cache = Cache::new(self.block_decoder.config(), 1, capacity);
+        let kv = Kv::Together { cache: &mut cache, sequences: 0..1 };
+        self.contexts(level, text, kv, &mut Work::default()).to_vec()
+    }
+
+    /// The context embeddings of all blocks of one text, `[n_blocks, n_embedding_tokens, d_model]`.
+    pub(crate) fn text_contexts(&self, level: Level, ids: &[u32], real: Option<&[bool]>) -> Vec<f32> {
+        self.all_contexts(level, ids, real).split_off(self.ends.before() * self.unit())
+    }
+
+    /// Begins blocks, see [`TokenDecoder::start`].
+    pub(crate) fn begin(&self, level: Level, begin: Begin<'_>, work: &mut Work) -> Vec<f32> {
+        let state = work.tokens.get_or_insert_with(|| self.new_tokens(begin.rows));
+        let mut tools = Tools { level, scratch: &mut work.scratch, profile: &mut work.profile };
+        self.token_decoder.start(begin, state, &mut tools)
+    }
+
+    /// Takes in one token of each block that was begun.
+    pub(crate) fn next(&self, level: Level, tokens: &[u32], work: &mut Work) -> Vec<f32> {
+        let Some(state) = &mut work.tokens else { panic!("no block was begun") };
+        let mut tools = Tools { level, scratch: &mut work.scratch, profile: &mut work.profile };
+        self.token_decoder.next(tokens, state, &mut tools)
+    }
+
+    /// Logits of every token of one text from token `from` on, `[tokens - from, vocab_size]`.
+    ///
+    /// # Panics
+    /// If that token is not predicted, or belongs to a block that begins with padding.
+    pub(crate) fn teacher_forced(&self, level: Level, ids: &[u32], real: Option<&[bool]>, from: usize) -> Vec<f32> {
+        let (length, before, each) = (self.layout.block_length, self.ends.before(), self.unit());
+        let first = from / length;
+        assert!(first + before > 0, "token {from} belongs to the first block, which is not predicted");
+        assert!(first > 0 || real.is_none_or(|real| real[0]), "a block that begins with padding is not scored");
+        let contexts = self.all_contexts(level, ids, real);
+        let units = Units { numbers: &contexts, each, padded: 0 };
+        let k = self.ends.context_blocks();
+        let (mut work, mut windows) = (Work::default(), Vec::new());
+        let mut logits = Vec::with_capacity((ids.len() - from) * self.layout.vocab_size);
+        let (mut block, n_blocks) = (first, ids.len() / length);
+        while block < n_blocks {
+            let rows = (PREFILL_ROWS / length).clamp(1, n_blocks - block);
+            let known = |ids: &[u32]| ids[..length - 1].to_vec();
+            let tokens: Vec<u32> =
+                ids[block * length..(block + rows) * length].chunks_exact(length).flat_map(known).collect();
+            let context = room(&mut windows, rows * k * each);
+            for (row, window) in context.chunks_exact_mut(k * each).enumerate() {
+                self.ends.window(units, None, block + row + before - 1, window);
+            }
+            let part = self.begin(level, Begin { context, rows, tokens: &tokens, known: 0 }, &mut work);
+            let unwanted = from.saturating_sub(block * length) * self.layout.vocab_size;
+            logits.extend_from_slice(&part[unwanted..]);
+            block += rows;
+        }
+        logits
     }
 }

@@ -1,13 +1,17 @@
 //! Generation on a CPU with hand-written kernels.
 //!
 //! [`CpuModel::new`] takes a model apart and packs its weights once, in one of four [`Precision`]s. What is left is a
+//! [`PagedModel`](blockformer_generate::PagedModel), which the [`Engine`](blockformer_generate::Engine) runs, and a
 //! [`LanguageModel`](blockformer_generate::LanguageModel): [`generate`](blockformer_generate::generate) runs it like
 //! any other. In float32 it gives the numbers of the model it was made of, up to rounding; every step works in buffers
-//! made once, on slices, without a tensor operation in between, and the vocabulary is projected to for the last
-//! position only.
+//! made once, on slices, without a tensor operation in between, and the vocabulary is projected to for the positions
+//! whose logits are wanted only.
 //!
-//! It knows lookup embedders (others run on Burn's operations), all layers of `blockformer-nn`, prefix and summation
-//! token decoders over one context block, and the vanilla transformer. Training, gradients and other devices have nothing to do with it.
+//! It knows lookup and encoder embedders, all layers of `blockformer-nn`, prefix and summation token decoders, and the
+//! vanilla transformer. Training, gradients and other devices have nothing to do with it.
+//!
+//! No sum depends on what is computed beside it, so an engine's requests get the very bits they get alone, however
+//! prompts are cut and whether blocks are decoded token by token or as a whole.
 //!
 //! ```
 //! use blockformer_cpu::{CpuModel, Precision};
@@ -33,16 +37,21 @@
 mod block;
 mod cache;
 mod embedder;
+mod encoder;
+mod ends;
 mod error;
 mod model;
+mod paged;
 mod profile;
 mod stack;
 mod token_decoder;
 mod tokens;
 mod vanilla;
 mod weights;
+mod work;
 
 pub use blockformer_kernels::{Level, Precision};
 pub use error::PackError;
 pub use model::{CpuModel, CpuState};
+pub use paged::CpuBlock;
 pub use profile::{Profile, StackProfile};

@@ -1,5 +1,6 @@
 //! The model that is generated with.
 
+use blockformer_embedder::EmbedderConfig;
 use blockformer_generate::LanguageModel;
 use blockformer_kernels::{Level, Precision};
 use blockformer_model::{AnyModel, BlockLayout, BlockTransformerConfig, BlockedPrompts, ModelConfig};
@@ -7,22 +8,26 @@ use blockformer_token_decoder::TokenDecoderConfig;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::block::{BlockModel, BlockState};
+use crate::encoder;
 use crate::vanilla::{VanillaModel, VanillaState};
+use crate::work::Spare;
 use crate::{PackError, Profile};
 
-/// A model whose weights are packed for the CPU: a [`LanguageModel`] that generates and does nothing else.
+/// A model whose weights are packed for the CPU: a [`LanguageModel`] and a
+/// [`PagedModel`](blockformer_generate::PagedModel) that generates and scores, and does nothing else.
 ///
 /// In float32 it computes what the model it was made of computes, up to rounding. The other precisions round the
 /// weights; activations, keys and values are float32 always.
 #[derive(Debug, Clone)]
 pub struct CpuModel {
-    kind: Kind,
+    pub(crate) kind: Kind,
     precision: Precision,
-    level: Level,
+    pub(crate) level: Level,
+    pub(crate) spare: Spare,
 }
 
 #[derive(Debug, Clone)]
-enum Kind {
+pub(crate) enum Kind {
     Block(BlockModel),
     Vanilla(VanillaModel),
 }
@@ -59,11 +64,11 @@ impl CpuModel {
             }
             _ => return Err(PackError::Mismatch),
         };
-        Ok(Self { kind, precision, level: Level::current() })
+        Ok(Self { kind, precision, level: Level::current(), spare: Spare::default() })
     }
 
-    /// Whether models of this configuration have a packed form: all but those with a cross-attention token decoder,
-    /// several context blocks or a learned start of text.
+    /// Whether models of this configuration have a packed form: all but those with a cross-attention token decoder or
+    /// an encoder with both CLS tokens and rotary positions.
     ///
     /// # Errors
     /// [`PackError::Unsupported`] naming the part that has none.
@@ -74,8 +79,11 @@ impl CpuModel {
             BlockTransformerConfig { token_decoder: TokenDecoderConfig::CrossAttention(_), .. } => {
                 refuse("cross-attention token decoder")
             }
-            BlockTransformerConfig { context_blocks: 2.., .. } => refuse("window of several context blocks"),
-            BlockTransformerConfig { predict_first_block: true, .. } => refuse("learned start of text"),
+            BlockTransformerConfig { embedder: EmbedderConfig::Encoder(config), .. }
+                if encoder::has_no_packed_form(config) =>
+            {
+                refuse(encoder::ROTARY_CLS)
+            }
             _ => Ok(()),
         }
     }
@@ -84,6 +92,14 @@ impl CpuModel {
     pub fn with_level(mut self, level: Level) -> Self {
         self.level = level;
         self
+    }
+
+    /// How prompts are cut into blocks, and the context.
+    pub fn layout(&self) -> BlockLayout {
+        match &self.kind {
+            Kind::Block(model) => model.layout(),
+            Kind::Vanilla(model) => model.layout(),
+        }
     }
 
     /// How the weights are stored.
@@ -131,11 +147,11 @@ impl CpuState {
 }
 
 /// Runs `f` on a thread of the pool, so that its many small parallel parts need not wake one each.
-fn on_pool<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+pub(crate) fn on_pool<T: Send>(f: impl FnOnce() -> T + Send) -> T {
     rayon::scope(|_| f())
 }
 
-fn tensor(logits: Vec<f32>, batch: usize, device: &Device) -> Tensor<2> {
+pub(crate) fn tensor(logits: Vec<f32>, batch: usize, device: &Device) -> Tensor<2> {
     let vocab_size = logits.len() / batch;
     Tensor::from_data(TensorData::new(logits, [batch, vocab_size]), device)
 }
@@ -144,10 +160,7 @@ impl LanguageModel for CpuModel {
     type State = CpuState;
 
     fn layout(&self) -> BlockLayout {
-        match &self.kind {
-            Kind::Block(model) => model.layout(),
-            Kind::Vanilla(model) => model.layout(),
-        }
+        self.layout()
     }
 
     fn prefill(&self, prompts: &BlockedPrompts, new_tokens: usize, device: &Device) -> (CpuState, Tensor<2>) {

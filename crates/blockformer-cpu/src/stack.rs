@@ -3,12 +3,13 @@
 use std::ops::Range;
 
 use blockformer_kernels::{Activation, AttentionInputs, AttentionShape, Level, Precision, Store, attention, rotate};
+use blockformer_kv_cache::HostLayer;
 use blockformer_nn::{
     Activation as NnActivation, Layer as BurnLayer, NormPosition, Residual, Transformer, TransformerConfig,
 };
 
 use crate::PackError;
-use crate::cache::{Cache, Held};
+use crate::cache::Kv;
 use crate::profile::{Clock, StackProfile};
 use crate::weights::{Linear, Norm};
 
@@ -23,12 +24,17 @@ pub(crate) struct Scratch {
     mixed: Vec<f32>,
     inner: Vec<f32>,
     visible: Vec<Range<usize>>,
+    /// The first new position of each sequence.
+    starts: Vec<usize>,
+    /// The pages of each sequence, one after the other.
+    tables: Vec<usize>,
 }
 
 impl Scratch {
     pub(crate) fn bytes(&self) -> usize {
         let floats = [&self.normed, &self.qkv, &self.mixed, &self.inner];
-        floats.iter().map(|buffer| size_of_val(&buffer[..])).sum::<usize>() + size_of_val(&self.visible[..])
+        let tables = size_of_val(&self.starts[..]) + size_of_val(&self.tables[..]);
+        floats.iter().map(|buffer| size_of_val(&buffer[..])).sum::<usize>() + size_of_val(&self.visible[..]) + tables
     }
 }
 
@@ -41,14 +47,13 @@ pub(crate) fn room(buffer: &mut Vec<f32>, n: usize) -> &mut [f32] {
 }
 
 /// Which positions come in, and what they see.
+#[derive(Clone, Copy)]
 pub(crate) struct Positions<'a> {
-    /// The sequences of the cache that they belong to.
-    pub(crate) sequences: Range<usize>,
-    /// New positions of each.
+    /// New positions of each sequence.
     pub(crate) new: usize,
     /// Positions of one group see each other.
     pub(crate) group: usize,
-    /// For each of these sequences, how many positions at its start are padding; empty where there is none.
+    /// For each sequence, how many positions at its start are padding; empty where there is none.
     pub(crate) padded: &'a [usize],
 }
 
@@ -108,31 +113,40 @@ impl Stack {
         layers + self.final_norm.as_ref().map_or(0, Norm::bytes) + 2 * size_of_val(&self.cos[..])
     }
 
-    /// Runs the layers on `x`, in place; the cache is written but not advanced.
+    /// Runs the layers on `x`, in place; keys and values are written, but the sequences not advanced.
     ///
     /// # Shapes
     /// - `x`: `[sequences, new, d_model]`
     ///
     /// # Panics
-    /// If positions run beyond the cache or the rotary tables.
+    /// If positions run beyond the pages or the rotary tables.
     pub(crate) fn forward(
         &self,
         level: Level,
         x: &mut [f32],
-        positions: &Positions<'_>,
-        cache: &mut Cache,
+        positions: Positions<'_>,
+        mut kv: Kv<'_, '_>,
         scratch: &mut Scratch,
     ) -> StackProfile {
         let mut clock = Clock::start();
         let mut profile = StackProfile::default();
-        let start = cache.len();
-        let end = start + positions.new;
-        assert!(end <= cache.capacity(), "{end} positions in a cache of {}", cache.capacity());
-        assert!(end <= self.config.max_positions || self.cos.is_empty(), "position {end} is beyond the rotary tables");
-        see(&mut scratch.visible, positions, start);
+        let (rows, page_length) = (kv.rows(), kv.page_length());
+        kv.tables(&mut scratch.tables);
+        let capacity = scratch.tables.len() / rows * page_length;
+        scratch.starts.clear();
+        scratch.starts.extend((0..rows).map(|row| kv.start(row)));
+        for start in &scratch.starts {
+            let end = start + positions.new;
+            assert!(end <= capacity, "{end} positions in a cache of {capacity}");
+            assert!(
+                end <= self.config.max_positions || self.cos.is_empty(),
+                "position {end} is beyond the rotary tables"
+            );
+        }
+        see(&mut scratch.visible, &positions, &scratch.starts);
         for (index, layer) in self.layers.iter().enumerate() {
-            let held = cache.layer_mut(index, &positions.sequences);
-            let mut pass = Pass { stack: self, layer, level, positions, start, held, scratch };
+            let mut pass =
+                Pass { stack: self, layer, level, new: positions.new, page_length, held: kv.layer(index), scratch };
             pass.run(x, &mut clock, &mut profile);
         }
         if let Some(norm) = &self.final_norm {
@@ -177,10 +191,10 @@ fn rotary_tables(config: &TransformerConfig) -> (Vec<f32>, Vec<f32>) {
 
 /// The keys that each query sees, as `blockformer_nn::AttentionMask` has it: those up to the end of its group that are
 /// not padding; where none is left, itself.
-fn see(visible: &mut Vec<Range<usize>>, positions: &Positions<'_>, start: usize) {
-    let Positions { sequences, new, group, padded } = positions;
+fn see(visible: &mut Vec<Range<usize>>, positions: &Positions<'_>, starts: &[usize]) {
+    let Positions { new, group, padded } = *positions;
     visible.clear();
-    for sequence in 0..sequences.len() {
+    for (sequence, &start) in starts.iter().enumerate() {
         let first = padded.get(sequence).copied().unwrap_or(0);
         visible.extend((start..start + new).map(|own| {
             let end = ((own / group + 1) * group).min(start + new);
@@ -194,9 +208,10 @@ struct Pass<'a> {
     stack: &'a Stack,
     layer: &'a Layer,
     level: Level,
-    positions: &'a Positions<'a>,
-    start: usize,
-    held: Held<'a>,
+    /// New positions of each sequence.
+    new: usize,
+    page_length: usize,
+    held: HostLayer<'a>,
     scratch: &'a mut Scratch,
 }
 
@@ -237,26 +252,28 @@ impl Pass<'_> {
         self.attend(x);
     }
 
-    /// Queries, keys and values of `normed`, rotated; keys and values go to the cache.
+    /// Queries, keys and values of `normed`, rotated; keys and values go to their pages.
     fn project(&mut self) {
         let TransformerConfig { d_model, n_heads, n_kv_heads, head_dim, .. } = self.stack.config;
-        let rows = self.positions.sequences.len() * self.positions.new;
+        let Scratch { normed, qkv, starts, tables, .. } = &mut *self.scratch;
+        let rows = starts.len() * self.new;
         let stride = (n_heads + 2 * n_kv_heads) * head_dim;
-        let qkv = room(&mut self.scratch.qkv, rows * stride);
-        self.layer.qkv.forward(self.level, &self.scratch.normed[..rows * d_model], qkv);
+        let qkv = room(qkv, rows * stride);
+        self.layer.qkv.forward(self.level, &normed[..rows * d_model], qkv);
         let half = self.stack.config.rotary_dim() / 2;
-        let each = self.held.keys.len() / (self.positions.sequences.len() * n_kv_heads); // capacity · head_dim
+        let pages = tables.len() / starts.len();
         for (row, qkv) in qkv.chunks_exact_mut(stride).enumerate() {
-            let (sequence, position) = (row / self.positions.new, self.start + row % self.positions.new);
+            let (sequence, position) = (row / self.new, starts[row / self.new] + row % self.new);
             let (queries_keys, values) = qkv.split_at_mut((n_heads + n_kv_heads) * head_dim);
             if half > 0 {
                 let angles = position * half..(position + 1) * half;
                 let (cos, sin) = (&self.stack.cos[angles.clone()], &self.stack.sin[angles]);
                 rotate(self.level, queries_keys, head_dim, cos, sin);
             }
+            let page = tables[sequence * pages + position / self.page_length];
             let keys = queries_keys[n_heads * head_dim..].chunks_exact(head_dim);
             for (head, (key, value)) in keys.zip(values.chunks_exact(head_dim)).enumerate() {
-                let at = (sequence * n_kv_heads + head) * each + position * head_dim;
+                let at = ((page * n_kv_heads + head) * self.page_length + position % self.page_length) * head_dim;
                 self.held.keys[at..at + head_dim].copy_from_slice(key);
                 self.held.values[at..at + head_dim].copy_from_slice(value);
             }
@@ -266,13 +283,12 @@ impl Pass<'_> {
     /// Adds the projected mixture of values to `x`.
     fn attend(&mut self, x: &mut [f32]) {
         let TransformerConfig { n_heads, n_kv_heads, head_dim, .. } = self.stack.config;
-        let (batch, n_queries) = (self.positions.sequences.len(), self.positions.new);
+        let Scratch { qkv, mixed, visible, starts, tables, .. } = &mut *self.scratch;
+        let (batch, n_queries, page_length) = (starts.len(), self.new, self.page_length);
         let query_stride = (n_heads + 2 * n_kv_heads) * head_dim;
-        let capacity = self.held.keys.len() / (batch * n_kv_heads * head_dim);
-        let shape = AttentionShape { batch, n_queries, n_heads, n_kv_heads, head_dim, capacity, query_stride };
-        let Scratch { qkv, mixed, visible, .. } = &mut *self.scratch;
+        let shape = AttentionShape { batch, n_queries, n_heads, n_kv_heads, head_dim, page_length, query_stride };
         let queries = &qkv[..batch * n_queries * query_stride];
-        let inputs = AttentionInputs { queries, keys: self.held.keys, values: self.held.values };
+        let inputs = AttentionInputs { queries, keys: self.held.keys, values: self.held.values, tables };
         let mixed = room(mixed, batch * n_queries * n_heads * head_dim);
         attention(self.level, shape, inputs, visible, mixed);
         self.layer.output.run(self.level, mixed, Activation::Identity, Store::Add, x);

@@ -4,7 +4,7 @@ use blockformer_kernels::{Level, Precision};
 use blockformer_token_decoder::{AnyTokenDecoder, ContextExpansion, TokenDecoderConfig};
 
 use crate::PackError;
-use crate::cache::Cache;
+use crate::cache::{Cache, Kv};
 use crate::profile::{Clock, Profile};
 use crate::stack::{Positions, Scratch, Stack, room};
 use crate::tokens::Vocabulary;
@@ -33,8 +33,10 @@ pub(crate) struct TokenDecoder {
 #[derive(Debug, Clone)]
 pub(crate) struct TokenState {
     cache: Cache,
-    /// The expanded context embeddings, `[batch, n_embedding_tokens · ratio, d_model]`.
+    /// The expanded context embeddings, `[batch, positions, d_model]`.
     expanded: Vec<f32>,
+    /// Positions that the context of a block becomes, `n_embedding_tokens · ratio`.
+    positions: usize,
     /// The new positions.
     x: Vec<f32>,
 }
@@ -47,6 +49,18 @@ impl TokenState {
     pub(crate) fn buffer_bytes(&self) -> usize {
         size_of_val(&self.expanded[..]) + size_of_val(&self.x[..])
     }
+}
+
+/// Blocks that begin.
+#[derive(Clone, Copy)]
+pub(crate) struct Begin<'a> {
+    /// `[rows, n_embedding_tokens, d_context]`
+    pub(crate) context: &'a [f32],
+    pub(crate) rows: usize,
+    /// The first tokens of each block, if any, as many of each.
+    pub(crate) tokens: &'a [u32],
+    /// Logits are wanted of all tokens behind the first so many.
+    pub(crate) known: usize,
 }
 
 /// What a step works with beside its own state.
@@ -91,47 +105,55 @@ impl TokenDecoder {
     }
 
     pub(crate) fn new_state(&self, batch: usize, n_embedding_tokens: usize, block_length: usize) -> TokenState {
-        let capacity = match self.entry {
-            Entry::Prefix => self.ratio * n_embedding_tokens + block_length - 1,
-            Entry::Sum { .. } => block_length,
-        };
-        let cache = Cache::new(self.stack.config(), batch, capacity);
-        TokenState { cache, expanded: Vec::new(), x: Vec::new() }
+        let cache = Cache::new(self.stack.config(), batch, self.capacity(n_embedding_tokens, block_length));
+        TokenState { cache, expanded: Vec::new(), positions: n_embedding_tokens * self.ratio, x: Vec::new() }
     }
 
-    /// Begins blocks: logits of their first tokens, `[batch, vocab_size]`.
-    ///
-    /// # Shapes
-    /// - `context`: `[batch, n_embedding_tokens, d_context]`
-    pub(crate) fn start(
-        &self,
-        context: &[f32],
-        batch: usize,
-        n_embedding_tokens: usize,
-        state: &mut TokenState,
-        tools: &mut Tools<'_>,
-    ) -> Vec<f32> {
+    /// Positions of a block's cache.
+    fn capacity(&self, n_embedding_tokens: usize, block_length: usize) -> usize {
+        match self.entry {
+            Entry::Prefix => self.ratio * n_embedding_tokens + block_length - 1,
+            Entry::Sum { .. } => block_length,
+        }
+    }
+
+    /// Begins blocks: logits of the tokens behind the first `known` of each, `[rows, tokens a row + 1 - known,
+    /// vocab_size]`.
+    pub(crate) fn start(&self, begin: Begin<'_>, state: &mut TokenState, tools: &mut Tools<'_>) -> Vec<f32> {
+        let Begin { context, rows, tokens, known } = begin;
         let mut clock = Clock::start();
-        let d_model = self.stack.config().d_model;
-        let positions = n_embedding_tokens * self.ratio;
-        let expanded = room(&mut state.expanded, batch * positions * d_model);
+        let (d_model, positions) = (self.stack.config().d_model, state.positions);
+        let expanded = room(&mut state.expanded, rows * positions * d_model);
         match &self.expansion {
             Some(layer) => layer.forward(tools.level, context, expanded),
             None => {
-                let rows = expanded.chunks_exact_mut(self.ratio * d_model).zip(context.chunks_exact(d_model));
-                rows.for_each(|(out, row)| out.chunks_exact_mut(d_model).for_each(|out| out.copy_from_slice(row)));
+                let each = expanded.chunks_exact_mut(self.ratio * d_model).zip(context.chunks_exact(d_model));
+                each.for_each(|(out, row)| out.chunks_exact_mut(d_model).for_each(|out| out.copy_from_slice(row)));
+            }
+        }
+        state.cache.reset();
+        state.cache.grow(rows);
+        let n_tokens = tokens.len() / rows;
+        let before = match self.entry {
+            Entry::Prefix => positions,
+            Entry::Sum { .. } => 1,
+        };
+        let x = room(&mut state.x, rows * (before + n_tokens) * d_model);
+        let table = self.vocabulary.table();
+        for (row, x) in x.chunks_exact_mut((before + n_tokens) * d_model).enumerate() {
+            let context = &expanded[row * positions * d_model..(row + 1) * positions * d_model];
+            let (first, rest) = x.split_at_mut(before * d_model);
+            table.look_up(&tokens[row * n_tokens..(row + 1) * n_tokens], rest);
+            match self.entry {
+                Entry::Prefix => first.copy_from_slice(context),
+                Entry::Sum { start_token_id } => {
+                    table.look_up(&[start_token_id], first);
+                    x.iter_mut().zip(context).for_each(|(x, context)| *x += context);
+                }
             }
         }
         clock.lap(&mut tools.profile.token_decoder.other);
-        state.cache.reset();
-        match self.entry {
-            Entry::Prefix => {
-                let x = room(&mut state.x, batch * positions * d_model);
-                x.copy_from_slice(&state.expanded[..batch * positions * d_model]);
-                self.run(batch, positions, state, tools)
-            }
-            Entry::Sum { start_token_id } => self.next(&vec![start_token_id; batch], state, tools),
-        }
+        self.run(rows, before + n_tokens, before - 1 + known, state, tools)
     }
 
     /// Takes in one token a block: logits of the next, `[batch, vocab_size]`.
@@ -140,30 +162,32 @@ impl TokenDecoder {
         let x = room(&mut state.x, tokens.len() * d_model);
         self.vocabulary.table().look_up(tokens, x);
         if let Entry::Sum { .. } = self.entry {
-            let positions = state.expanded.len() / (tokens.len() * d_model);
-            for (x, context) in x.chunks_exact_mut(d_model).zip(state.expanded.chunks_exact(positions * d_model)) {
+            let each = state.expanded.chunks_exact(state.positions * d_model);
+            for (x, context) in x.chunks_exact_mut(d_model).zip(each) {
                 let context = &context[state.cache.len() * d_model..][..d_model];
                 x.iter_mut().zip(context).for_each(|(x, context)| *x += context);
             }
         }
-        self.run(tokens.len(), 1, state, tools)
+        self.run(tokens.len(), 1, 0, state, tools)
     }
 
-    /// Runs the layers on new positions and projects the last of each block.
-    fn run(&self, batch: usize, new: usize, state: &mut TokenState, tools: &mut Tools<'_>) -> Vec<f32> {
+    /// Runs the layers on `new` positions of each block and projects those from number `first` on.
+    fn run(&self, rows: usize, new: usize, first: usize, state: &mut TokenState, tools: &mut Tools<'_>) -> Vec<f32> {
         let d_model = self.stack.config().d_model;
-        let x = &mut state.x[..batch * new * d_model];
-        let positions = Positions { sequences: 0..batch, new, group: 1, padded: &[] };
-        let spent = self.stack.forward(tools.level, x, &positions, &mut state.cache, tools.scratch);
+        let x = &mut state.x[..rows * new * d_model];
+        let kv = Kv::Together { cache: &mut state.cache, sequences: 0..rows };
+        let spent = self.stack.forward(tools.level, x, Positions { new, group: 1, padded: &[] }, kv, tools.scratch);
         tools.profile.token_decoder += spent;
         state.cache.advance(new);
         let mut clock = Clock::start();
-        if new > 1 {
-            for row in 0..batch {
-                x.copy_within(((row + 1) * new - 1) * d_model..(row + 1) * new * d_model, row * d_model);
+        let wanted = new - first;
+        if first > 0 {
+            for row in 0..rows {
+                let of = (row * new + first) * d_model..(row + 1) * new * d_model;
+                x.copy_within(of, row * wanted * d_model);
             }
         }
-        let logits = self.vocabulary.logits(tools.level, &x[..batch * d_model]);
+        let logits = self.vocabulary.logits(tools.level, &x[..rows * wanted * d_model]);
         clock.lap(&mut tools.profile.output);
         logits
     }

@@ -5,10 +5,11 @@ use blockformer_model::{BlockLayout, BlockedPrompts, VanillaTransformer, Vanilla
 use burn::tensor::Device;
 
 use crate::PackError;
-use crate::cache::Cache;
+use crate::cache::{Cache, Kv};
 use crate::profile::{Clock, Profile};
 use crate::stack::{PREFILL_ROWS, Positions, Scratch, Stack, room};
 use crate::tokens::Vocabulary;
+use crate::work::Work;
 
 #[derive(Debug, Clone)]
 pub(crate) struct VanillaModel {
@@ -109,8 +110,9 @@ impl VanillaModel {
             self.vocabulary.table().look_up(&ids[sequences.start * new..sequences.end * new], x);
             clock.lap(&mut state.profile.embedder);
             let padded = if state.padded.is_empty() { &[][..] } else { &state.padded[sequences.clone()] };
-            let positions = Positions { sequences: sequences.clone(), new, group: 1, padded };
-            let spent = self.stack.forward(level, x, &positions, &mut state.cache, &mut state.scratch);
+            let positions = Positions { new, group: 1, padded };
+            let kv = Kv::Together { cache: &mut state.cache, sequences: sequences.clone() };
+            let spent = self.stack.forward(level, x, positions, kv, &mut state.scratch);
             state.profile.token_decoder += spent;
             let last = x.chunks_exact(new * d_model).map(|x| &x[(new - 1) * d_model..]);
             let kept = state.last[sequences.start * d_model..].chunks_exact_mut(d_model);
@@ -121,5 +123,49 @@ impl VanillaModel {
         let logits = self.vocabulary.logits(level, &state.last[..batch * d_model]);
         clock.lap(&mut state.profile.output);
         logits
+    }
+}
+
+/// What the engine asks for.
+impl VanillaModel {
+    /// The layers, whose keys and values a pool holds.
+    pub(crate) fn pooled(&self) -> &Stack {
+        &self.stack
+    }
+
+    /// Takes in tokens of some sequences: the hidden state of the last of each, `[rows, d_model]`.
+    pub(crate) fn take_in_paged(&self, level: Level, ids: &[u32], kv: Kv<'_, '_>, work: &mut Work) -> Vec<f32> {
+        let (d_model, new) = (self.stack.config().d_model, ids.len() / kv.rows());
+        let x = self.hidden(level, ids, kv, work);
+        x.chunks_exact(new * d_model).flat_map(|x| &x[(new - 1) * d_model..]).copied().collect()
+    }
+
+    /// The hidden states of tokens of some sequences, which are taken in, `[rows, new, d_model]`.
+    fn hidden<'w>(&self, level: Level, ids: &[u32], kv: Kv<'_, '_>, work: &'w mut Work) -> &'w [f32] {
+        assert!(!ids.is_empty(), "no tokens to take in");
+        let x = room(&mut work.x, ids.len() * self.stack.config().d_model);
+        self.vocabulary.table().look_up(ids, x);
+        let positions = Positions { new: ids.len() / kv.rows(), group: 1, padded: &[] };
+        self.stack.forward(level, x, positions, kv, &mut work.scratch);
+        x
+    }
+
+    /// The hidden states of all tokens of one text, `[tokens, d_model]`.
+    pub(crate) fn text_hidden(&self, level: Level, ids: &[u32]) -> Vec<f32> {
+        let mut cache = Cache::new(self.stack.config(), 1, ids.len());
+        let kv = Kv::Together { cache: &mut cache, sequences: 0..1 };
+        self.hidden(level, ids, kv, &mut Work::default()).to_vec()
+    }
+
+    /// Logits of rows of hidden states.
+    pub(crate) fn logits(&self, level: Level, hidden: &[f32]) -> Vec<f32> {
+        self.vocabulary.logits(level, hidden)
+    }
+
+    /// Logits of every token of one text from token `from` on, `[tokens - from, vocab_size]`.
+    pub(crate) fn teacher_forced(&self, level: Level, ids: &[u32], from: usize) -> Vec<f32> {
+        assert!(from > 0, "the first token is not predicted");
+        let (hidden, d_model) = (self.text_hidden(level, ids), self.stack.config().d_model);
+        self.logits(level, &hidden[(from - 1) * d_model..(ids.len() - 1) * d_model])
     }
 }

@@ -68,9 +68,19 @@ fn vanilla(transformer: TransformerConfig, tied_embeddings: bool) -> ModelConfig
 
 fn models() -> Vec<(&'static str, ModelConfig)> {
     let encoder = EncoderConfig { cls: Some(ClsTokens { n: 1, token_id: 0 }), ..EncoderConfig::roberta(16, 1, 2) };
+    let joined =
+        EncoderConfig { transformer: wide(TransformerConfig::roberta(18, 2, 3)), ..EncoderConfig::roberta(18, 2, 3) };
     let sequential = TransformerConfig { residual: Residual::Sequential, activation: Activation::GeluTanh, ..neox() };
     let concat = || lookup(6, Projection::Concat);
+    let widened = |context_blocks: usize, predict_first_block: bool| {
+        let config = block(1, concat(), neox(), prefix(neox(), Expansion::Layer, 2, false));
+        let ModelConfig::BlockTransformer(config) = config else { unreachable!() };
+        ModelConfig::BlockTransformer(BlockTransformerConfig { context_blocks, predict_first_block, ..config })
+    };
     vec![
+        ("three contexts", widened(3, false)),
+        ("a start", widened(1, true)),
+        ("two contexts and a start", widened(2, true)),
         ("prefix", block(1, concat(), neox(), prefix(neox(), Expansion::Layer, 2, false))),
         ("llama", block(1, concat(), llama(), prefix(llama(), Expansion::Layer, 3, true))),
         (
@@ -82,6 +92,10 @@ fn models() -> Vec<(&'static str, ModelConfig)> {
             block(1, lookup(5, Projection::ProjectionLayer), sequential, prefix(neox(), Expansion::Layer, 1, false)),
         ),
         ("encoder", block(1, EmbedderConfig::Encoder(encoder), neox(), prefix(neox(), Expansion::Layer, 2, false))),
+        (
+            "encoder without CLS tokens",
+            block(2, EmbedderConfig::Encoder(joined), llama(), prefix(neox(), Expansion::Layer, 1, false)),
+        ),
         ("summation", block(1, concat(), llama(), summation(neox(), Expansion::Layer))),
         ("vanilla", vanilla(neox(), false)),
         ("vanilla post-norm", vanilla(wide(TransformerConfig::roberta(24, 2, 3)), false)),
@@ -156,8 +170,8 @@ impl ModuleMapper for Rounding {
 fn narrower_weights_give_the_logits_of_a_plain_model_with_rounded_weights() {
     let device = Device::flex();
     for (name, config) in models() {
-        // A tied table is rounded for the projection only, and an encoder stays on plain operations.
-        if matches!(name, "llama" | "vanilla llama" | "encoder") {
+        // A tied table is rounded for the projection only.
+        if matches!(name, "llama" | "vanilla llama") {
             continue;
         }
         let model = AnyModel::new(&config, &device).unwrap();
@@ -246,14 +260,11 @@ fn parts_without_a_packed_form_and_other_configurations_are_refused() {
     let model = AnyModel::new(&config, &device).unwrap();
     let refused = CpuModel::new(&config, model.clone(), Precision::F32).unwrap_err();
     assert!(matches!(refused, PackError::Unsupported { part: "cross-attention token decoder" }), "{refused}");
-    let ModelConfig::BlockTransformer(known) = models().swap_remove(0).1 else { unreachable!() };
-    for unknown in [
-        BlockTransformerConfig { context_blocks: 2, ..known.clone() },
-        BlockTransformerConfig { predict_first_block: true, ..known },
-    ] {
-        let unknown = ModelConfig::BlockTransformer(unknown);
-        let model = AnyModel::new(&unknown, &device).unwrap();
-        assert!(matches!(CpuModel::new(&unknown, model, Precision::F32), Err(PackError::Unsupported { .. })));
-    }
     assert_eq!(CpuModel::new(&vanilla(neox(), false), model, Precision::F32).unwrap_err(), PackError::Mismatch);
+    // The order of positions counts, so CLS tokens cannot be moved.
+    let transformer = TransformerConfig { rotary: neox().rotary, ..TransformerConfig::roberta(16, 1, 2) };
+    let encoder =
+        EncoderConfig { transformer, cls: Some(ClsTokens { n: 1, token_id: 0 }), ..EncoderConfig::roberta(16, 1, 2) };
+    let rotary = block(1, EmbedderConfig::Encoder(encoder), neox(), prefix(neox(), Expansion::Layer, 2, false));
+    assert!(matches!(CpuModel::supports(&rotary), Err(PackError::Unsupported { part }) if part.contains("CLS")));
 }

@@ -1,6 +1,7 @@
 //! An engine in a thread of its own.
 
 use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -66,7 +67,8 @@ impl EngineThread {
     /// Takes a request and returns the stream of its events. Dropping the stream cancels the request.
     ///
     /// # Errors
-    /// A [`GenerateError`] if it can never be served. (Too many waiting requests show as [`Event::Failed`].)
+    /// A [`GenerateError`] if it can never be served. (Too many waiting requests show as [`Event::Failed`], and in
+    /// [`EventStream::accepted`].)
     pub fn submit(&self, request: Request) -> Result<EventStream, GenerateError> {
         self.limits.check(&request)?;
         let queue = Arc::new(Queue::default());
@@ -82,6 +84,11 @@ impl EngineThread {
         let (reply, stats) = channel();
         self.send(Command::Stats(reply))?;
         stats.recv().map_err(|_| GenerateError::Stopped)
+    }
+
+    /// Whether the thread still runs. It ends by itself only if the model panics.
+    pub fn is_running(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
     fn send(&self, command: Command) -> Result<(), GenerateError> {
@@ -143,6 +150,7 @@ impl<M: PagedModel> Worker<M> {
         match command {
             Command::Submit(request, queue) => match self.engine.submit(*request) {
                 Ok(id) => {
+                    queue.0.accept();
                     self.queues.insert(id, queue);
                 }
                 Err(error) => queue.0.push(Event::Failed(error)),
@@ -180,6 +188,8 @@ struct Queue {
 
 #[derive(Debug, Default)]
 struct QueueState {
+    /// Whether the engine has taken the request.
+    accepted: bool,
     events: VecDeque<Event>,
     waker: Option<Waker>,
 }
@@ -189,9 +199,18 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn accept(&self) {
+        self.change(|state| state.accepted = true);
+    }
+
     fn push(&self, event: Event) {
+        self.change(|state| state.events.push_back(event));
+    }
+
+    /// Changes the state and wakes whoever waits for it.
+    fn change(&self, change: impl FnOnce(&mut QueueState)) {
         let mut state = self.lock();
-        state.events.push_back(event);
+        change(&mut state);
         let waker = state.waker.take();
         drop(state);
         self.arrived.notify_one();
@@ -216,6 +235,30 @@ impl EventStream {
     /// The error of [`Event::Failed`].
     pub fn wait(self) -> Result<Completion, GenerateError> {
         Completion::from_events(self)
+    }
+
+    /// Waits until the engine has taken the request or refused it, a round at most. A service that answers only then can
+    /// tell its client to come again later.
+    ///
+    /// # Errors
+    /// [`GenerateError::Busy`] if too many requests wait, [`GenerateError::Stopped`]; no event comes then.
+    pub async fn accepted(&mut self) -> Result<(), GenerateError> {
+        poll_fn(|context| self.poll_accepted(context)).await
+    }
+
+    fn poll_accepted(&mut self, context: &mut Context<'_>) -> Poll<Result<(), GenerateError>> {
+        let mut state = self.queue.lock();
+        if state.accepted {
+            return Poll::Ready(Ok(()));
+        }
+        let Some(event) = state.events.pop_front() else {
+            state.waker = Some(context.waker().clone());
+            return Poll::Pending;
+        };
+        drop(state);
+        self.over = true;
+        let Event::Failed(error) = event else { unreachable!("the engine has events of requests that it took") };
+        Poll::Ready(Err(error))
     }
 
     fn note_end(&mut self, event: &Event) {

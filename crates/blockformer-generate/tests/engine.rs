@@ -1,125 +1,17 @@
 //! The engine under random schedules: every request gets what it gets alone.
 
 mod models;
+mod schedules;
 
 use std::collections::HashMap;
 
 use blockformer_generate::{
-    Alignment, Completion, Engine, EngineConfig, Event, FinishReason, GenerateError, PagedModel, Request, RequestId,
-    Sampling, Speculation,
+    Alignment, Completion, Engine, EngineConfig, Event, GenerateError, Request, RequestId, Sampling, Speculation,
 };
 use burn::tensor::Device;
 use models::{VOCAB_SIZE, all_models, block_model};
 use proptest::prelude::*;
-
-/// A small pool, so that requests wait and prefixes are evicted.
-fn tight(model: &impl PagedModel, alignment: Alignment) -> EngineConfig {
-    let config = EngineConfig { page_blocks: 2, max_batch: 5, prefill_blocks: 3, alignment, ..EngineConfig::default() };
-    // A vanilla transformer's blocks are single tokens: the same text takes more of them.
-    let pages = 14 * 4 / model.layout().block_length;
-    EngineConfig { kv_budget: pages * model.pool_config(2, 0, config.kv_storage).page_bytes(), ..config }
-}
-
-/// What a request gives in an engine of its own.
-fn alone<M: PagedModel>(model: &M, config: &EngineConfig, request: &Request) -> Completion {
-    let mut engine = Engine::new(model, config.clone(), &Device::flex()).unwrap();
-    engine.submit(request.clone()).unwrap();
-    let mut events = Vec::new();
-    engine.run(|_, event| events.push(event));
-    assert_eq!(engine.stats().pool.used, 0);
-    Completion::from_events(events).unwrap()
-}
-
-#[derive(Debug, Clone)]
-struct Arrival {
-    /// Rounds after the one before.
-    after: usize,
-    /// Prompts share texts, so that prefixes meet.
-    text: u32,
-    len: usize,
-    max_new_tokens: usize,
-    kind: u8,
-    seed: u64,
-    /// Rounds until it is cancelled, if it is.
-    cancelled_after: Option<usize>,
-}
-
-impl Arrival {
-    fn request(&self) -> Request {
-        let id = |i: usize| (self.text as usize * 31 + i * 7 + i * i) as u32 % VOCAB_SIZE as u32;
-        let prompt: Vec<u32> = (0..self.len).map(id).collect();
-        let sampled = Sampling { temperature: 0.9, seed: self.seed, ..Sampling::default() };
-        let request = Request::new(prompt).with_max_new_tokens(self.max_new_tokens);
-        match self.kind {
-            0 => request,
-            1 => request.with_sampling(sampled),
-            2 => request.with_sampling(Sampling { top_p: Some(0.8), repetition_penalty: 1.3, ..sampled }),
-            3 => Request { n: 3, logprobs: Some(2), ..request.with_sampling(Sampling { top_k: Some(9), ..sampled }) },
-            4 => Request { n: 1, best_of: Some(2), ..request.with_sampling(sampled) },
-            5 => Request { n: 2, beams: Some(3), ..request },
-            _ => request.with_sampling(sampled).with_stop_tokens((0..VOCAB_SIZE as u32).step_by(9).collect::<Vec<_>>()),
-        }
-    }
-}
-
-fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
-    let numbers = (0..4usize, 0..3u32, 1..26usize, 1..14usize, 0..7u8, 0..5u64);
-    let cancelled = prop_oneof![3 => Just(None), 1 => (0..6usize).prop_map(Some)];
-    let arrival = (numbers, cancelled).prop_map(|((after, text, len, max_new_tokens, kind, seed), cancelled_after)| {
-        Arrival { after, text, len, max_new_tokens, kind, seed, cancelled_after }
-    });
-    proptest::collection::vec(arrival, 1..12)
-}
-
-/// Runs a schedule and gathers each request's events.
-fn run_schedule<M: PagedModel>(engine: &mut Engine<M>, arrivals: &[Arrival]) -> Vec<(RequestId, Vec<Event>, bool)> {
-    let mut ids: Vec<(RequestId, Option<usize>)> = Vec::new();
-    let mut events: HashMap<RequestId, Vec<Event>> = HashMap::new();
-    let mut cancelled = Vec::new();
-    let (mut round, mut next, mut due) = (0, 0, arrivals[0].after);
-    while next < arrivals.len() || !engine.is_idle() {
-        while next < arrivals.len() && round >= due {
-            let id = engine.submit(arrivals[next].request()).unwrap();
-            ids.push((id, arrivals[next].cancelled_after.map(|after| round + after)));
-            next += 1;
-            due = round + arrivals.get(next).map_or(0, |arrival| arrival.after);
-        }
-        for (id, at) in &ids {
-            if *at == Some(round) && engine.cancel(*id) {
-                cancelled.push(*id);
-            }
-        }
-        for (id, event) in engine.step() {
-            events.entry(id).or_default().push(event);
-        }
-        round += 1;
-    }
-    let events = |id: RequestId| events.get(&id).cloned().unwrap_or_default();
-    ids.into_iter().map(|(id, _)| (id, events(id), cancelled.contains(&id))).collect()
-}
-
-fn check_schedule<M: PagedModel>(name: &str, model: &M, config: &EngineConfig, arrivals: &[Arrival]) {
-    let mut engine = Engine::new(model, config.clone(), &Device::flex()).unwrap();
-    let outcomes = run_schedule(&mut engine, arrivals);
-    for (arrival, (_, events, cancelled)) in arrivals.iter().zip(outcomes) {
-        let ends = events.iter().filter(|event| matches!(event, Event::Done(_) | Event::Failed(_))).count();
-        assert_eq!(ends, 1, "{name}: {arrival:?}: {events:?}");
-        assert!(matches!(events.last(), Some(Event::Done(_))), "{name}: {arrival:?}");
-        let got = Completion::from_events(events).unwrap();
-        let expected = alone(model, config, &arrival.request());
-        if !cancelled {
-            assert_eq!(got.samples, expected.samples, "{name}: {arrival:?}");
-            continue;
-        }
-        assert_eq!(got.samples.len(), expected.samples.len());
-        for (got, expected) in got.samples.iter().zip(&expected.samples) {
-            assert!(expected.tokens.starts_with(&got.tokens), "{name}: {arrival:?}");
-            assert!(got.finish == FinishReason::Cancelled || got == expected);
-        }
-    }
-    assert_eq!(engine.stats().pool.used, 0, "{name}");
-    assert_eq!(engine.stats().pool.sequences, 0, "{name}");
-}
+use schedules::{alone, arrivals, check_accounts, check_reuse, check_schedule, tight};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 4, failure_persistence: None, ..ProptestConfig::default() })]
@@ -191,23 +83,7 @@ fn drafts_do_not_change_the_distribution() {
 #[test]
 fn shared_beginnings_are_reused_and_evicted_without_changing_a_token() {
     for (name, model) in all_models() {
-        let config = tight(&model, Alignment::PadFirstBlock);
-        let mut engine = Engine::new(&model, config.clone(), &Device::flex()).unwrap();
-        let request = |text: u32| {
-            let prompt: Vec<u32> = (0..24).map(|i| (text * 13 + i * 5) % VOCAB_SIZE as u32).collect();
-            Request::new(prompt).with_max_new_tokens(6)
-        };
-        let mut reused = 0;
-        for text in [0, 0, 1, 2, 3, 4, 5, 6, 0, 0] {
-            engine.submit(request(text)).unwrap();
-            let mut events = Vec::new();
-            engine.run(|_, event| events.push(event));
-            let got = Completion::from_events(events).unwrap();
-            assert_eq!(got.samples, alone(&model, &config, &request(text)).samples, "{name}: text {text}");
-            reused += got.usage.reused_tokens;
-        }
-        assert!(reused >= 24, "{name}: {reused} tokens were reused");
-        assert!(engine.stats().pool.evicted_pages > 0, "{name}");
+        check_reuse(name, &model);
     }
 }
 
@@ -287,19 +163,7 @@ fn a_long_prompt_does_not_hold_up_a_running_sequence() {
 #[test]
 fn accounts_of_keys_and_values_are_those_of_the_formula() {
     for (name, model) in all_models() {
-        let config = EngineConfig { page_blocks: 1, ..EngineConfig::default() };
-        let pool = model.pool_config(1, 0, config.kv_storage);
-        let mut engine = Engine::new(&model, config, &Device::flex()).unwrap();
-        engine.submit(Request::new([1; 12]).with_max_new_tokens(8)).unwrap();
-        engine.step();
-        let length = model.layout().block_length;
-        // The last block (for a vanilla transformer, the last token) is never taken in.
-        let start = usize::from(model.layout().predict_first_block);
-        let blocks = start + 12 / length + 8 / length - 1;
-        let positions = blocks * model.positions_per_block();
-        let per_position = 2 * pool.n_layers * pool.n_kv_heads * pool.head_dim * 4;
-        assert_eq!(engine.stats().pool.used, positions * per_position, "{name}");
-        assert_eq!(engine.stats().block_cache, model.block_bytes(&Device::flex()), "{name}");
+        check_accounts(name, &model);
     }
 }
 

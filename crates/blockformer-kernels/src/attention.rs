@@ -263,8 +263,10 @@ fn score_page<S: Simd, const R: usize>(s: S, rows: &[Row<'_>; R], keys: &[f32], 
     let n = scores.len() / R;
     let scale = (head_dim as f32).sqrt().recip();
     let whole = head_dim - head_dim % S::LANES;
-    for index in 0..at.len() {
-        let key = &keys[index * head_dim..(index + 1) * head_dim];
+    let mut first_feature = 0;
+    for index in at {
+        let key = &keys[first_feature..first_feature + head_dim];
+        first_feature += head_dim;
         let mut acc = [s.splat(0.0); R];
         let mut first = 0;
         while first < whole {
@@ -279,7 +281,7 @@ fn score_page<S: Simd, const R: usize>(s: S, rows: &[Row<'_>; R], keys: &[f32], 
             for (q, k) in row.query[whole..].iter().zip(&key[whole..]) {
                 sum += q * k;
             }
-            scores[r * n + at.start + index] = sum * scale;
+            scores[r * n + index] = sum * scale;
         }
     }
 }
@@ -306,6 +308,15 @@ impl Part {
 fn mix<S: Simd, const R: usize>(s: S, weights: &[f32], walk: Walk<'_>, values: &[f32], out: &[Part; R]) {
     let (head_dim, n) = (walk.head_dim, walk.left);
     let mut feature = 0;
+    // A single row needs more sums at a time, so that additions do not wait for each other.
+    while R == 1 && feature + 8 * S::LANES <= head_dim {
+        mix_features::<S, R, 8>(s, weights, walk, values, feature, out);
+        feature += 8 * S::LANES;
+    }
+    while R == 1 && feature + 4 * S::LANES <= head_dim {
+        mix_features::<S, R, 4>(s, weights, walk, values, feature, out);
+        feature += 4 * S::LANES;
+    }
     while feature + 2 * S::LANES <= head_dim {
         mix_features::<S, R, 2>(s, weights, walk, values, feature, out);
         feature += 2 * S::LANES;
@@ -344,18 +355,20 @@ fn mix_features<S: Simd, const R: usize, const C: usize>(
     let mut acc = [[s.splat(0.0); C]; R];
     let mut done = 0;
     while let Some((in_page, values)) = walk.next(values) {
-        for index in 0..in_page {
-            let value = &values[index * head_dim + feature..];
+        let mut at = feature;
+        for key in done..done + in_page {
+            let value = &values[at..at + C * S::LANES];
             let mut v = [s.splat(0.0); C];
             for (c, v) in v.iter_mut().enumerate() {
                 *v = s.load(&value[c * S::LANES..]);
             }
             for (r, acc) in acc.iter_mut().enumerate() {
-                let weight = s.splat(weights[r * n + done + index]);
+                let weight = s.splat(weights[r * n + key]);
                 for (acc, v) in acc.iter_mut().zip(&v) {
                     *acc = s.mul_add(weight, *v, *acc);
                 }
             }
+            at += head_dim;
         }
         done += in_page;
     }

@@ -20,8 +20,9 @@ use crate::packed::{Bf16Row, F32Row, PackedMatrix, Panels, Precision};
 use crate::simd::{Kernel, PANEL, Simd};
 use integer::{Quantised, QuantisedRows};
 
-/// Inputs of a panel that are used for all rows before the next: 24 KiB of float32, in the first-level cache.
-const INPUTS: usize = 192;
+/// Inputs of a panel that are used for all rows before the next: 32 KiB of float32, of which a pass over two vectors of
+/// eight takes half, in the first-level cache.
+const INPUTS: usize = 256;
 /// Rows of a task at most; their sums are kept on its stack.
 const MAX_ROWS: usize = 192;
 /// Bytes of a task's rows of `x`, which should stay in the second-level cache.
@@ -240,13 +241,17 @@ fn tiles<S: Simd, W: Weights>(s: S, weights: &W, block: &Block<'_>, sums: &mut [
         let mut row = 0;
         while row < sums.len() {
             let (left, at) = (sums.len() - row, (row, vector));
+            // A row that is left over would wait for its own additions, so a tile is not taken if it leaves one.
+            let fits = |rows: usize| left == rows || left > rows + 1;
             // Tiles that a level has no registers for are not even compiled.
-            row += if const { S::TILE_ROWS >= 12 } && left >= 12 {
+            row += if const { S::TILE_ROWS >= 12 } && fits(12) {
                 tile::<S, W, 12, 2>(s, weights, block, at, sums)
-            } else if const { S::TILE_ROWS >= 6 } && left >= 6 {
+            } else if const { S::TILE_ROWS >= 6 } && fits(6) {
                 tile::<S, W, 6, 2>(s, weights, block, at, sums)
-            } else if const { S::TILE_ROWS >= 4 } && left >= 4 {
+            } else if const { S::TILE_ROWS >= 4 } && fits(4) {
                 tile::<S, W, 4, 2>(s, weights, block, at, sums)
+            } else if const { S::TILE_ROWS >= 4 } && fits(3) {
+                tile::<S, W, 3, 2>(s, weights, block, at, sums)
             } else if left >= 2 {
                 tile::<S, W, 2, 2>(s, weights, block, at, sums)
             } else {

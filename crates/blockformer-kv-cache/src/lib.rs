@@ -9,7 +9,8 @@
 //! `KvCache`s; only their [`CacheConfig`]s differ.
 //!
 //! Where many sequences come and go, a [`KvPool`] holds them all in pages within a budget of bytes: it opens, forks,
-//! shortens and closes sequences, finds pages again by content, and counts every byte.
+//! shortens and closes sequences, finds pages again by content, and counts every byte. Its numbers are in tensors or in
+//! plain memory ([`KvPlace`]).
 //!
 //! ```
 //! use blockformer_kv_cache::{CacheConfig, KvCache};
@@ -29,12 +30,13 @@
 //! The same in a pool, for two sequences that share a beginning:
 //!
 //! ```
-//! use blockformer_kv_cache::{KvPool, KvStorage, PoolConfig};
+//! use blockformer_kv_cache::{KvPlace, KvPool, KvStorage, PoolConfig};
 //! use burn::tensor::{Device, Tensor};
 //!
 //! # fn main() -> Result<(), blockformer_kv_cache::CacheError> {
-//! let (n_layers, n_kv_heads, head_dim, storage) = (1, 4, 8, KvStorage::Float32);
-//! let config = PoolConfig { n_layers, n_kv_heads, head_dim, page_length: 2, budget: 1 << 20, storage };
+//! let (storage, place) = (KvStorage::Float32, KvPlace::Device);
+//! let (n_layers, n_kv_heads, head_dim, budget) = (1, 4, 8, 1 << 20);
+//! let config = PoolConfig { n_layers, n_kv_heads, head_dim, page_length: 2, budget, storage, place };
 //! let mut pool = KvPool::new(config, &Device::flex())?;
 //!
 //! let first = pool.open(16)?;
@@ -61,4 +63,4 @@ mod pool;
 pub use error::CacheError;
 pub use kv_cache::{CacheConfig, KvCache};
 pub use layer::LayerCache;
-pub use pool::{KvPool, KvStorage, PagedBatch, PoolConfig, PoolUsage, SequenceId, SequenceUsage};
+pub use pool::{HostLayer, KvPlace, KvPool, KvStorage, PagedBatch, PoolConfig, PoolUsage, SequenceId, SequenceUsage};

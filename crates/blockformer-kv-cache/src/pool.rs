@@ -1,8 +1,10 @@
 //! A pool of pages that many sequences share.
 
 mod batch;
+mod host_pages;
 mod pages;
 mod storage;
+mod tensor_pages;
 #[cfg(test)]
 mod tests;
 
@@ -11,9 +13,10 @@ use std::collections::HashMap;
 use burn::tensor::Device;
 
 pub use batch::PagedBatch;
+pub use host_pages::HostLayer;
 use pages::{Node, PageId, Pages};
-pub use storage::KvStorage;
 use storage::Storage;
+pub use storage::{KvPlace, KvStorage};
 
 use crate::CacheError;
 
@@ -32,6 +35,8 @@ pub struct PoolConfig {
     pub budget: usize,
     /// How they are stored.
     pub storage: KvStorage,
+    /// Where they are.
+    pub place: KvPlace,
 }
 
 impl PoolConfig {
@@ -129,7 +134,8 @@ impl KvPool {
     /// Allocates the pages.
     ///
     /// # Errors
-    /// [`CacheError::Zero`] if a size is zero, [`CacheError::Budget`] if the budget is less than a page.
+    /// [`CacheError::Zero`] if a size is zero, [`CacheError::Budget`] if the budget is less than a page,
+    /// [`CacheError::HostStorage`] if a pool on the host is to store anything but float32.
     pub fn new(config: PoolConfig, device: &Device) -> Result<Self, CacheError> {
         let sizes = [
             ("n_layers", config.n_layers),
@@ -140,11 +146,14 @@ impl KvPool {
         if let Some((name, _)) = sizes.into_iter().find(|(_, size)| *size == 0) {
             return Err(CacheError::Zero { name });
         }
+        if config.place == KvPlace::Host && config.storage != KvStorage::Float32 {
+            return Err(CacheError::HostStorage { storage: config.storage });
+        }
         let n_pages = config.n_pages();
         if n_pages == 0 {
             return Err(CacheError::Budget { budget: config.budget, page_bytes: config.page_bytes() });
         }
-        let storage = Storage::new(&config, n_pages * config.page_length, device);
+        let storage = Storage::new(&config, n_pages, device);
         Ok(Self { config, storage, pages: Pages::new(n_pages), sequences: HashMap::new(), next_id: 0 })
     }
 

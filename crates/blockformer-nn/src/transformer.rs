@@ -1,6 +1,6 @@
 //! A stack of layers.
 
-use blockformer_kv_cache::{CacheConfig, KvCache, KvStorage, PagedBatch, PoolConfig};
+use blockformer_kv_cache::{CacheConfig, KvCache, KvPlace, KvStorage, PagedBatch, PoolConfig};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
@@ -69,7 +69,7 @@ impl Transformer {
     /// The size of a pool for this stack, with pages of `page_length` positions.
     pub fn pool_config(&self, page_length: usize, budget: usize, storage: KvStorage) -> PoolConfig {
         let (n_layers, n_kv_heads, head_dim) = (self.layers.len(), self.n_kv_heads, self.head_dim);
-        PoolConfig { n_layers, n_kv_heads, head_dim, page_length, budget, storage }
+        PoolConfig { n_layers, n_kv_heads, head_dim, page_length, budget, storage, place: KvPlace::Device }
     }
 
     /// The size of a cache for `batch` sequences of up to `capacity` positions.

@@ -74,6 +74,14 @@ pub enum TrainError {
         /// The norm of the gradients.
         gradient_norm: f64,
     },
+    /// A device that failed: a worker that is gone, or a card out of memory. The run must go on from a checkpoint.
+    #[error("devices {devices:?} failed (counted from 0): {reason}")]
+    Device {
+        /// Which: those that no longer answer, or else the one whose work failed. 0 holds the model and the optimizer.
+        devices: Vec<usize>,
+        /// What Burn said.
+        reason: String,
+    },
     /// Samples longer than the model's context.
     #[error("samples of {sample} tokens do not fit the model's context of {context}")]
     SampleLength {

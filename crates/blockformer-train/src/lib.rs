@@ -37,6 +37,7 @@ mod batch;
 mod block_losses;
 mod checkpoint;
 mod config;
+mod device_failure;
 mod error;
 mod evaluation;
 mod gradients;

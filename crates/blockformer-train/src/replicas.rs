@@ -9,36 +9,40 @@ use std::thread;
 use burn::optim::GradientsParams;
 use burn::tensor::Device;
 
-use crate::{Batch, GradientAccumulator, Objective, Trainable};
+use crate::device_failure::guard;
+use crate::{Batch, GradientAccumulator, Objective, TrainError, Trainable};
 
 /// The backward passes over `shares`, one for each device, of which the first holds `model`. Returns the sum of the
 /// cross-entropies of tokens, in nats, and the summed gradients, on the first device.
 ///
 /// The shares are summed in the order of devices, whichever is ready first: the same devices give the same bits.
+///
+/// # Errors
+/// [`TrainError::Device`] naming a device that failed.
 pub(crate) fn backward<M: Trainable>(
     model: &M,
     devices: &[Device],
     shares: &[Vec<Batch>],
     objective: &Objective,
-) -> (f64, GradientAccumulator) {
-    let copies: Vec<M> = devices[1..].iter().map(|device| model.clone().fork(device)).collect();
+) -> Result<(f64, GradientAccumulator), TrainError> {
     thread::scope(|scope| {
-        let others: Vec<_> = copies
-            .into_iter()
-            .zip(&shares[1..])
-            .map(|(copy, share)| scope.spawn(move || worker(&copy, share, objective)))
-            .collect();
-        let (mut sum, mut gradients) = share(model, &shares[0], objective);
+        let mut others = Vec::new();
+        for (index, device) in devices.iter().enumerate().skip(1) {
+            let copy = guard(devices, index, || model.clone().fork(device))?;
+            let share = &shares[index];
+            others.push(scope.spawn(move || guard(devices, index, || worker(&copy, share, objective))));
+        }
+        let (mut sum, mut gradients) = guard(devices, 0, || share(model, &shares[0], objective))?;
         let home = devices[0].clone().inner();
-        for other in others {
+        for (other, index) in others.into_iter().zip(1..) {
             let (part, found) = match other.join() {
-                Ok(result) => result,
+                Ok(result) => result?,
                 Err(panic) => std::panic::resume_unwind(panic),
             };
             sum += part;
-            gradients.merge(model, found.to_device(&home, model));
+            guard(devices, index, || gradients.merge(model, found.to_device(&home, model)))?;
         }
-        (sum, gradients)
+        Ok((sum, gradients))
     })
 }
 

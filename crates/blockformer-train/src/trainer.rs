@@ -7,6 +7,7 @@ use std::time::Instant;
 use blockformer_data::{BatchOrder, PackedDataset, PrefetchConfig, Prefetcher, Sample, TokenCorpus};
 use burn::tensor::Device;
 
+use crate::device_failure::guard;
 use crate::evaluation::{check_fit, check_vocabulary};
 use crate::{
     Batch, Evaluation, LossScale, Objective, Optimizer, TrainConfig, TrainError, Trainable, checkpoint,
@@ -100,7 +101,8 @@ impl<M: Trainable, C: TokenCorpus + 'static> Trainer<M, C> {
     ///
     /// # Errors
     /// [`TrainError::OutOfVocabulary`] if a sample holds an id the model does not know, [`TrainError::Diverged`] if
-    /// the loss or a gradient is not a number; the model is then as it was.
+    /// the loss or a gradient is not a number; the model is then as it was. [`TrainError::Device`] if a device failed; the
+    /// trainer is then of no more use.
     pub fn step(&mut self) -> Result<StepReport, TrainError> {
         let started = Instant::now();
         let step = self.step;
@@ -111,12 +113,14 @@ impl<M: Trainable, C: TokenCorpus + 'static> Trainer<M, C> {
 
         let (loss, gradient_norm, gradients) = loop {
             let objective = self.objective(normalizer);
-            let (sum, accumulated) = replicas::backward(self.model(), &self.devices, &shares, &objective);
-            let mut gradients = accumulated.finish(self.model());
-            if objective.loss_scale != 1.0 {
-                scale_gradients(self.model(), &mut gradients, 1.0 / objective.loss_scale);
-            }
-            let gradient_norm = clip_gradients(self.model(), &mut gradients, self.config.max_gradient_norm);
+            let (sum, accumulated) = replicas::backward(self.model(), &self.devices, &shares, &objective)?;
+            let (gradient_norm, gradients) = guard(&self.devices, 0, || {
+                let mut gradients = accumulated.finish(self.model());
+                if objective.loss_scale != 1.0 {
+                    scale_gradients(self.model(), &mut gradients, 1.0 / objective.loss_scale);
+                }
+                (clip_gradients(self.model(), &mut gradients, self.config.max_gradient_norm), gradients)
+            })?;
             let loss = sum / normalizer;
             if loss.is_finite() && gradient_norm.is_finite() {
                 break (loss, gradient_norm, gradients);
@@ -127,7 +131,9 @@ impl<M: Trainable, C: TokenCorpus + 'static> Trainer<M, C> {
         };
 
         let learning_rate = self.config.schedule().learning_rate(step);
-        self.model = self.model.take().map(|model| self.optimizer.step(learning_rate, model, gradients));
+        let model = self.model.take();
+        self.model =
+            guard(&self.devices, 0, || model.map(|model| self.optimizer.step(learning_rate, model, gradients)))?;
         self.step += 1;
         let loss_scale = self.loss_scale.factor;
         self.loss_scale.succeeded(self.config.precision);
@@ -149,14 +155,16 @@ impl<M: Trainable, C: TokenCorpus + 'static> Trainer<M, C> {
     /// Loss on held-out data.
     ///
     /// # Errors
-    /// As [`Evaluation::run`].
+    /// As [`Evaluation::run`]; [`TrainError::Device`] if the first device failed.
     pub fn evaluate<D: TokenCorpus>(
         &self,
         data: &PackedDataset<D>,
         max_samples: usize,
     ) -> Result<Evaluation, TrainError> {
         let batch_size = self.config.micro_batch_size();
-        Evaluation::run(&self.model().valid(), data, max_samples, batch_size, &self.devices[0].clone().inner())
+        guard(&self.devices, 0, || {
+            Evaluation::run(&self.model().valid(), data, max_samples, batch_size, &self.devices[0].clone().inner())
+        })?
     }
 
     /// The number of the next step: how many are done.
@@ -177,7 +185,7 @@ impl<M: Trainable, C: TokenCorpus + 'static> Trainer<M, C> {
     /// Writes a checkpoint into `directory`, as `step-N`, and removes all but the newest `keep` (at least one).
     ///
     /// # Errors
-    /// [`TrainError`] naming the file; the checkpoints before are then still there.
+    /// [`TrainError`] naming the file, or the first device if it failed; the checkpoints before are then still there.
     pub fn save_checkpoint(&self, directory: &Path, keep: usize) -> Result<(), TrainError> {
         let state = checkpoint::State {
             step: self.step,
@@ -185,7 +193,7 @@ impl<M: Trainable, C: TokenCorpus + 'static> Trainer<M, C> {
             config: self.config.clone(),
             identity: self.identity.clone(),
         };
-        checkpoint::save(directory, keep, &state, self.model(), &self.optimizer)
+        guard(&self.devices, 0, || checkpoint::save(directory, keep, &state, self.model(), &self.optimizer))?
     }
 
     /// Goes on from a checkpoint that [`save_checkpoint`](Self::save_checkpoint) wrote under the same settings. The
@@ -221,7 +229,8 @@ impl<M: Trainable, C: TokenCorpus + 'static> Trainer<M, C> {
         let mut shares: Vec<Vec<Batch>> = vec![Vec::new(); self.devices.len()];
         for (index, samples) in samples.chunks(share).enumerate() {
             let worker = index % self.devices.len();
-            shares[worker].push(Batch::new(samples, &layout, &self.devices[worker]));
+            let batch = guard(&self.devices, worker, || Batch::new(samples, &layout, &self.devices[worker]))?;
+            shares[worker].push(batch);
         }
         Ok(shares)
     }

@@ -38,6 +38,14 @@ pub enum DeviceError {
         /// Names that would do.
         available: Vec<String>,
     },
+    /// A worker that cannot be reached, or does not serve this client.
+    #[error("device {name:?}: {reason}")]
+    Remote {
+        /// The name.
+        name: String,
+        /// Why.
+        reason: String,
+    },
 }
 
 /// The backends that names can begin with, and whether this build has them.
@@ -55,10 +63,16 @@ const BACKENDS: [(&str, &str, bool); 8] = [
 /// Opens a device by name: `cpu`, `cuda`, `cuda:1`, `wgpu`, `vulkan`, `metal`, `webgpu`, or `flex` and `ndarray` for a
 /// certain CPU backend. A number selects among several devices of a backend, 0 being the default.
 ///
+/// `remote:ws://HOST:PORT` is a device that `blockformer worker` serves, in a build with the feature `remote`. A worker
+/// that is not there is waited for, some seconds; the token it may want is that in `BLOCKFORMER_WORKER_TOKEN`.
+///
 /// # Errors
 /// A [`DeviceError`] that lists what this build has on this machine.
 pub fn device(name: &str) -> Result<Device, DeviceError> {
     let available = available_devices;
+    if let Some(url) = name.strip_prefix("remote:") {
+        return remote(name, url);
+    }
     let unknown = || DeviceError::Unknown { name: name.into(), available: available() };
     let (backend, index) = match name.split_once(':') {
         Some((backend, index)) => (backend, index.parse::<usize>().map_err(|_| unknown())?),
@@ -83,6 +97,11 @@ pub fn default_device() -> Result<Device, DeviceError> {
         Some(name) => device(name),
         None => Err(DeviceError::NotFound { name: "any".into(), available: Vec::new() }),
     }
+}
+
+/// Whether what is computed on `device` is computed by the CPU.
+pub fn is_cpu(device: &Device) -> bool {
+    ["flex", "ndarray"].into_iter().flat_map(devices_of).any(|cpu| cpu == *device)
 }
 
 /// The names of all devices that this build finds on this machine.
@@ -120,6 +139,25 @@ fn devices_of(backend: &str) -> Vec<Device> {
     }
 }
 
+#[cfg(feature = "remote")]
+fn remote(name: &str, url: &str) -> Result<Device, DeviceError> {
+    let failed = |reason: String| DeviceError::Remote { name: name.into(), reason };
+    if url.strip_prefix("ws://").is_none_or(str::is_empty) {
+        return Err(failed("expected remote:ws://HOST:PORT".into()));
+    }
+    let host = burn::remote::RemoteHost::websocket(url);
+    let host = match std::env::var(crate::worker::TOKEN_VARIABLE) {
+        Ok(token) => host.with_credential(token.as_str()),
+        Err(_) => host,
+    };
+    Device::remote_options(&host).init().map_err(|error| failed(error.to_string()))
+}
+
+#[cfg(not(feature = "remote"))]
+fn remote(name: &str, _url: &str) -> Result<Device, DeviceError> {
+    Err(DeviceError::NotBuilt { name: name.into(), feature: "remote", available: available_devices() })
+}
+
 #[cfg(feature = "ndarray")]
 #[expect(deprecated, reason = "Burn drops this backend in 0.23; until then it can be chosen")]
 fn ndarray() -> Device {
@@ -141,6 +179,7 @@ mod tests {
     #[test]
     fn the_cpu_is_always_there_but_only_once() {
         assert_eq!(device("cpu").unwrap(), Device::flex());
+        assert!(is_cpu(&device("cpu").unwrap()));
         assert!(matches!(device("cpu:1"), Err(DeviceError::NotFound { .. })));
         assert!(available_devices().contains(&"cpu".to_string()));
     }
@@ -151,6 +190,16 @@ mod tests {
         let error = device("cuda:0").unwrap_err();
         assert!(matches!(&error, DeviceError::NotBuilt { feature: "cuda", .. }), "{error}");
         assert!(error.to_string().contains("cpu"));
+    }
+
+    #[test]
+    fn a_worker_needs_the_feature_and_an_address() {
+        let error = device("remote:tcp://somewhere").unwrap_err();
+        if cfg!(feature = "remote") {
+            assert!(error.to_string().contains("expected remote:ws://HOST:PORT"), "{error}");
+        } else {
+            assert!(matches!(error, DeviceError::NotBuilt { feature: "remote", .. }), "{error}");
+        }
     }
 
     #[cfg(feature = "cuda")]

@@ -32,7 +32,10 @@
 
 pub mod bundled;
 mod devices;
+mod serving;
 pub mod verify;
+#[cfg(feature = "remote")]
+pub mod worker;
 
 pub use blockformer_bench as bench;
 pub use blockformer_block_decoder as block_decoder;
@@ -47,7 +50,8 @@ pub use blockformer_model as model;
 pub use blockformer_nn as nn;
 pub use blockformer_token_decoder as token_decoder;
 pub use blockformer_train as train;
-pub use devices::{DeviceError, available_devices, default_device, device};
+pub use devices::{DeviceError, available_devices, default_device, device, is_cpu};
+pub use serving::{ServingBlock, ServingModel};
 
 /// What most programs need.
 pub mod prelude {
@@ -65,5 +69,5 @@ pub mod prelude {
     pub use blockformer_train::{TrainConfig, Trainable, Trainer};
     pub use burn::tensor::Device;
 
-    pub use crate::device;
+    pub use crate::{ServingModel, device};
 }

@@ -1,5 +1,7 @@
 //! `blockformer train`.
 
+#[cfg(feature = "dashboard")]
+mod dashboard;
 mod data;
 mod progress;
 mod settings;
@@ -10,7 +12,7 @@ use std::process::ExitCode;
 use blockformer::data::PackedDataset;
 use blockformer::model::{AnyModel, ModelConfig, TOKENIZER_FILE, WEIGHTS_FILE, presets};
 use blockformer::train::lora::{self, LoraConfig};
-use blockformer::train::{Trainer, latest_checkpoint};
+use blockformer::train::{TrainError, Trainer, latest_checkpoint};
 use burn::module::Module;
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
@@ -70,7 +72,8 @@ pub(crate) struct Arguments {
     /// Go on from the newest checkpoint in the output directory, if there is one
     #[arg(long)]
     resume: bool,
-    /// Where to compute: cpu, cuda:0, wgpu, …; several, with commas between, divide each batch
+    /// Where to compute: cpu, cuda:0, wgpu, remote:ws://HOST:PORT (a `blockformer worker`), …; several, with commas
+    /// between, divide each batch
     #[arg(long, default_value = "cpu", value_delimiter = ',')]
     device: Vec<String>,
     /// Save memory: compute activations of cheap operations again in the backward pass
@@ -86,9 +89,12 @@ pub(crate) struct Arguments {
     /// End after this step of the schedule, with a checkpoint and the model as it is; --resume goes on
     #[arg(long, value_name = "STEP")]
     stop_at: Option<usize>,
-    /// Steps between lines of progress
+    /// Steps between lines of progress, where there is no dashboard
     #[arg(long, default_value_t = 10)]
     log_every: usize,
+    /// Print lines of progress in a terminal too
+    #[arg(long)]
+    no_dashboard: bool,
     /// Steps between evaluations
     #[arg(long, default_value_t = 250)]
     evaluate_every: usize,
@@ -154,7 +160,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
     let io = |source| CliError::Io { action: "make directory", path: output.clone(), source };
     std::fs::create_dir_all(output).map_err(io)?;
     text.tokenizer.save(output.join(TOKENIZER_FILE))?;
-    let Some(trainer) = train(arguments, trainer, &text.validation)? else { return Ok(ExitCode::from(130)) };
+    let trained = train(arguments, trainer, &text.validation).map_err(|error| name_devices(arguments, error))?;
+    let Some(trainer) = trained else { return Ok(ExitCode::from(130)) };
     let model = trainer.model().valid();
     if let Some(lora) = &lora {
         lora::save(&model, lora, &output.join(ADAPTER_FILE))?;
@@ -162,6 +169,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
     lora::merge(model).save(&config, output, arguments.precision.into())?;
     eprintln!("wrote the model to {}", output.display());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says which of the devices that were asked for failed, and what there is to go on from.
+fn name_devices(arguments: &Arguments, error: CliError) -> CliError {
+    match error {
+        CliError::Train(TrainError::Device { devices, reason }) => CliError::DeviceFailed {
+            names: devices.iter().map(|&index| arguments.device[index].clone()).collect(),
+            reason,
+            checkpoint: latest_checkpoint(&checkpoints(arguments)).ok().and_then(|found| found.path),
+        },
+        other => other,
+    }
 }
 
 /// The adapters to train, if any.
@@ -194,6 +213,11 @@ fn check(arguments: &Arguments) -> Result<(), CliError> {
         ("--keep-checkpoints", arguments.keep_checkpoints),
         ("--stop-at", arguments.stop_at.unwrap_or(1)),
     ];
+    // Said here too: clap does not ask for an option that conflicts with one that is there.
+    if arguments.lora_rank.is_some() && arguments.init.is_none() {
+        let reason = "adapters need a model to adapt: give its directory with --init".into();
+        return Err(CliError::Option { option: "--lora-rank", reason });
+    }
     match counts.into_iter().find(|(_, value)| *value == 0) {
         Some((option, _)) => Err(CliError::Option { option, reason: "it must be at least 1".into() }),
         None => Ok(()),
@@ -244,7 +268,7 @@ fn train(
 ) -> Result<Option<TextTrainer>, CliError> {
     let interrupt = Interrupt::watch();
     let end = arguments.stop_at.unwrap_or(usize::MAX).min(trainer.config().steps);
-    let mut progress = Progress::new(&arguments.output, trainer.next_step(), end)?;
+    let mut progress = Progress::new(&arguments.output, trainer.next_step(), end, !arguments.no_dashboard)?;
     while trainer.next_step() < end {
         let report = trainer.step()?;
         let done = trainer.next_step();

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use blockformer_embedder::EmbedderConfig;
 use blockformer_generate::{Engine, EngineConfig, LogitsHook, PagedModel, Request};
 use blockformer_model::{
-    AnyModel, BlockTransformer, BlockTransformerConfig, VanillaTransformer, VanillaTransformerConfig, presets,
+    AnyModel, BlockTransformer, BlockTransformerConfig, ModelConfig, VanillaTransformer, VanillaTransformerConfig,
+    presets,
 };
 use blockformer_nn::TransformerConfig;
 use blockformer_token_decoder::{CrossAttentionConfig, Expansion, PrefixConfig, SummationConfig, TokenDecoderConfig};
@@ -46,7 +47,7 @@ pub(crate) fn block_config() -> BlockTransformerConfig {
 }
 
 /// The same model in every run: weights are drawn from a seed when they are first used, one model at a time.
-fn drawn<M: PagedModel>(init: impl FnOnce() -> M) -> M {
+pub(crate) fn drawn<M: PagedModel>(init: impl FnOnce() -> M) -> M {
     static DRAWING: Mutex<()> = Mutex::new(());
     let _one = DRAWING.lock().unwrap();
     Device::flex().seed(7);
@@ -59,10 +60,13 @@ pub(crate) fn block_model() -> BlockTransformer {
     drawn(|| block_config().init(&Device::flex()).unwrap())
 }
 
-pub(crate) fn vanilla_model() -> VanillaTransformer {
+fn vanilla_config() -> VanillaTransformerConfig {
     let config = presets::vanilla("vanilla_31").unwrap();
-    let config = VanillaTransformerConfig { vocab_size: VOCAB_SIZE, max_length: 128, transformer: llama(), ..config };
-    drawn(|| config.init(&Device::flex()).unwrap())
+    VanillaTransformerConfig { vocab_size: VOCAB_SIZE, max_length: 128, transformer: llama(), ..config }
+}
+
+pub(crate) fn vanilla_model() -> VanillaTransformer {
+    drawn(|| vanilla_config().init(&Device::flex()).unwrap())
 }
 
 fn summation() -> TokenDecoderConfig {
@@ -94,31 +98,40 @@ fn cross_attention() -> TokenDecoderConfig {
 /// Every kind of token decoder, one and two embedding tokens a block, several contexts and a learned start, and a vanilla
 /// transformer.
 pub(crate) fn all_models() -> Vec<(&'static str, AnyModel)> {
+    all_configured().into_iter().map(|(name, _, model)| (name, model)).collect()
+}
+
+/// The same with their configurations.
+pub(crate) fn all_configured() -> Vec<(&'static str, ModelConfig, AnyModel)> {
     let config = block_config();
-    let block = |config: BlockTransformerConfig| drawn(|| AnyModel::Block(config.init(&Device::flex()).unwrap()));
+    let block = |config: BlockTransformerConfig| {
+        let model = drawn(|| AnyModel::Block(config.init(&Device::flex()).unwrap()));
+        (ModelConfig::BlockTransformer(config), model)
+    };
     let mut two = BlockTransformerConfig { n_embedding_tokens: 2, block_decoder: llama(), ..config.clone() };
     if let EmbedderConfig::Lookup(lookup) = &mut two.embedder {
         lookup.d_embedding = 16;
     }
-    vec![
+    let models = [
         ("prefix", block(config.clone())),
         ("two embedding tokens", block(two)),
         ("summation", block(BlockTransformerConfig { token_decoder: summation(), ..config.clone() })),
         ("cross-attention", block(BlockTransformerConfig { token_decoder: cross_attention(), ..config.clone() })),
         ("three contexts and a start", widened(&config)),
-        ("vanilla", AnyModel::Vanilla(vanilla_model())),
-    ]
+        ("vanilla", (ModelConfig::VanillaTransformer(vanilla_config()), AnyModel::Vanilla(vanilla_model()))),
+    ];
+    models.into_iter().map(|(name, (config, model))| (name, config, model)).collect()
 }
 
 /// A model that decodes a block from the last three contexts, and its first block from a learned start.
-fn widened(config: &BlockTransformerConfig) -> AnyModel {
+fn widened(config: &BlockTransformerConfig) -> (ModelConfig, AnyModel) {
     let config = BlockTransformerConfig { context_blocks: 3, predict_first_block: true, ..config.clone() };
     let mut model = drawn(|| config.init(&Device::flex()).unwrap());
     // As drawn, the learned ends are too small to be noticed if they were wrong.
     for end in [&mut model.context_ends.start, &mut model.context_ends.absent].into_iter().flatten() {
         *end = end.clone().map(|embedding| embedding.mul_scalar(50.0));
     }
-    AnyModel::Block(model)
+    (ModelConfig::BlockTransformer(config), AnyModel::Block(model))
 }
 
 /// Logits of the token behind `tokens`, of which `prompt_len` are the prompt, by a forward pass over everything

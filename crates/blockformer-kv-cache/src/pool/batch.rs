@@ -4,7 +4,8 @@ use core::ops::Range;
 
 use burn::tensor::Tensor;
 
-use super::{KvPool, PageId, SequenceId};
+use super::storage::Storage;
+use super::{HostLayer, KvPool, PageId, PoolConfig, SequenceId};
 use crate::CacheError;
 
 /// One sequence of a batch.
@@ -88,6 +89,39 @@ impl PagedBatch<'_> {
     /// Positions each sequence takes in.
     pub fn new_positions(&self) -> usize {
         self.new
+    }
+
+    /// The size of the pool.
+    pub fn config(&self) -> PoolConfig {
+        self.pool.config
+    }
+
+    /// The first new position of sequence `row`.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn start(&self, row: usize) -> usize {
+        self.rows[row].start
+    }
+
+    /// The pages of sequence `row`, in order; its new positions have theirs.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn pages(&self, row: usize) -> &[usize] {
+        &self.rows[row].pages
+    }
+
+    /// Layer `layer` of a pool that is [on the host](super::KvPlace::Host), to be read and written in place: nothing but the
+    /// new positions of these sequences, in the pages that [`pages`](Self::pages) names, may be written.
+    ///
+    /// # Panics
+    /// If there is no such layer or the pool is on a device.
+    pub fn host_layer(&mut self, layer: usize) -> HostLayer<'_> {
+        match &mut self.pool.storage {
+            Storage::Host(pages) => pages.layer_mut(layer),
+            Storage::Device(_) => panic!("the pool's keys and values are in tensors, not on the host"),
+        }
     }
 
     /// The first new position of each sequence.

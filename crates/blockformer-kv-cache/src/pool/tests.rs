@@ -10,14 +10,17 @@ const HEADS: usize = 2;
 const HEAD_DIM: usize = 3;
 const PAGE: usize = 4;
 
+const PLACES: [KvPlace; 2] = [KvPlace::Device, KvPlace::Host];
+
 fn config(n_pages: usize, storage: KvStorage) -> PoolConfig {
-    let config =
-        PoolConfig { n_layers: LAYERS, n_kv_heads: HEADS, head_dim: HEAD_DIM, page_length: PAGE, budget: 0, storage };
+    let (n_layers, n_kv_heads, head_dim, page_length) = (LAYERS, HEADS, HEAD_DIM, PAGE);
+    let place = KvPlace::Device;
+    let config = PoolConfig { n_layers, n_kv_heads, head_dim, page_length, budget: 0, storage, place };
     PoolConfig { budget: n_pages * config.page_bytes() + config.page_bytes() / 2, ..config }
 }
 
-fn pool(n_pages: usize) -> KvPool {
-    KvPool::new(config(n_pages, KvStorage::Float32), &Device::flex()).unwrap()
+fn pool(n_pages: usize, place: KvPlace) -> KvPool {
+    KvPool::new(PoolConfig { place, ..config(n_pages, KvStorage::Float32) }, &Device::flex()).unwrap()
 }
 
 /// `[heads, values, head_dim]`; every number tells position, layer, head and feature.
@@ -178,8 +181,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_sequence_holds_what_a_plain_list_would(steps in steps(), n_pages in 4..24usize) {
-        let mut pool = pool(n_pages);
+    fn every_sequence_holds_what_a_plain_list_would(steps in steps(), n_pages in 4..24usize, host in any::<bool>()) {
+        let mut pool = pool(n_pages, PLACES[usize::from(host)]);
         let (mut model, mut fresh) = (Model::new(), 10_000);
         for step in &steps {
             apply(&mut pool, &mut model, step, &mut fresh);
@@ -237,49 +240,55 @@ fn smaller_storage_stays_within_its_rounding() {
 
 #[test]
 fn a_fork_copies_nothing_until_one_of_the_two_writes() {
-    let mut pool = pool(8);
-    let first = pool.open(8).unwrap();
-    append(&mut pool, first, &[1, 2, 3, 4, 5]).unwrap();
-    let second = pool.fork(first, 8).unwrap();
-    assert_eq!(pool.sequence_usage(second).unwrap().shared_bytes, 2 * pool.usage().page_bytes);
-    append(&mut pool, first, &[6]).unwrap();
-    append(&mut pool, second, &[7]).unwrap();
-    assert_eq!(pool.sequence_usage(second).unwrap().shared_bytes, pool.usage().page_bytes);
-    assert_holds(&mut pool, first, &[1, 2, 3, 4, 5, 6]);
-    assert_holds(&mut pool, second, &[1, 2, 3, 4, 5, 7]);
+    for place in PLACES {
+        let mut pool = pool(8, place);
+        let first = pool.open(8).unwrap();
+        append(&mut pool, first, &[1, 2, 3, 4, 5]).unwrap();
+        let second = pool.fork(first, 8).unwrap();
+        assert_eq!(pool.sequence_usage(second).unwrap().shared_bytes, 2 * pool.usage().page_bytes);
+        append(&mut pool, first, &[6]).unwrap();
+        append(&mut pool, second, &[7]).unwrap();
+        assert_eq!(pool.sequence_usage(second).unwrap().shared_bytes, pool.usage().page_bytes);
+        assert_holds(&mut pool, first, &[1, 2, 3, 4, 5, 6]);
+        assert_holds(&mut pool, second, &[1, 2, 3, 4, 5, 7]);
+    }
 }
 
 #[test]
 fn the_longest_unused_text_is_evicted_first_from_its_end() {
-    let mut pool = pool(4);
-    for text in [[1, 1, 1, 1, 2, 2, 2, 2], [5, 5, 5, 5, 6, 6, 6, 6]] {
-        let id = pool.open(8).unwrap();
-        append(&mut pool, id, &text).unwrap();
-        text.chunks(PAGE).for_each(|content| pool.publish(id, content).unwrap());
-        pool.close(id).unwrap();
+    for place in PLACES {
+        let mut pool = pool(4, place);
+        for text in [[1, 1, 1, 1, 2, 2, 2, 2], [5, 5, 5, 5, 6, 6, 6, 6]] {
+            let id = pool.open(8).unwrap();
+            append(&mut pool, id, &text).unwrap();
+            text.chunks(PAGE).for_each(|content| pool.publish(id, content).unwrap());
+            pool.close(id).unwrap();
+        }
+        assert_eq!((pool.usage().free, pool.usage().reusable), (0, pool.usage().total));
+        let other = pool.open(4).unwrap(); // one page is needed
+        assert_eq!(pool.published_prefix(&[&[1; 4], &[2; 4]]), 1);
+        assert_eq!(pool.published_prefix(&[&[5; 4], &[6; 4]]), 2);
+        assert_eq!(pool.usage().evicted_pages, 1);
+        assert_eq!(pool.published_prefix(&[&[6; 4]]), 0, "content alone is not the prefix");
+        let (again, reused) = pool.open_with_prefix(8, &[&[5; 4], &[6; 4]]).unwrap();
+        assert_eq!(reused, 8);
+        assert_holds(&mut pool, again, &[5, 5, 5, 5, 6, 6, 6, 6]);
+        assert!(matches!(pool.open(8), Err(CacheError::OutOfPages { requested: 2, available: 1 })));
+        pool.close(other).unwrap();
     }
-    assert_eq!((pool.usage().free, pool.usage().reusable), (0, pool.usage().total));
-    let other = pool.open(4).unwrap(); // one page is needed
-    assert_eq!(pool.published_prefix(&[&[1; 4], &[2; 4]]), 1);
-    assert_eq!(pool.published_prefix(&[&[5; 4], &[6; 4]]), 2);
-    assert_eq!(pool.usage().evicted_pages, 1);
-    assert_eq!(pool.published_prefix(&[&[6; 4]]), 0, "content alone is not the prefix");
-    let (again, reused) = pool.open_with_prefix(8, &[&[5; 4], &[6; 4]]).unwrap();
-    assert_eq!(reused, 8);
-    assert_holds(&mut pool, again, &[5, 5, 5, 5, 6, 6, 6, 6]);
-    assert!(matches!(pool.open(8), Err(CacheError::OutOfPages { requested: 2, available: 1 })));
-    pool.close(other).unwrap();
 }
 
 #[test]
 fn pages_of_one_sequence_lie_side_by_side_where_they_can() {
-    let mut pool = pool(8);
-    let short = pool.open(8).unwrap();
-    let long = pool.open(16).unwrap();
-    append(&mut pool, long, &(0..16).collect::<Vec<_>>()).unwrap();
-    append(&mut pool, short, &(0..8).collect::<Vec<_>>()).unwrap();
-    assert_eq!(pool.sequences[&long].table, [2, 3, 4, 5]);
-    assert_eq!(pool.sequences[&short].table, [0, 1]);
+    for place in PLACES {
+        let mut pool = pool(8, place);
+        let short = pool.open(8).unwrap();
+        let long = pool.open(16).unwrap();
+        append(&mut pool, long, &(0..16).collect::<Vec<_>>()).unwrap();
+        append(&mut pool, short, &(0..8).collect::<Vec<_>>()).unwrap();
+        assert_eq!(pool.sequences[&long].table, [2, 3, 4, 5]);
+        assert_eq!(pool.sequences[&short].table, [0, 1]);
+    }
 }
 
 #[test]
@@ -290,14 +299,62 @@ fn what_cannot_be_done_is_refused() {
     let budget = good.page_bytes() - 1;
     let page_bytes = good.page_bytes();
     assert_eq!(refused(PoolConfig { budget, ..good }), CacheError::Budget { budget, page_bytes });
-    let mut pool = pool(4);
-    let id = pool.open(6).unwrap();
-    assert_eq!(append(&mut pool, id, &[0; 7]), Err(CacheError::Full { len: 0, capacity: 6, requested: 7 }));
-    assert!(matches!(pool.batch(&[id, id], 1), Err(CacheError::RepeatedSequence { .. })));
-    append(&mut pool, id, &[1, 2, 3]).unwrap();
-    assert_eq!(pool.publish(id, &[1, 2, 3]), Err(CacheError::PageNotFull { page: 0, len: 3 }));
-    assert_eq!(pool.truncate(id, 4), Err(CacheError::Truncate { len: 3, requested: 4 }));
-    assert!(matches!(pool.fork(id, 2), Err(CacheError::Full { capacity: 2, .. })));
-    assert!(matches!(pool.open(100), Err(CacheError::OutOfPages { requested: 25, available: 2 })));
-    assert_holds(&mut pool, id, &[1, 2, 3]);
+    for place in PLACES {
+        let mut pool = pool(4, place);
+        let id = pool.open(6).unwrap();
+        assert_eq!(append(&mut pool, id, &[0; 7]), Err(CacheError::Full { len: 0, capacity: 6, requested: 7 }));
+        assert!(matches!(pool.batch(&[id, id], 1), Err(CacheError::RepeatedSequence { .. })));
+        append(&mut pool, id, &[1, 2, 3]).unwrap();
+        assert_eq!(pool.publish(id, &[1, 2, 3]), Err(CacheError::PageNotFull { page: 0, len: 3 }));
+        assert_eq!(pool.truncate(id, 4), Err(CacheError::Truncate { len: 3, requested: 4 }));
+        assert!(matches!(pool.fork(id, 2), Err(CacheError::Full { capacity: 2, .. })));
+        assert!(matches!(pool.open(100), Err(CacheError::OutOfPages { requested: 25, available: 2 })));
+        assert_holds(&mut pool, id, &[1, 2, 3]);
+    }
+}
+
+#[test]
+fn only_float32_is_stored_on_the_host() {
+    for storage in [KvStorage::Float16, KvStorage::Int8] {
+        let config = PoolConfig { place: KvPlace::Host, ..config(4, storage) };
+        let refused = KvPool::new(config, &Device::flex()).unwrap_err();
+        assert_eq!(refused, CacheError::HostStorage { storage });
+        assert!(refused.to_string().starts_with(&format!("kv_storage {storage:?} needs")), "{refused}");
+    }
+}
+
+#[test]
+fn what_is_written_in_place_is_read_as_tensors() {
+    let mut pool = pool(6, KvPlace::Host);
+    let (first, other) = (pool.open(8).unwrap(), pool.open(8).unwrap());
+    append(&mut pool, other, &[50, 51, 52]).unwrap();
+    append(&mut pool, first, &[1, 2, 3]).unwrap();
+    let mut batch = pool.batch(&[other, first], 2).unwrap();
+    assert_eq!((batch.start(1), batch.config().page_length), (3, PAGE));
+    for (row, new) in [[53u32, 54], [4, 5]].iter().enumerate() {
+        let pages = batch.pages(row).to_vec();
+        assert_eq!(pages.len(), 2, "new positions have their pages");
+        for layer in 0..LAYERS {
+            let numbers: Vec<f32> = positions(new, layer).into_data().iter().collect(); // [heads, 2, head_dim]
+            let HostLayer { keys, values } = batch.host_layer(layer);
+            for (index, number) in numbers.into_iter().enumerate() {
+                let (head, i, feature) = (index / (2 * HEAD_DIM), index / HEAD_DIM % 2, index % HEAD_DIM);
+                let position = 3 + i;
+                let at = (pages[position / PAGE] * HEADS + head) * PAGE + position % PAGE;
+                keys[at * HEAD_DIM + feature] = number;
+                values[at * HEAD_DIM + feature] = -number;
+            }
+        }
+    }
+    batch.commit();
+    assert_holds(&mut pool, first, &[1, 2, 3, 4, 5]);
+    assert_holds(&mut pool, other, &[50, 51, 52, 53, 54]);
+}
+
+#[test]
+#[should_panic(expected = "in tensors, not on the host")]
+fn a_pool_of_tensors_is_not_written_in_place() {
+    let mut pool = pool(4, KvPlace::Device);
+    let id = pool.open(4).unwrap();
+    pool.batch(&[id], 1).unwrap().host_layer(0);
 }

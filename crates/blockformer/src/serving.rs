@@ -1,0 +1,130 @@
+//! The form in which a model serves fastest.
+
+use blockformer_cpu::{CpuBlock, CpuModel, PackError, Precision};
+use blockformer_generate::{Blocks, Context, PagedModel};
+use blockformer_kv_cache::{KvStorage, PagedBatch, PoolConfig};
+use blockformer_model::{AnyModel, BlockLayout, ModelConfig};
+use blockformer_token_decoder::AnyTokenCache;
+use burn::tensor::{Device, Tensor};
+
+use crate::devices::is_cpu;
+
+/// A model for the [`Engine`](crate::generate::Engine), plain or packed.
+///
+/// ```
+/// use blockformer::prelude::*;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let device = blockformer::device("cpu")?;
+/// let (config, model, tokenizer) = blockformer::bundled::load(&device)?;
+/// let model = ServingModel::new(&config, model, &device)?;
+/// assert!(matches!(model, ServingModel::Packed(_)));
+///
+/// let settings = EngineConfig { alignment: Alignment::of(&config), ..EngineConfig::default() };
+/// let engine = EngineThread::spawn(Engine::new(model, settings, &device)?);
+/// let whale = Request::new(tokenizer.encode("The whale")?).with_max_new_tokens(4);
+/// assert_eq!(engine.submit(whale)?.wait()?.samples[0].tokens.len(), 4);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub enum ServingModel {
+    /// On Burn's operations, on any device.
+    Plain(AnyModel),
+    /// On the CPU's kernels.
+    Packed(CpuModel),
+}
+
+impl ServingModel {
+    /// Packs the weights in float32 where `device` is a CPU and the model has a packed form; leaves the model as it is
+    /// elsewhere. (For another precision, make [`ServingModel::Packed`] of a [`CpuModel`].)
+    ///
+    /// # Errors
+    /// [`PackError::Mismatch`] if `config` is not the model's.
+    pub fn new(config: &ModelConfig, model: AnyModel, device: &Device) -> Result<Self, PackError> {
+        if is_cpu(device) && CpuModel::supports(config).is_ok() {
+            return CpuModel::new(config, model, Precision::F32).map(Self::Packed);
+        }
+        Ok(Self::Plain(model))
+    }
+}
+
+/// The blocks that a [`ServingModel`] decodes.
+#[derive(Debug)]
+pub enum ServingBlock {
+    /// Of a plain model.
+    Plain(Option<AnyTokenCache>),
+    /// Of a packed one.
+    Packed(CpuBlock),
+}
+
+/// Calls the model inside, whichever it is.
+macro_rules! inner {
+    ($self:ident, $model:ident => $call:expr) => {
+        match $self {
+            ServingModel::Plain($model) => $call,
+            ServingModel::Packed($model) => $call,
+        }
+    };
+}
+
+impl PagedModel for ServingModel {
+    type Block = ServingBlock;
+
+    fn layout(&self) -> BlockLayout {
+        inner!(self, model => model.layout())
+    }
+
+    fn pool_config(&self, page_blocks: usize, budget: usize, storage: KvStorage) -> PoolConfig {
+        inner!(self, model => model.pool_config(page_blocks, budget, storage))
+    }
+
+    fn positions_per_block(&self) -> usize {
+        inner!(self, model => model.positions_per_block())
+    }
+
+    fn context_blocks(&self) -> usize {
+        inner!(self, model => model.context_blocks())
+    }
+
+    fn block_bytes(&self, device: &Device) -> usize {
+        inner!(self, model => model.block_bytes(device))
+    }
+
+    fn take_in(&self, blocks: Blocks<'_>, before: Option<Context>, batch: &mut PagedBatch<'_>) -> Context {
+        inner!(self, model => model.take_in(blocks, before, batch))
+    }
+
+    fn begin_blocks(&self, window: Tensor<3>) -> (ServingBlock, Tensor<2>) {
+        match self {
+            Self::Plain(model) => {
+                let (block, logits) = model.begin_blocks(window);
+                (ServingBlock::Plain(block), logits)
+            }
+            Self::Packed(model) => {
+                let (block, logits) = model.begin_blocks(window);
+                (ServingBlock::Packed(block), logits)
+            }
+        }
+    }
+
+    fn step(&self, block: &mut ServingBlock, tokens: &[u32], device: &Device) -> Tensor<2> {
+        match (self, block) {
+            (Self::Plain(model), ServingBlock::Plain(block)) => model.step(block, tokens, device),
+            (Self::Packed(model), ServingBlock::Packed(block)) => model.step(block, tokens, device),
+            _ => panic!("the block of another kind of model"),
+        }
+    }
+
+    fn decode_whole(&self, window: Tensor<3>, tokens: &[u32], known: usize) -> Tensor<3> {
+        inner!(self, model => model.decode_whole(window, tokens, known))
+    }
+
+    fn teacher_forced(&self, blocks: Blocks<'_>, from: usize) -> Tensor<2> {
+        inner!(self, model => model.teacher_forced(blocks, from))
+    }
+
+    fn context_embeddings(&self, blocks: Blocks<'_>) -> Tensor<2> {
+        inner!(self, model => model.context_embeddings(blocks))
+    }
+}
