@@ -2,10 +2,11 @@
 
     python bench_reference.py COMMAND OUTPUT [--models block_19,block_85] [--batches 1,8,32,128] [--repeats 5]
                               [--scale 8] [--dtypes f32,bf16] [--threads 1,2] [--workloads prefill-heavy,decode-heavy]
+                              [--precisions f32,int8]
 
 COMMAND is the `blockformer` command. For every model, workload and batch size the two take turns, REPEATS times: each
-turn of ours is a process of its own with a warm-up before the run that counts; PyTorch keeps its model and has one
-warm-up. Writes OUTPUT/beside-reference.csv and .json, row by row; a run that was stopped goes on behind the rows that
+turn of ours is a process of its own for each precision, with a warm-up before the run that counts; PyTorch keeps its
+model and has one warm-up. Writes OUTPUT/beside-reference.csv and .json, row by row; a run that was stopped goes on behind the rows that
 are there. See reference_model.py for what the Python must have.
 """
 
@@ -30,7 +31,7 @@ SIZES = {  # as the presets block_main_b4_… and vanilla_…
 }
 WORKLOADS = {"prefill-heavy": (2048, 128), "decode-heavy": (128, 2048)}
 FIELDS = [
-    "model", "workload", "prompt_tokens", "new_tokens", "batch", "dtype", "threads", "repeats", "ours", "ours_min",
+    "model", "workload", "prompt_tokens", "new_tokens", "batch", "precision", "dtype", "threads", "repeats", "ours", "ours_min",
     "ours_max", "reference", "reference_min", "reference_max", "ratio", "equal_texts", "ours_preferred", "gigabytes_per_second",
     "gigaflops", "weight_bytes", "kv_bytes", "buffer_bytes", "peak_bytes",
 ]
@@ -52,14 +53,15 @@ def make(name, directory, command):
     return type(vanilla(Size(64, 64, 1, 1, 64))).from_pretrained(directory)
 
 
-def ours(command, model, directory, cell, precision):
+def ours(command, model, directory, cell, precision, threads):
     """One run; what `bench.json` says of it, with the limits, and the token ids."""
     prompt, new, batch = cell
     call = [
         command, "bench", "--model", model, "--prompt-tokens", prompt, "--new-tokens", new, "--batch", batch,
         "--repeats", 1, "--warm-up", 1, "--precision", precision, "--out", directory,
     ]
-    done = subprocess.run([str(part) for part in call], capture_output=True, text=True)
+    done = subprocess.run([str(part) for part in call], capture_output=True, text=True,
+                          env={**os.environ, "RAYON_NUM_THREADS": str(threads)})
     if done.returncode != 0:
         sys.exit(f"{' '.join(map(str, call))}\n{done.stderr}")
     report = json.loads((directory / "bench.json").read_text())
@@ -97,35 +99,42 @@ def preference(model, prompt, ours, theirs):
     return float(logits[ours[at]] - logits[theirs[at]])
 
 
-def measure(arguments, name, model, workload, cell, dtype, threads, output):
+def measure(arguments, name, model, workload, cell, dtype, threads):
+    """A row for each of our precisions."""
     torch.set_num_threads(threads)
-    speeds, ids, limits = {"ours": [], "reference": []}, None, []
+    precisions = arguments.precisions.split(",")
+    speeds, limits, last, theirs = {side: [] for side in [*precisions, "reference"]}, [], {}, []
     for turn in range(arguments.repeats):
-        measured, limit, tokens = ours(arguments.command, output / name / "converted", output / "turn", cell, "f32")
+        for precision in precisions:
+            measured, limit, tokens = last[precision] = ours(
+                arguments.command, arguments.output / name / "converted", arguments.output / "turn", cell, precision,
+                threads,
+            )
+            speeds[precision].append(measured["tokens_per_second"]["median"])
+            limits.append(limit)
         if turn == 0:
             reference(model, tokens["prompts"], min(8, cell[1]))
-        seconds, generated = reference(model, tokens["prompts"], cell[1])
-        speeds["ours"].append(measured["tokens_per_second"]["median"])
+        seconds, theirs = reference(model, tokens["prompts"], cell[1])
         speeds["reference"].append(cell[1] * cell[2] / seconds)
-        limits.append(limit)
-        ids = (tokens["generated"], generated)
-        print(f"  {speeds['ours'][-1]:.1f} {speeds['reference'][-1]:.1f}", file=sys.stderr, flush=True)
-    pairs = [pair for pair in zip(tokens["prompts"], *ids) if pair[1] != pair[2]]
-    same = len(ids[0]) - len(pairs)
-    preferences = [preference(model, *pair) for pair in pairs] if dtype == "f32" else []
-    right = sum(difference > 0 for difference in preferences)
-    row = {
-        "model": name, "workload": workload, "prompt_tokens": cell[0], "new_tokens": cell[1], "batch": cell[2],
-        "dtype": dtype, "threads": threads, "repeats": arguments.repeats,
-        "ratio": statistics.median(a / b for a, b in zip(speeds["ours"], speeds["reference"])),
-        "equal_texts": f"{same}/{len(ids[0])}", "ours_preferred": f"{right}/{len(preferences)}",
-        "gigabytes_per_second": statistics.median(limit["bytes_per_second"] for limit in limits) / 1e9,
-        "gigaflops": statistics.median(limit["flops"] for limit in limits) / 1e9,
-        **{field: measured[field] for field in ("weight_bytes", "kv_bytes", "buffer_bytes", "peak_bytes")},
-    }
-    for side, values in speeds.items():
-        row |= {side: statistics.median(values), side + "_min": min(values), side + "_max": max(values)}
-    return {field: round(row[field], 3) if isinstance(row[field], float) else row[field] for field in FIELDS}
+        print(" ", *(f"{values[-1]:.1f}" for values in speeds.values()), file=sys.stderr, flush=True)
+    for precision in precisions:
+        measured, _, tokens = last[precision]
+        texts = list(zip(tokens["prompts"], tokens["generated"], theirs))
+        pairs = [text for text in texts if text[1] != text[2]]
+        preferences = [preference(model, *pair) for pair in pairs] if dtype == precision == "f32" else []
+        row = {
+            "model": name, "workload": workload, "prompt_tokens": cell[0], "new_tokens": cell[1], "batch": cell[2],
+            "precision": precision, "dtype": dtype, "threads": threads, "repeats": arguments.repeats,
+            "ratio": statistics.median(a / b for a, b in zip(speeds[precision], speeds["reference"])),
+            "equal_texts": f"{len(texts) - len(pairs)}/{len(texts)}",
+            "ours_preferred": f"{sum(difference > 0 for difference in preferences)}/{len(preferences)}",
+            "gigabytes_per_second": statistics.median(limit["bytes_per_second"] for limit in limits) / 1e9,
+            "gigaflops": statistics.median(limit["flops"] for limit in limits) / 1e9,
+            **{field: measured[field] for field in ("weight_bytes", "kv_bytes", "buffer_bytes", "peak_bytes")},
+        }
+        for side, values in (("ours", speeds[precision]), ("reference", speeds["reference"])):
+            row |= {side: statistics.median(values), side + "_min": min(values), side + "_max": max(values)}
+        yield {field: round(row[field], 3) if isinstance(row[field], float) else row[field] for field in FIELDS}
 
 
 def main():
@@ -135,6 +144,7 @@ def main():
     parser.add_argument("--models", default="block_19,block_85")
     parser.add_argument("--workloads", default="prefill-heavy,decode-heavy")
     parser.add_argument("--batches", default="1,8,32,128")
+    parser.add_argument("--precisions", default="f32")
     parser.add_argument("--dtypes", default="f32")
     parser.add_argument("--threads", default="2")
     parser.add_argument("--scale", type=int, default=8)
@@ -143,7 +153,11 @@ def main():
     arguments.output.mkdir(parents=True, exist_ok=True)
     table = arguments.output / "beside-reference.csv"
     rows = list(csv.DictReader(table.open())) if table.exists() else []
-    done = {(row["model"], row["workload"], row["batch"], row["dtype"], row["threads"]) for row in rows}
+    key = ("model", "workload", "batch", "dtype", "threads", "prompt_tokens", "new_tokens", "repeats")
+    done = {}
+    for row in rows:
+        done.setdefault(tuple(row[field] for field in key), set()).add(row["precision"])
+    wanted = set(arguments.precisions.split(","))
     for name in arguments.models.split(","):
         for dtype in arguments.dtypes.split(","):
             model = make(name, arguments.output / name, arguments.command).eval()
@@ -151,18 +165,18 @@ def main():
             for workload in arguments.workloads.split(","):
                 for batch in arguments.batches.split(","):
                     for threads in arguments.threads.split(","):
-                        if (name, workload, batch, dtype, threads) in done:
+                        cell = tuple(length // arguments.scale for length in WORKLOADS[workload]) + (int(batch),)
+                        sizes = (*map(str, cell[:2]), str(arguments.repeats))
+                        if done.get((name, workload, batch, dtype, threads, *sizes), set()) >= wanted:
                             continue
                         print(f"{name} {workload} batch {batch} {dtype} {threads} threads", file=sys.stderr, flush=True)
-                        cell = tuple(length // arguments.scale for length in WORKLOADS[workload]) + (int(batch),)
-                        row = measure(arguments, name, model, workload, cell, dtype, int(threads), arguments.output)
-                        rows.append(row)
+                        rows += measure(arguments, name, model, workload, cell, dtype, int(threads))
                         with table.open("w", newline="") as file:
                             writer = csv.DictWriter(file, FIELDS)
                             writer.writeheader()
                             writer.writerows(rows)
     for row in rows:
-        print(*(f"{field} {row[field]}" for field in ("model", "workload", "batch", "ours", "reference", "ratio")), sep=", ")
+        print(*(f"{field} {row[field]}" for field in ("model", "workload", "batch", "precision", "ours", "reference", "ratio")), sep=", ")
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ const VALIDATION: usize = 64;
 const UNJUDGED: usize = 8;
 const HEADER: &str = "group,variant,settings,parameters,non_embedding,loss,first_block_loss,seconds";
 const N_FIELDS: usize = 8;
+/// The heading of the page's last section, which is written by hand.
+const READING: &str = "\n## What they say";
 
 /// A model to compare.
 struct Variant {
@@ -88,7 +90,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let csv = Path::new(output).join("ablations.csv");
     let mut rows = read_rows(&csv, &text.settings())?;
     let page = Path::new(output).join("ablations.md");
-    std::fs::write(&page, markdown(&rows, steps))?;
+    // What somebody wrote about the figures stays.
+    let reading = std::fs::read_to_string(&page).ok().and_then(|old| old.find(READING).map(|at| old[at..].to_string()));
+    let markdown = |rows: &[Row]| markdown(rows, steps) + reading.as_deref().unwrap_or_default();
+    std::fs::write(&page, markdown(&rows))?;
     for variant in variants(&tokenizer)? {
         if rows.iter().any(|row| row.is_of(variant.group, variant.name)) {
             continue;
@@ -99,7 +104,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let unfinished = csv.with_extension("csv.part");
         std::fs::write(&unfinished, format!("{HEADER}\n{}", lines.concat()))?;
         std::fs::rename(unfinished, &csv)?;
-        std::fs::write(&page, markdown(&rows, steps))?;
+        std::fs::write(&page, markdown(&rows))?;
     }
     println!("wrote {} and {}", csv.display(), page.display());
     Ok(())

@@ -241,7 +241,8 @@ impl EventStream {
     /// tell its client to come again later.
     ///
     /// # Errors
-    /// [`GenerateError::Busy`] if too many requests wait, [`GenerateError::Stopped`]; no event comes then.
+    /// [`GenerateError::Busy`] if too many requests wait, [`GenerateError::Stopped`]; no event comes then, and whoever
+    /// asks again is told [`GenerateError::Stopped`].
     pub async fn accepted(&mut self) -> Result<(), GenerateError> {
         poll_fn(|context| self.poll_accepted(context)).await
     }
@@ -250,6 +251,9 @@ impl EventStream {
         let mut state = self.queue.lock();
         if state.accepted {
             return Poll::Ready(Ok(()));
+        }
+        if self.over {
+            return Poll::Ready(Err(GenerateError::Stopped));
         }
         let Some(event) = state.events.pop_front() else {
             state.waker = Some(context.waker().clone());

@@ -2,10 +2,11 @@
 //!
 //! Keys and values lie in pages, and each sequence has a table of its pages; a cache of sequences side by side is one
 //! page a sequence. A task is up to four rows (queries, or heads of one query that share keys) of one key/value head:
-//! their scores are kept, never those of all queries at once. Keys outside of a query's range are not touched.
+//! their scores are kept, never those of all queries at once. Keys that no query of a task sees are not touched; those
+//! that another query sees have the weight zero.
 //!
-//! Neither the rows of a tile nor the pages' length change the order of a sum: what a query gets depends on the query
-//! and the keys and values it sees alone, bit for bit.
+//! Neither the rows of a tile nor the pages' length change the order of a sum: as long as all values are finite, what a
+//! query gets depends on the query and the keys and values it sees alone, bit for bit.
 #![allow(unsafe_code)] // Threads write disjoint heads of one output.
 
 use std::ops::Range;

@@ -95,7 +95,8 @@ fn quantise<C: CodePair>(
         let weights = &mut weights[..group.len()];
         for column in 0..PANEL {
             weights.iter_mut().zip(group).for_each(|(weight, row)| *weight = row.0[column]);
-            let scale = scale(weights);
+            // What is not finite must not vanish: with such a scale all products of the group are not numbers.
+            let scale = if weights.iter().all(|weight| weight.is_finite()) { scale(weights) } else { f32::NAN };
             scales.0[column] = scale;
             for (input, weight) in weights.iter().enumerate() {
                 codes[input / 2].set(column, input % 2, code(*weight, scale));
@@ -113,7 +114,7 @@ fn int4_code(weight: f32, scale: f32) -> f32 {
 /// sign is that of the smaller extreme), each refined once by least squares for its codes.
 fn int4_scale(weights: &[f32]) -> f32 {
     let extreme = weights.iter().fold(0.0f32, |max, w| if w.abs() > max.abs() { *w } else { max });
-    if extreme == 0.0 || !extreme.is_finite() {
+    if extreme == 0.0 {
         return 0.0;
     }
     let (mut best, mut least) = (extreme / -8.0, f32::INFINITY);

@@ -133,6 +133,29 @@ fn four_bits_err_less_than_rounding_to_the_largest_weight() {
 }
 
 #[test]
+fn what_is_not_finite_makes_products_not_finite_in_every_precision() {
+    let weights = noise(70 * 40, 6);
+    for bad in [f32::NAN, f32::INFINITY] {
+        let (mut bad_weights, mut bad_x) = (weights.clone(), noise(70, 7));
+        bad_weights[33 * 40 + 5] = bad;
+        bad_x[50] = bad;
+        for precision in Precision::ALL {
+            for level in levels() {
+                let what = format!("{} {} {bad}", level.name(), precision.name());
+                let mut out = vec![0.0; 40];
+                let packed = PackedMatrix::new(&bad_weights, 70, 40, precision);
+                matmul(level, &noise(70, 7), &packed, Epilogue::default(), &mut out);
+                let not_finite: Vec<usize> = (0..40).filter(|column| !out[*column].is_finite()).collect();
+                assert_eq!(not_finite, [5], "{what} as a weight");
+                let packed = PackedMatrix::new(&weights, 70, 40, precision);
+                matmul(level, &bad_x, &packed, Epilogue::default(), &mut out);
+                assert!(out.iter().all(|y| !y.is_finite()), "{what} as an input");
+            }
+        }
+    }
+}
+
+#[test]
 fn zero_weights_stay_zero_in_every_precision() {
     for precision in Precision::ALL {
         let stored = PackedMatrix::new(&[0.0; 40 * 3], 40, 3, precision).to_f32();

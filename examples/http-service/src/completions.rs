@@ -29,9 +29,11 @@ pub(crate) async fn completions(
     }
     let body = body.map_err(|rejection| ApiError::body(rejection.status(), rejection.body_text()))?;
     let asked = read(Arc::clone(&service), body).await?;
-    let (head, echo) = (Head::new(&service), echoes(&asked));
+    let (head, echo) = (Head::new(&service), Echo::of(&asked));
     let (is_stream, include_usage) = (asked.stream, asked.include_usage);
     let running = Running::start(service, asked).await?;
+    // The engine has taken the request now, so there are no more choices than it can hold.
+    let echo = echo.deltas();
     if is_stream {
         return Ok(stream(head, echo, running, include_usage).into_response());
     }
@@ -41,7 +43,9 @@ pub(crate) async fn completions(
 /// Another site's page can make a browser send other types without being asked whether it may.
 fn is_json(headers: &HeaderMap) -> bool {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
-    kind.is_some_and(|kind| kind.split(';').next().is_some_and(|kind| kind.trim() == "application/json"))
+    kind.is_some_and(|kind| {
+        kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+    })
 }
 
 /// Reads and tokenizes a request where that keeps nobody waiting.
@@ -50,14 +54,27 @@ async fn read(service: Arc<Service>, body: Bytes) -> Result<Asked, ApiError> {
     work.await.unwrap_or_else(|error| Err(ApiError::internal(format!("the request could not be read: {error}"))))
 }
 
-/// The prompts as the beginnings of their choices, if that was asked for.
-fn echoes(asked: &Asked) -> Vec<Delta> {
-    let n = asked.requests.first().map_or(1, |request| request.n);
-    let prompts = asked.prompts.iter().filter(|_| asked.echo).enumerate();
-    let deltas = prompts.flat_map(|(prompt, text)| {
-        (prompt * n..(prompt + 1) * n).map(move |index| Delta { index, text: text.clone(), ..Delta::default() })
-    });
-    deltas.collect()
+/// The prompts as the beginnings of their choices; none if that was not asked for.
+struct Echo {
+    prompts: Vec<String>,
+    /// Choices of each.
+    n: usize,
+}
+
+impl Echo {
+    fn of(asked: &Asked) -> Self {
+        let prompts = if asked.echo { asked.prompts.clone() } else { Vec::new() };
+        Self { prompts, n: asked.requests.first().map_or(1, |request| request.n) }
+    }
+
+    fn deltas(&self) -> Vec<Delta> {
+        let prompts = self.prompts.iter().enumerate();
+        let deltas = prompts.flat_map(|(prompt, text)| {
+            let choices = prompt * self.n..(prompt + 1) * self.n;
+            choices.map(move |index| Delta { index, text: text.clone(), ..Delta::default() })
+        });
+        deltas.collect()
+    }
 }
 
 /// The whole answer at once.

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use blockformer::ServingModel;
 use blockformer::generate::Engine;
 use blockformer_http_service::{Service, serve};
 use clap::Parser;
@@ -34,7 +35,8 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let device = blockformer::device(&arguments.device)?;
     let (config, model, tokenizer) = open::open(arguments.model.as_deref(), &device)?;
-    // Any `PagedModel` will do here.
+    // Any `PagedModel` will do here; this one has kernels of its own on a CPU.
+    let model = ServingModel::new(&config, model, &device)?;
     let engine = Engine::new(model, arguments.engine(&config), &device)?;
     let service = Arc::new(Service::new(engine, tokenizer, arguments.service(&config)));
     let runtime = Runtime::new()?;

@@ -1,9 +1,9 @@
 //! Products with weights of 8 and 4 bits, in integers.
 //!
 //! A row of `x` is first rounded to 16 bits, in the groups of inputs that share a scale in the weights, with a scale of
-//! its own for each: an error of at most 2⁻¹⁶ of the largest number of the group. Products of such numbers with weights
-//! of 8 bits and their sum over a group are integers of 32 bits, so within a group nothing is rounded; a group's sum is
-//! multiplied by both scales and added to those before it, in float32. Integers of 16 bits are multiplied twice as
+//! its own for each: an error of about 2⁻¹⁶ of the largest number of the group. Products of such numbers with weights
+//! of 8 bits and their sum over a group are integers of 32 bits, so the sum is exact, and rounded once when it becomes a
+//! float; it is multiplied by both scales and added to those before it, in float32. Integers of 16 bits are multiplied twice as
 //! many at a time as float32.
 
 use std::cell::Cell;

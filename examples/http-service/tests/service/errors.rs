@@ -68,6 +68,7 @@ fn options_that_contradict_each_other_are_refused() {
         (json!({"prompt": "x", "n": 3, "best_of": 2}), "best_of and n"),
         (json!({"prompt": "x", "beams": 2}), "a beam search does not sample"),
         (json!({"prompt": "x", "n": 1000}), "1000 sequences at a time"),
+        (json!({"prompt": "x", "n": 1_000_000_000, "echo": true}), "1000000000 sequences at a time"),
     ] {
         assert_error(&Server::bundled().ask(&body.to_string()), 400, Value::Null, Value::Null, message);
     }

@@ -122,7 +122,7 @@ impl Progress {
 
     fn seconds_left(&self, step: usize) -> f64 {
         let done = (step - self.first_step.min(step)).max(1) as f64;
-        self.started.elapsed().as_secs_f64() / done * (self.end - step) as f64
+        self.started.elapsed().as_secs_f64() / done * self.end.saturating_sub(step) as f64
     }
 }
 
