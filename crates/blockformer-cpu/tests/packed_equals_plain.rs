@@ -179,10 +179,13 @@ fn narrower_weights_give_the_logits_of_a_plain_model_with_rounded_weights() {
         for precision in [Precision::Bf16, Precision::Int8, Precision::Int4] {
             let rounded = model.clone().map(&mut Rounding { precision, path: Vec::new() });
             let plain = logits(&rounded, &device);
-            assert!(largest_difference(&plain, &exact) > 1e-3, "{name} in {}: nothing was rounded", precision.name());
+            let rounding = largest_difference(&plain, &exact);
+            assert!(rounding > 1e-3, "{name} in {}: nothing was rounded", precision.name());
             let packed = CpuModel::new(&config, model.clone(), precision).unwrap();
             let error = largest_difference(&logits(&packed, &device), &plain);
-            assert!(error < 2e-5, "{name} in {}: {error}", precision.name());
+            // Products with 8 and 4 bits round their inputs to 16, which changes little beside the rounding of weights.
+            let inputs = if precision == Precision::Bf16 { 0.0 } else { rounding / 50.0 };
+            assert!(error < 2e-5 + inputs, "{name} in {}: {error}, weights {rounding}", precision.name());
         }
     }
 }
