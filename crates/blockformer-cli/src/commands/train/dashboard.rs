@@ -75,9 +75,14 @@ impl<B: Backend> Dashboard<B> {
         Ok(())
     }
 
-    /// Puts a line above, which stays.
+    /// Puts a line above, which stays; one wider than the terminal goes on in the next.
     pub(super) fn say(&mut self, line: &str) -> Result<(), B::Error> {
-        self.terminal.insert_before(1, |buffer| Paragraph::new(line).render(buffer.area, buffer))
+        let width = usize::from(self.terminal.get_frame().area().width).max(1);
+        let characters: Vec<char> = line.chars().collect();
+        let lines: Vec<Line<'_>> = characters.chunks(width).map(|part| Line::from(String::from_iter(part))).collect();
+        self.terminal.insert_before(lines.len().max(1) as u16, |buffer| {
+            Paragraph::new(lines).render(buffer.area, buffer);
+        })
     }
 }
 
@@ -316,6 +321,15 @@ mod tests {
         assert_eq!(lines[29], "", "the line for what comes next");
         assert_eq!(dashboard.terminal.backend().cursor_position(), Position::new(0, 29));
         assert!(dashboard.terminal.backend().cursor_visible());
+    }
+
+    #[test]
+    fn a_line_wider_than_the_terminal_is_not_cut() {
+        let mut dashboard = Dashboard::on(TestBackend::new(60, 30)).unwrap();
+        dashboard.say(&format!("step 250 {} left", "x".repeat(120))).unwrap();
+        let lines = screen(&dashboard).join("");
+        assert!(lines.contains("step 250 xxx") && lines.contains("xxx left"), "{lines}");
+        assert_eq!(lines.matches('x').count(), 120);
     }
 
     #[test]
