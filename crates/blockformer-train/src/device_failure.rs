@@ -25,9 +25,10 @@ fn answers(device: &Device) -> bool {
     matches!(catch_unwind(AssertUnwindSafe(|| device.sync())), Ok(Ok(())))
 }
 
+/// What a panic says, in one line: backends report causes in lines of their own.
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("no reason was given").to_string()
+    text.unwrap_or("no reason was given").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -38,7 +39,7 @@ mod tests {
     fn a_panic_becomes_an_error_that_names_the_device() {
         let devices = [Device::flex(), Device::flex()];
         assert_eq!(guard(&devices, 1, || 7).unwrap(), 7);
-        let error = guard::<()>(&devices, 1, || panic!("the {} is gone", "card")).unwrap_err();
-        assert_eq!(error.to_string(), "devices [1] failed (counted from 0): the card is gone");
+        let error = guard::<()>(&devices, 1, || panic!("the {} is gone\nCaused by:\n  heat", "card")).unwrap_err();
+        assert_eq!(error.to_string(), "devices [1] failed (counted from 0): the card is gone Caused by: heat");
     }
 }
