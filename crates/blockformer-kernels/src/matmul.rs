@@ -20,9 +20,6 @@ use crate::packed::{Bf16Row, F32Row, PackedMatrix, Panels, Precision};
 use crate::simd::{Kernel, PANEL, Simd};
 use integer::{Quantised, QuantisedRows};
 
-/// Inputs of a panel that are used for all rows before the next: 32 KiB of float32, of which a pass over two vectors of
-/// eight takes half, in the first-level cache.
-const INPUTS: usize = 256;
 /// Rows of a task at most; their sums are kept on its stack.
 const MAX_ROWS: usize = 192;
 /// Bytes of a task's rows of `x`, which should stay in the second-level cache.
@@ -132,15 +129,12 @@ impl Kernel for Task<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        let (x, n_inputs) = (self.x, self.weights.n_inputs());
         match (&self.weights.panels, self.quantised) {
-            (Panels::F32(rows), _) => panels(s, &self, &Plain(rows)),
-            (Panels::Bf16(rows), _) => panels(s, &self, &Plain(rows)),
-            (Panels::Int8 { codes, scales }, Some(rows)) => {
-                integer::panels(s, &self, &Quantised { codes, scales, rows });
-            }
-            (Panels::Int4 { codes, scales }, Some(rows)) => {
-                integer::panels(s, &self, &Quantised { codes, scales, rows });
-            }
+            (Panels::F32(rows), _) => panels(s, &self, &Plain { x, n_inputs, rows }),
+            (Panels::Bf16(rows), _) => panels(s, &self, &Plain { x, n_inputs, rows }),
+            (Panels::Int8 { codes, scales }, Some(rows)) => panels(s, &self, &Quantised { codes, scales, rows }),
+            (Panels::Int4 { codes, scales }, Some(rows)) => panels(s, &self, &Quantised { codes, scales, rows }),
             (Panels::Int8 { .. } | Panels::Int4 { .. }, None) => unreachable!("`matmul` rounds the rows"),
         }
     }
@@ -156,22 +150,21 @@ fn panels<S: Simd, W: Weights>(s: S, task: &Task<'_>, weights: &W) {
             one_row::<S, W, 4>(s, task, weights)
         };
     }
-    let n_panels = n_outputs.div_ceil(PANEL);
+    let (n_panels, n_rows) = (n_outputs.div_ceil(PANEL), task.x.len() / n_inputs);
     let mut sums = [[0.0f32; PANEL]; MAX_ROWS];
     for index in task.range.clone() {
         let (chunk, panel) = (index / n_panels, index % n_panels);
-        let x = &task.x[chunk * task.chunk * n_inputs..];
-        let x = &x[..x.len().min(task.chunk * n_inputs)];
-        let sums = &mut sums[..x.len() / n_inputs];
-        for first in (0..n_inputs).step_by(INPUTS) {
-            let inputs = first..(first + INPUTS).min(n_inputs);
-            tiles(s, weights, &Block { x, n_inputs, panel, inputs }, sums);
+        let first_row = chunk * task.chunk;
+        let sums = &mut sums[..task.chunk.min(n_rows - first_row)];
+        for first in (0..n_inputs).step_by(W::INPUTS) {
+            let inputs = first..(first + W::INPUTS).min(n_inputs);
+            tiles(s, weights, &Block { panel, first_row, inputs }, sums);
         }
         for (row, sums) in sums.iter_mut().enumerate() {
             let columns = PANEL.min(n_outputs - panel * PANEL);
             // SAFETY: row and panel lie in the output, whose size `matmul` has checked; every task index, and so
             // every pair of a row and a panel, belongs to one task.
-            let out = unsafe { task.out.part(chunk * task.chunk + row, panel * PANEL, columns) };
+            let out = unsafe { task.out.part(first_row + row, panel * PANEL, columns) };
             finish(s, &task.epilogue, panel * PANEL, sums, out);
         }
     }
@@ -195,7 +188,7 @@ fn one_row<S: Simd, W: Weights, const C: usize>(s: S, task: &Task<'_>, weights: 
 #[inline(always)]
 fn row_panels<S: Simd, W: Weights, const P: usize, const C: usize>(s: S, task: &Task<'_>, weights: &W, first: usize) {
     let n_outputs = task.weights.n_outputs();
-    let products: [[S::V; C]; P] = weights.row(s, task.x, first);
+    let products: [[S::V; C]; P] = weights.row(s, first);
     for (index, product) in products.iter().enumerate() {
         let mut sums = [0.0; PANEL];
         for (v, sums) in product.iter().zip(sums.chunks_exact_mut(S::LANES)) {
@@ -225,18 +218,17 @@ fn finish<S: Simd>(s: S, epilogue: &Epilogue<'_>, first: usize, sums: &mut [f32;
     }
 }
 
-/// Some inputs of a panel, and the rows they meet.
-struct Block<'a> {
-    x: &'a [f32],
-    n_inputs: usize,
+/// Some inputs of a panel, and the first of the rows they meet.
+struct Block {
     panel: usize,
+    first_row: usize,
     inputs: Range<usize>,
 }
 
 /// Adds the products of a block to `sums` (or writes them, where the block is a panel's first), two vectors of the
 /// panel at a time, so that the sums of a tile, the weights and an input fit the registers.
 #[inline(always)]
-fn tiles<S: Simd, W: Weights>(s: S, weights: &W, block: &Block<'_>, sums: &mut [[f32; PANEL]]) {
+fn tiles<S: Simd, W: Weights>(s: S, weights: &W, block: &Block, sums: &mut [[f32; PANEL]]) {
     for vector in (0..PANEL / S::LANES).step_by(2) {
         let mut row = 0;
         while row < sums.len() {
@@ -266,24 +258,19 @@ fn tiles<S: Simd, W: Weights>(s: S, weights: &W, block: &Block<'_>, sums: &mut [
 fn tile<S: Simd, W: Weights, const R: usize, const C: usize>(
     s: S,
     weights: &W,
-    block: &Block<'_>,
+    block: &Block,
     (row, vector): (usize, usize),
     sums: &mut [[f32; PANEL]],
 ) -> usize {
-    let Block { x, n_inputs, ref inputs, .. } = *block;
-    let mut x_rows = [&x[..0]; R];
-    for (index, x_row) in x_rows.iter_mut().enumerate() {
-        *x_row = &x[(row + index) * n_inputs + inputs.start..][..inputs.len()];
-    }
     let mut acc = [[s.splat(0.0); C]; R];
-    if inputs.start > 0 {
+    if block.inputs.start > 0 {
         for (acc, sums) in acc.iter_mut().zip(&sums[row..]) {
             for (v, sums) in acc.iter_mut().zip(sums[vector * S::LANES..].chunks_exact(S::LANES)) {
                 *v = s.load(sums);
             }
         }
     }
-    weights.product(s, &x_rows, block, vector, &mut acc);
+    weights.product(s, block, (row, vector), &mut acc);
     for (acc, sums) in acc.iter().zip(&mut sums[row..row + R]) {
         for (v, sums) in acc.iter().zip(sums[vector * S::LANES..].chunks_exact_mut(S::LANES)) {
             s.store(sums, *v);
@@ -292,21 +279,23 @@ fn tile<S: Simd, W: Weights, const R: usize, const C: usize>(
     R
 }
 
-/// Weights of one precision.
+/// Weights of one precision, and the rows they meet.
 trait Weights {
-    /// Adds the products of `R` rows, cut to the block's inputs, with `C` vectors of its panel's columns, from `vector`
-    /// on.
+    /// Inputs of a panel that are used for all rows before the next: so many that they stay in the first-level cache.
+    const INPUTS: usize;
+
+    /// Adds the products of a block's inputs: of `R` of its rows with `C` vectors of its panel's columns, from
+    /// `(row, vector)` on.
     fn product<S: Simd, const R: usize, const C: usize>(
         &self,
         s: S,
-        x: &[&[f32]; R],
-        block: &Block<'_>,
-        vector: usize,
+        block: &Block,
+        at: (usize, usize),
         acc: &mut [[S::V; C]; R],
     );
 
-    /// The products of one whole row with `P` panels, from `first` on, each of `C` vectors.
-    fn row<S: Simd, const P: usize, const C: usize>(&self, s: S, x: &[f32], first: usize) -> [[S::V; C]; P];
+    /// The products of the only row with `P` panels, from `first` on, each of `C` vectors.
+    fn row<S: Simd, const P: usize, const C: usize>(&self, s: S, first: usize) -> [[S::V; C]; P];
 }
 
 /// 32 columns at one input.
@@ -378,34 +367,40 @@ fn dot_row<S: Simd, W: Row, const P: usize, const C: usize>(s: S, x: &[f32], pan
     acc
 }
 
-/// Rows `first..` of `n` of each of `P` panels, `stride` apart.
-#[inline(always)]
-fn each_panel<W, const P: usize>(rows: &[W], first: usize, stride: usize, n: usize) -> [&[W]; P] {
-    let mut panels = [&rows[..0]; P];
-    for (index, panel) in panels.iter_mut().enumerate() {
-        *panel = &rows[first + index * stride..][..n];
-    }
-    panels
+struct Plain<'a, W> {
+    x: &'a [f32],
+    n_inputs: usize,
+    rows: &'a [W],
 }
 
-struct Plain<'a, W>(&'a [W]);
-
 impl<W: Row> Weights for Plain<'_, W> {
+    /// 32 KiB of float32, of which a pass over two vectors of eight takes half.
+    const INPUTS: usize = 256;
+
     #[inline(always)]
     fn product<S: Simd, const R: usize, const C: usize>(
         &self,
         s: S,
-        x: &[&[f32]; R],
-        block: &Block<'_>,
-        vector: usize,
+        block: &Block,
+        (row, vector): (usize, usize),
         acc: &mut [[S::V; C]; R],
     ) {
-        let first = block.panel * block.n_inputs + block.inputs.start;
-        dot(s, x, &self.0[first..first + block.inputs.len()], vector, acc);
+        let Block { panel, first_row, ref inputs } = *block;
+        let mut x = [&self.x[..0]; R];
+        for (index, x) in x.iter_mut().enumerate() {
+            *x = &self.x[(first_row + row + index) * self.n_inputs + inputs.start..][..inputs.len()];
+        }
+        let first = panel * self.n_inputs + inputs.start;
+        dot(s, &x, &self.rows[first..first + inputs.len()], vector, acc);
     }
 
     #[inline(always)]
-    fn row<S: Simd, const P: usize, const C: usize>(&self, s: S, x: &[f32], first: usize) -> [[S::V; C]; P] {
-        dot_row(s, x, &each_panel(self.0, first * x.len(), x.len(), x.len()))
+    fn row<S: Simd, const P: usize, const C: usize>(&self, s: S, first: usize) -> [[S::V; C]; P] {
+        let n = self.n_inputs;
+        let mut panels = [&self.rows[..0]; P];
+        for (index, panel) in panels.iter_mut().enumerate() {
+            *panel = &self.rows[(first + index) * n..][..n];
+        }
+        dot_row(s, self.x, &panels)
     }
 }

@@ -10,14 +10,12 @@ use std::cell::Cell;
 
 use rayon::prelude::*;
 
-use super::{Task, finish};
+use super::{Block, Weights};
 use crate::Level;
 use crate::packed::F32Row;
 use crate::quantised::{CodePair, GROUP};
-use crate::simd::{Kernel, PANEL, Simd};
+use crate::simd::{Kernel, Simd};
 
-/// Groups of a panel that are used for all rows before the next: 16 KiB of 8-bit weights, in the first-level cache.
-const GROUPS: usize = 16;
 /// Numbers of `x` that are worth a thread's attention.
 const PART: usize = 1 << 15;
 /// The largest 16-bit integer.
@@ -126,128 +124,90 @@ fn group(x: &[f32], codes: &mut [i16]) -> f32 {
     scale
 }
 
-/// Codes of all panels, and their scales.
+/// Codes of all panels and their scales, and the rows they meet.
 pub(super) struct Quantised<'a, C> {
     pub(super) codes: &'a [C],
     pub(super) scales: &'a [F32Row],
     pub(super) rows: &'a QuantisedRows,
 }
 
-/// As `super::panels`.
-#[inline(always)]
-pub(super) fn panels<S: Simd, C: CodePair>(s: S, task: &Task<'_>, weights: &Quantised<'_, C>) {
-    let (n_inputs, n_outputs) = (task.weights.n_inputs(), task.weights.n_outputs());
-    let n_panels = n_outputs.div_ceil(PANEL);
-    let n_rows = task.x.len() / n_inputs;
-    let n_groups = n_inputs.div_ceil(GROUP);
-    let mut sums = [[0.0f32; PANEL]; super::MAX_ROWS];
-    for index in task.range.clone() {
-        let (chunk, panel) = (index / n_panels, index % n_panels);
-        let first_row = chunk * task.chunk;
-        let sums = &mut sums[..task.chunk.min(n_rows - first_row)];
-        sums.fill([0.0; PANEL]);
-        for first in (0..n_groups).step_by(GROUPS) {
-            let block = Block { panel, first_row, groups: first..(first + GROUPS).min(n_groups) };
-            tiles(s, weights, &block, sums);
-        }
-        for (row, sums) in sums.iter_mut().enumerate() {
-            let columns = PANEL.min(n_outputs - panel * PANEL);
-            // SAFETY: row and panel lie in the output, whose size `matmul` has checked; every task index, and so
-            // every pair of a row and a panel, belongs to one task.
-            let out = unsafe { task.out.part(first_row + row, panel * PANEL, columns) };
-            finish(s, &task.epilogue, panel * PANEL, sums, out);
-        }
-    }
-}
-
-/// Some groups of a panel, and the rows they meet.
-struct Block {
-    panel: usize,
-    first_row: usize,
-    groups: std::ops::Range<usize>,
-}
-
-/// Adds the products of a block to `sums`. A single row takes the panel's whole width, front to back.
-#[inline(always)]
-fn tiles<S: Simd, C: CodePair>(s: S, weights: &Quantised<'_, C>, block: &Block, sums: &mut [[f32; PANEL]]) {
-    if sums.len() == 1 {
-        if const { PANEL / S::LANES == 2 } {
-            tile::<S, C, 1, 2>(s, weights, block, (0, 0), sums);
-        } else {
-            tile::<S, C, 1, 4>(s, weights, block, (0, 0), sums);
-        }
-        return;
-    }
-    for vector in (0..PANEL / S::LANES).step_by(2) {
-        let mut row = 0;
-        while row < sums.len() {
-            let (left, at) = (sums.len() - row, (row, vector));
-            // Tiles that a level has no registers for are not even compiled.
-            row += if const { S::TILE_ROWS >= 12 } && left >= 12 {
-                tile::<S, C, 12, 2>(s, weights, block, at, sums)
-            } else if const { S::TILE_ROWS >= 6 } && left >= 6 {
-                tile::<S, C, 6, 2>(s, weights, block, at, sums)
-            } else if const { S::TILE_ROWS >= 4 } && left >= 4 {
-                tile::<S, C, 4, 2>(s, weights, block, at, sums)
-            } else if left >= 2 {
-                tile::<S, C, 2, 2>(s, weights, block, at, sums)
-            } else {
-                tile::<S, C, 1, 2>(s, weights, block, at, sums)
-            };
-        }
-    }
-}
-
-/// `R` rows and `V` vectors of columns, from `(row, vector)` on; returns `R`.
-#[inline(always)]
-fn tile<S: Simd, C: CodePair, const R: usize, const V: usize>(
-    s: S,
-    weights: &Quantised<'_, C>,
-    block: &Block,
-    (row, vector): (usize, usize),
-    sums: &mut [[f32; PANEL]],
-) -> usize {
-    let (n_pairs, n_groups) = (weights.rows.n_pairs(), weights.rows.n_groups());
-    let codes = &weights.codes[block.panel * n_pairs..][..n_pairs];
-    let scales = &weights.scales[block.panel * n_groups..][..n_groups];
-    let mut x = [&weights.rows.row(0)[..0]; R];
-    let mut x_scales = [&weights.rows.row_scales(0)[..0]; R];
-    for (index, (x, x_scales)) in x.iter_mut().zip(&mut x_scales).enumerate() {
-        *x = weights.rows.row(block.first_row + row + index);
-        *x_scales = weights.rows.row_scales(block.first_row + row + index);
-    }
-    for group in block.groups.clone() {
+impl<K: CodePair> Quantised<'_, K> {
+    /// Adds the scaled sums of one group: of `R` rows with `C` vectors of a panel's columns, from `(row, vector)` on.
+    #[inline(always)]
+    fn add_group<S: Simd, const R: usize, const C: usize>(
+        &self,
+        s: S,
+        panel: usize,
+        group: usize,
+        (row, vector): (usize, usize),
+        acc: &mut [[S::V; C]; R],
+    ) {
+        let (n_pairs, n_groups) = (self.rows.n_pairs(), self.rows.n_groups());
+        let codes = &self.codes[panel * n_pairs..][..n_pairs];
+        let scales = &self.scales[panel * n_groups + group];
         let pairs = group * (GROUP / 2)..((group + 1) * (GROUP / 2)).min(n_pairs);
-        let products = dot::<S, C, R, V>(s, &x, codes, pairs, vector);
-        for (r, products) in products.iter().enumerate() {
-            let x_scale = s.splat(x_scales[r][group]);
-            for (v, product) in products.iter().enumerate() {
-                let sum = &mut sums[row + r][(vector + v) * S::LANES..];
-                let scale = s.mul(x_scale, s.load(&scales[group].0[(vector + v) * S::LANES..]));
-                s.store(sum, s.mul_add(s.to_float(*product), scale, s.load(sum)));
+        let mut x = [&self.rows.row(0)[..0]; R];
+        for (index, x) in x.iter_mut().enumerate() {
+            *x = self.rows.row(row + index);
+        }
+        let products = dot::<S, K, R, C>(s, &x, codes, pairs, vector);
+        for (index, (acc, products)) in acc.iter_mut().zip(&products).enumerate() {
+            let x_scale = s.splat(self.rows.row_scales(row + index)[group]);
+            for (c, (acc, product)) in acc.iter_mut().zip(products).enumerate() {
+                let scale = s.mul(x_scale, s.load(&scales.0[(vector + c) * S::LANES..]));
+                *acc = s.mul_add(s.to_float(*product), scale, *acc);
             }
         }
     }
-    R
 }
 
-/// The products of some pairs of inputs with `V` vectors of columns.
+impl<K: CodePair> Weights for Quantised<'_, K> {
+    /// 16 KiB of 8-bit weights.
+    const INPUTS: usize = 16 * GROUP;
+
+    #[inline(always)]
+    fn product<S: Simd, const R: usize, const C: usize>(
+        &self,
+        s: S,
+        block: &Block,
+        (row, vector): (usize, usize),
+        acc: &mut [[S::V; C]; R],
+    ) {
+        let at = (block.first_row + row, vector);
+        for group in block.inputs.start / GROUP..block.inputs.end.div_ceil(GROUP) {
+            self.add_group(s, block.panel, group, at, acc);
+        }
+    }
+
+    #[inline(always)]
+    fn row<S: Simd, const P: usize, const C: usize>(&self, s: S, first: usize) -> [[S::V; C]; P] {
+        let mut acc = [[s.splat(0.0); C]; P];
+        for group in 0..self.rows.n_groups() {
+            for (index, acc) in acc.iter_mut().enumerate() {
+                self.add_group::<S, 1, C>(s, first + index, group, (0, 0), std::array::from_mut(acc));
+            }
+        }
+        acc
+    }
+}
+
+/// The products of some pairs of inputs with `C` vectors of columns.
 #[inline(always)]
-fn dot<S: Simd, C: CodePair, const R: usize, const V: usize>(
+fn dot<S: Simd, K: CodePair, const R: usize, const C: usize>(
     s: S,
     x: &[&[[i16; 2]]; R],
-    codes: &[C],
+    codes: &[K],
     pairs: std::ops::Range<usize>,
     vector: usize,
-) -> [[S::I; V]; R] {
+) -> [[S::I; C]; R] {
     for x in x {
         assert!(pairs.end <= x.len(), "as many inputs as weights");
     }
-    let mut acc = [[s.zeros(); V]; R];
+    let mut acc = [[s.zeros(); C]; R];
     for (codes, pair) in codes[pairs.clone()].iter().zip(pairs) {
-        let mut w = [s.splat_pair(&[0; 2]); V];
-        for (v, w) in w.iter_mut().enumerate() {
-            *w = codes.load(s, vector + v);
+        let mut w = [s.splat_pair(&[0; 2]); C];
+        for (c, w) in w.iter_mut().enumerate() {
+            *w = codes.load(s, vector + c);
         }
         for (acc, x) in acc.iter_mut().zip(x) {
             // SAFETY: `pair < pairs.end <= x.len()`, asserted above.
