@@ -3,7 +3,6 @@
 use std::error::Error as _;
 use std::path::PathBuf;
 
-use blockformer::DeviceError;
 use blockformer::bench::BenchError;
 use blockformer::bundled::BundledError;
 use blockformer::cpu::PackError;
@@ -15,6 +14,7 @@ use blockformer::train::TrainError;
 use blockformer::train::lora::LoraError;
 use blockformer::train::uptraining::UptrainingError;
 use blockformer::verify::VerifyError;
+use blockformer::{DeviceError, OpenError};
 use thiserror::Error;
 
 #[derive(Debug, Error)]
@@ -23,6 +23,8 @@ pub(crate) enum CliError {
     Device(#[from] DeviceError),
     #[error(transparent)]
     Bundled(#[from] BundledError),
+    #[error(transparent)]
+    Open(#[from] OpenError),
     #[error(transparent)]
     Bench(#[from] BenchError),
     #[error(transparent)]
@@ -61,16 +63,6 @@ pub(crate) enum CliError {
     Stdout { source: std::io::Error },
     #[error("the prompt is empty: give some text with --prompt or on standard input")]
     EmptyPrompt,
-    #[error(
-        "{} has {tokenizer} tokens, but the model's vocabulary has {model}: they do not belong together",
-        path.display()
-    )]
-    Vocabulary { path: PathBuf, tokenizer: usize, model: usize },
-    #[error(
-        "{} ends text with token {tokenizer}, but the model with {model}: they do not belong together",
-        path.display()
-    )]
-    EndOfText { path: PathBuf, tokenizer: u32, model: u32 },
     #[error("{} has no end-of-text token, which training needs", path.display())]
     NoEndOfText { path: PathBuf },
     #[error(

@@ -4,7 +4,6 @@ mod commands;
 mod error;
 mod interrupt;
 mod precision;
-mod vocabulary;
 
 use std::process::ExitCode;
 

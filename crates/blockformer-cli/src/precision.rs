@@ -2,6 +2,8 @@
 
 use blockformer::cpu::{CpuModel, Precision};
 use blockformer::model::{AnyModel, ModelConfig};
+use blockformer::{ServingModel, is_cpu};
+use burn::tensor::Device;
 use clap::ValueEnum;
 
 use crate::error::CliError;
@@ -32,30 +34,19 @@ impl Choice {
     }
 }
 
-/// A model that is ready to generate.
-pub(crate) enum Runnable {
-    Plain(Box<AnyModel>),
-    Packed(Box<CpuModel>),
-}
-
 /// Packs the weights, in float32 if nothing was chosen, where the device is the CPU. Where nothing was chosen, a model
-/// without a packed form, and any on another device, stay plain.
+/// without a packed form, and any on another device, stay plain. `name` is what the command calls the device.
 pub(crate) fn prepare(
     config: &ModelConfig,
     model: AnyModel,
     choice: Option<Choice>,
-    device: &str,
-) -> Result<Runnable, CliError> {
-    let on_cpu = matches!(device.split(':').next(), Some("cpu" | "flex" | "ndarray"));
-    let Some(precision) = choice.unwrap_or(if on_cpu { Choice::F32 } else { Choice::Plain }).packed() else {
-        return Ok(Runnable::Plain(Box::new(model)));
-    };
-    if !on_cpu {
-        let reason = format!("{} is for CPUs, but the device is {device}", precision.name());
+    (device, name): (&Device, &str),
+) -> Result<ServingModel, CliError> {
+    let Some(choice) = choice else { return Ok(ServingModel::new(config, model, device)?) };
+    let Some(precision) = choice.packed() else { return Ok(ServingModel::Plain(model)) };
+    if !is_cpu(device) {
+        let reason = format!("{} is for CPUs, but the device is {name}", precision.name());
         return Err(CliError::Option { option: "--precision", reason });
     }
-    if choice.is_none() && CpuModel::supports(config).is_err() {
-        return Ok(Runnable::Plain(Box::new(model)));
-    }
-    Ok(Runnable::Packed(Box::new(CpuModel::new(config, model, precision)?)))
+    Ok(ServingModel::Packed(CpuModel::new(config, model, precision)?))
 }

@@ -32,6 +32,7 @@
 
 pub mod bundled;
 mod devices;
+mod open;
 mod serving;
 pub mod verify;
 #[cfg(feature = "remote")]
@@ -51,6 +52,7 @@ pub use blockformer_nn as nn;
 pub use blockformer_token_decoder as token_decoder;
 pub use blockformer_train as train;
 pub use devices::{DeviceError, available_devices, default_device, device, is_cpu};
+pub use open::{OpenError, check_tokenizer, open};
 pub use serving::{ServingBlock, ServingModel};
 
 /// What most programs need.
@@ -69,5 +71,5 @@ pub mod prelude {
     pub use blockformer_train::{TrainConfig, Trainable, Trainer};
     pub use burn::tensor::Device;
 
-    pub use crate::{ServingModel, device};
+    pub use crate::{ServingModel, device, open};
 }

@@ -1,7 +1,6 @@
 //! The service as a program: see `README.md`.
 
 mod arguments;
-mod open;
 mod signals;
 
 use std::error::Error;
@@ -34,7 +33,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let device = blockformer::device(&arguments.device)?;
-    let (config, model, tokenizer) = open::open(arguments.model.as_deref(), &device)?;
+    let (config, model, tokenizer) = blockformer::open(arguments.model.as_deref(), &device)?;
     // Any `PagedModel` will do here; this one has kernels of its own on a CPU.
     let model = ServingModel::new(&config, model, &device)?;
     let engine = Engine::new(model, arguments.engine(&config), &device)?;

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use blockformer::ServingModel;
 use blockformer::bench::{
     Limits, MeasureOptions, Measurement, Report, Subject, Workload, largest_batch, measure, required_bytes,
 };
@@ -12,7 +13,7 @@ use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 
 use crate::error::CliError;
-use crate::precision::{self, Choice, Runnable};
+use crate::precision::{self, Choice};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Protocol {
@@ -89,10 +90,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
         };
         for choice in choices {
             let (config, model) = open(name, &workloads, &device)?;
-            let runnable = precision::prepare(&config, model, choice, &arguments.device)?;
-            let subject = match &runnable {
-                Runnable::Plain(model) => Subject::new(name, model),
-                Runnable::Packed(model) => Subject::packed(name, model),
+            let model = precision::prepare(&config, model, choice, (&device, &arguments.device))?;
+            let subject = match &model {
+                ServingModel::Plain(model) => Subject::new(name, model),
+                ServingModel::Packed(model) => Subject::packed(name, model),
             };
             for workload in &workloads {
                 all_batches(arguments, &subject, workload, &device, &mut report)?;

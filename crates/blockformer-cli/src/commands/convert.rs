@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use blockformer::check_tokenizer;
 use blockformer::data::Tokenizer;
 use blockformer::model::{AnyModel, ModelConfig, SavePrecision, TOKENIZER_FILE};
 use blockformer::train::lora;
 use clap::{Args, ValueEnum};
 
 use crate::error::CliError;
-use crate::vocabulary;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -76,7 +76,7 @@ pub(super) fn tokenizer(
         return Ok(None);
     }
     let tokenizer = Tokenizer::from_file(&path)?;
-    vocabulary::check(&path, &tokenizer, config)?;
+    check_tokenizer(&path, &tokenizer, config)?;
     Ok(Some(tokenizer))
 }
 

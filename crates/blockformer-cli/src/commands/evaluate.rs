@@ -13,7 +13,6 @@ use blockformer_files::write_atomically;
 use burn::tensor::Device;
 use clap::Args;
 
-use crate::commands::generate::open;
 use crate::error::CliError;
 
 /// Points of the curve over the context.
@@ -70,7 +69,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
         return Err(CliError::Option { option: "--text", reason });
     }
     let device = blockformer::device(&arguments.device)?;
-    let model = open(arguments.model.as_deref(), &device)?;
+    let model = blockformer::open(arguments.model.as_deref(), &device)?;
     let measured = if arguments.text.is_empty() { None } else { Some(measure(arguments, &model, &device)?) };
     let mut results = Vec::new();
     for task in tasks {

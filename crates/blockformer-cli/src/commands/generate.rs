@@ -2,20 +2,19 @@
 
 use std::io::{IsTerminal, Read, Write};
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use blockformer::ServingModel;
 use blockformer::data::Tokenizer;
 use blockformer::generate::{FinishReason, GenerateOptions, Generation, LanguageModel, Sampling, generate};
-use blockformer::model::{AnyModel, ModelConfig, TOKENIZER_FILE};
 use burn::tensor::Device;
 use clap::Args;
 
 use crate::error::CliError;
 use crate::interrupt::Interrupt;
-use crate::precision::{self, Choice, Runnable};
-use crate::vocabulary;
+use crate::precision::{self, Choice};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -66,7 +65,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
         Some(prompt) => prompt.clone(),
         None => prompt_from_stdin()?,
     };
-    let (config, model, tokenizer) = open(arguments.model.as_deref(), &device)?;
+    let (config, model, tokenizer) = blockformer::open(arguments.model.as_deref(), &device)?;
     let ids = tokenizer.encode(&prompt)?;
     if ids.is_empty() && !model.layout().predict_first_block {
         return Err(CliError::EmptyPrompt);
@@ -87,20 +86,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
         sampling,
         stop_tokens: config.eos_token_id().into_iter().collect(),
     };
-    match precision::prepare(&config, model, arguments.precision, &arguments.device)? {
-        Runnable::Plain(model) => stream(&*model, &tokenizer, &ids, &options, &device),
-        Runnable::Packed(model) => stream(&*model, &tokenizer, &ids, &options, &device),
+    match precision::prepare(&config, model, arguments.precision, (&device, &arguments.device))? {
+        ServingModel::Plain(model) => stream(&model, &tokenizer, &ids, &options, &device),
+        ServingModel::Packed(model) => stream(&model, &tokenizer, &ids, &options, &device),
     }
-}
-
-/// The model and its tokenizer, which must belong together.
-pub(crate) fn open(directory: Option<&Path>, device: &Device) -> Result<(ModelConfig, AnyModel, Tokenizer), CliError> {
-    let Some(directory) = directory else { return Ok(blockformer::bundled::load(device)?) };
-    let (config, model) = AnyModel::load(directory, device)?;
-    let path = directory.join(TOKENIZER_FILE);
-    let tokenizer = Tokenizer::from_file(&path)?;
-    vocabulary::check(&path, &tokenizer, &config)?;
-    Ok((config, model, tokenizer))
 }
 
 fn prompt_from_stdin() -> Result<String, CliError> {

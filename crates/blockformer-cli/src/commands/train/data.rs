@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use blockformer::check_tokenizer;
 use blockformer::data::{
     BlockLengths, ConcatenatedCorpus, CorpusPart, Documents, InMemoryCorpus, MegatronCorpus, PackedDataset,
     PackingConfig, PairsCorpus, TokenCorpus, Tokenizer, TokenizerTraining, character_level_of, read_documents,
@@ -10,7 +11,6 @@ use blockformer::model::{ModelConfig, TOKENIZER_FILE};
 
 use super::{Arguments, Split};
 use crate::error::CliError;
-use crate::vocabulary;
 
 /// The most tokens of a dataset that are all looked at before training; those of larger ones are when they are used.
 const VALIDATED_TOKENS: usize = 1 << 30;
@@ -30,7 +30,7 @@ pub(super) struct Text {
 pub(super) fn prepare(arguments: &Arguments, config: &ModelConfig, seed: u64, resumes: bool) -> Result<Text, CliError> {
     let tokenizer = tokenizer(arguments, resumes)?;
     let path = PathBuf::from(&arguments.tokenizer);
-    vocabulary::check(&path, &tokenizer, config)?;
+    check_tokenizer(&path, &tokenizer, config)?;
     let eos = config.eos_token_id().or_else(|| tokenizer.eos_token_id()).ok_or(CliError::NoEndOfText { path })?;
     let corpus: Box<dyn TokenCorpus> = if arguments.pairs.is_empty() {
         read(&arguments.data, &tokenizer, config, eos)?
