@@ -131,32 +131,53 @@ pub(super) struct Quantised<'a, C> {
     pub(super) rows: &'a QuantisedRows,
 }
 
-impl<K: CodePair> Quantised<'_, K> {
-    /// Adds the scaled sums of one group: of `R` rows with `C` vectors of a panel's columns, from `(row, vector)` on.
+/// Rows of `x` that meet the same weights.
+struct Rows<'a, const R: usize> {
+    pairs: [&'a [[i16; 2]]; R],
+    scales: [&'a [f32]; R],
+}
+
+/// One panel of weights.
+struct Panel<'a, K> {
+    codes: &'a [K],
+    scales: &'a [F32Row],
+}
+
+impl<'a, K: CodePair> Quantised<'a, K> {
     #[inline(always)]
-    fn add_group<S: Simd, const R: usize, const C: usize>(
-        &self,
-        s: S,
-        panel: usize,
-        group: usize,
-        (row, vector): (usize, usize),
-        acc: &mut [[S::V; C]; R],
-    ) {
-        let (n_pairs, n_groups) = (self.rows.n_pairs(), self.rows.n_groups());
-        let codes = &self.codes[panel * n_pairs..][..n_pairs];
-        let scales = &self.scales[panel * n_groups + group];
-        let pairs = group * (GROUP / 2)..((group + 1) * (GROUP / 2)).min(n_pairs);
-        let mut x = [&self.rows.row(0)[..0]; R];
-        for (index, x) in x.iter_mut().enumerate() {
-            *x = self.rows.row(row + index);
+    fn rows<const R: usize>(&self, first: usize) -> Rows<'a, R> {
+        let mut rows = Rows { pairs: [self.rows.row(first); R], scales: [self.rows.row_scales(first); R] };
+        for index in 1..R {
+            rows.pairs[index] = self.rows.row(first + index);
+            rows.scales[index] = self.rows.row_scales(first + index);
         }
-        let products = dot::<S, K, R, C>(s, &x, codes, pairs, vector);
-        for (index, (acc, products)) in acc.iter_mut().zip(&products).enumerate() {
-            let x_scale = s.splat(self.rows.row_scales(row + index)[group]);
-            for (c, (acc, product)) in acc.iter_mut().zip(products).enumerate() {
-                let scale = s.mul(x_scale, s.load(&scales.0[(vector + c) * S::LANES..]));
-                *acc = s.mul_add(s.to_float(*product), scale, *acc);
-            }
+        rows
+    }
+
+    #[inline(always)]
+    fn panel(&self, index: usize) -> Panel<'a, K> {
+        let (n_pairs, n_groups) = (self.rows.n_pairs(), self.rows.n_groups());
+        let codes = &self.codes[index * n_pairs..][..n_pairs];
+        Panel { codes, scales: &self.scales[index * n_groups..][..n_groups] }
+    }
+}
+
+/// Adds the scaled sums of one group, with `C` vectors of columns from `vector` on.
+#[inline(always)]
+fn add_group<S: Simd, K: CodePair, const R: usize, const C: usize>(
+    s: S,
+    rows: &Rows<'_, R>,
+    panel: &Panel<'_, K>,
+    (group, vector): (usize, usize),
+    acc: &mut [[S::V; C]; R],
+) {
+    let pairs = group * (GROUP / 2)..((group + 1) * (GROUP / 2)).min(panel.codes.len());
+    let products = dot::<S, K, R, C>(s, &rows.pairs, panel.codes, pairs, vector);
+    for ((acc, products), scales) in acc.iter_mut().zip(&products).zip(&rows.scales) {
+        let x_scale = s.splat(scales[group]);
+        for (c, (acc, product)) in acc.iter_mut().zip(products).enumerate() {
+            let scale = s.mul(x_scale, s.load(&panel.scales[group].0[(vector + c) * S::LANES..]));
+            *acc = s.mul_add(s.to_float(*product), scale, *acc);
         }
     }
 }
@@ -173,18 +194,20 @@ impl<K: CodePair> Weights for Quantised<'_, K> {
         (row, vector): (usize, usize),
         acc: &mut [[S::V; C]; R],
     ) {
-        let at = (block.first_row + row, vector);
+        let (rows, panel) = (self.rows::<R>(block.first_row + row), self.panel(block.panel));
         for group in block.inputs.start / GROUP..block.inputs.end.div_ceil(GROUP) {
-            self.add_group(s, block.panel, group, at, acc);
+            add_group(s, &rows, &panel, (group, vector), acc);
         }
     }
 
     #[inline(always)]
     fn row<S: Simd, const P: usize, const C: usize>(&self, s: S, first: usize) -> [[S::V; C]; P] {
+        let rows = self.rows::<1>(0);
         let mut acc = [[s.splat(0.0); C]; P];
-        for group in 0..self.rows.n_groups() {
-            for (index, acc) in acc.iter_mut().enumerate() {
-                self.add_group::<S, 1, C>(s, first + index, group, (0, 0), std::array::from_mut(acc));
+        for (index, acc) in acc.iter_mut().enumerate() {
+            let panel = self.panel(first + index);
+            for group in 0..self.rows.n_groups() {
+                add_group(s, &rows, &panel, (group, 0), std::array::from_mut(acc));
             }
         }
         acc
