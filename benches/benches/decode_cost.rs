@@ -1,64 +1,80 @@
-//! What four tokens cost as the context grows, block against vanilla at equal depth and width.
+//! What four tokens cost as the context grows, block against vanilla at equal depth and width; at the longest context also
+//! with keys and values of fewer bits.
 
 use std::hint::black_box;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use blockformer::generate::PagedModel;
+use blockformer::generate::{PagedModel, RequestId};
+use blockformer::kv_cache::KvStorage;
 use blockformer::prelude::*;
-use blockformer_benches::{device, device_id, model_with_context, prompt};
+use blockformer_benches::{device, device_id, prompt, serving_model};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 const MODELS: [&str; 2] = ["block_main_b4_5", "vanilla_31"];
 const CONTEXTS: [usize; 4] = [128, 512, 2048, 8192];
 /// Tokens of a sample: a block of the Block Transformer.
 const TOKENS: usize = 4;
+/// Samples taken of one request; then it is begun again, so that the context is what the bench's name says, within these.
+const SAMPLES: u64 = 8;
 
 fn decode_cost(c: &mut Criterion) {
     let mut group = c.benchmark_group("decode_cost/four_tokens");
-    group.sample_size(10);
+    group.sample_size(20);
     group.throughput(Throughput::Elements(TOKENS as u64));
     for name in MODELS {
-        let model = model_with_context(name, 2 * CONTEXTS[CONTEXTS.len() - 1], &device());
-        for context in CONTEXTS {
-            let mut engine = running(&model, context);
+        let model = serving_model(name, 2 * CONTEXTS[CONTEXTS.len() - 1], &device());
+        let longest = CONTEXTS[CONTEXTS.len() - 1];
+        let smaller = [KvStorage::Float16, KvStorage::Int8].map(|storage| (longest, storage));
+        for (context, storage) in CONTEXTS.map(|context| (context, KvStorage::Float32)).into_iter().chain(smaller) {
+            let mut engine = engine(&model, context, storage);
             let rounds = TOKENS / model.layout().block_length;
-            group.bench_function(BenchmarkId::new(device_id(), format!("{name}/{context}")), |b| {
+            group.bench_function(BenchmarkId::new(device_id(), format!("{name}/{context}/{storage:?}")), |b| {
                 b.iter_custom(|iterations| {
-                    let started = Instant::now();
-                    for _ in 0..iterations {
-                        if engine.is_idle() {
-                            engine = running(&model, context); // the context is used up; happens in no sane setting
-                        }
-                        for _ in 0..rounds {
+                    let (mut left, mut spent) = (iterations, Duration::ZERO);
+                    while left > 0 {
+                        let request = begin(&mut engine, context);
+                        let samples = left.min(SAMPLES);
+                        let started = Instant::now();
+                        for _ in 0..samples as usize * rounds {
                             black_box(engine.step());
                         }
+                        spent += started.elapsed();
+                        left -= samples;
+                        engine.cancel(request);
+                        engine.step();
+                        assert!(engine.is_idle());
                     }
-                    started.elapsed()
+                    spent
                 });
             });
         }
     }
 }
 
-/// An engine whose only sequence has taken in a prompt of `context` tokens.
-fn running(model: &AnyModel, context: usize) -> Engine<&AnyModel> {
+/// An engine with room for a prompt of `context` tokens and what is generated behind it.
+fn engine(model: &ServingModel, context: usize, kv_storage: KvStorage) -> Engine<&ServingModel> {
     let page_blocks = 16;
-    let positions = 2 * CONTEXTS[CONTEXTS.len() - 1] / model.layout().block_length;
-    let kv_budget = model.pool_config(1, 0, Default::default()).page_bytes() * (positions + page_blocks);
-    let config = EngineConfig { kv_budget, page_blocks, reuse_prefixes: false, ..EngineConfig::default() };
-    let request = Request::new(prompt(context)).with_max_new_tokens(CONTEXTS[CONTEXTS.len() - 1] - 16);
-    let submitted = Engine::new(model, config, &device()).and_then(|mut engine| {
-        engine.submit(request)?;
-        Ok(engine)
-    });
-    let mut engine = match submitted {
+    let positions = (context + 2 * TOKENS * SAMPLES as usize) / model.layout().block_length;
+    let kv_budget = model.pool_config(1, 0, kv_storage).page_bytes() * (positions + 2 * page_blocks);
+    let config = EngineConfig { kv_budget, kv_storage, page_blocks, ..EngineConfig::default() };
+    match Engine::new(model, config, &device()) {
         Ok(engine) => engine,
         Err(error) => panic!("{error}"),
+    }
+}
+
+/// A request that has taken in its prompt; most of it from the cache, but for the first.
+fn begin(engine: &mut Engine<&ServingModel>, context: usize) -> RequestId {
+    let request = Request::new(prompt(context)).with_max_new_tokens(2 * TOKENS * SAMPLES as usize);
+    let request = match engine.submit(request) {
+        Ok(request) => request,
+        Err(error) => panic!("{error}"),
     };
-    while engine.stats().generated_tokens == 0 {
+    let before = engine.stats().generated_tokens;
+    while engine.stats().generated_tokens == before {
         engine.step();
     }
-    engine
+    request
 }
 
 criterion_group!(benches, decode_cost);

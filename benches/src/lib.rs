@@ -31,11 +31,11 @@ pub fn model(preset: &str, device: &Device) -> AnyModel {
     init(preset, config(preset), device)
 }
 
-/// The same for texts of up to `max_length` tokens.
+/// The same for texts of up to `max_length` tokens, in the form in which it serves fastest.
 ///
 /// # Panics
 /// If there is no such preset.
-pub fn model_with_context(preset: &str, max_length: usize, device: &Device) -> AnyModel {
+pub fn serving_model(preset: &str, max_length: usize, device: &Device) -> ServingModel {
     let mut config = config(preset);
     match &mut config {
         ModelConfig::BlockTransformer(config) => {
@@ -47,7 +47,11 @@ pub fn model_with_context(preset: &str, max_length: usize, device: &Device) -> A
             config.max_length = max_length;
         }
     }
-    init(preset, config, device)
+    let model = init(preset, config.clone(), device);
+    match ServingModel::new(&config, model, device) {
+        Ok(model) => model,
+        Err(error) => panic!("{preset}: {error}"),
+    }
 }
 
 fn config(preset: &str) -> ModelConfig {

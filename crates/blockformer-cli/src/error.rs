@@ -53,10 +53,10 @@ pub(crate) enum CliError {
     #[cfg(feature = "remote")]
     #[error("cannot listen on {address}: {source}")]
     Listen { address: String, source: std::io::Error },
-    #[error("device {} failed: {reason}{}", names.join(", "), checkpoint.as_ref().map_or(String::new(), |path| {
-        format!("; {} is whole: go on from it with --resume", path.display())
-    }))]
+    #[error("device {} failed: {reason}{}", names.join(", "), whole(checkpoint))]
     DeviceFailed { names: Vec<String>, reason: String, checkpoint: Option<PathBuf> },
+    #[error("training on device {name} failed, though the device answers: {reason}{}", whole(checkpoint))]
+    WorkFailed { name: String, reason: String, checkpoint: Option<PathBuf> },
     #[error("cannot read the prompt from standard input: {source}")]
     Stdin { source: std::io::Error },
     #[error("cannot write to standard output: {source}")]
@@ -93,4 +93,10 @@ impl CliError {
         }
         message
     }
+}
+
+/// What there is to go on from.
+fn whole(checkpoint: &Option<PathBuf>) -> String {
+    let hint = |path: &PathBuf| format!("; {} is whole: go on from it with --resume", path.display());
+    checkpoint.as_ref().map_or(String::new(), hint)
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use blockformer_kv_cache::{HostLayer, PagedBatch};
+use blockformer_kv_cache::{HostLayer, HostRows, PagedBatch};
 use blockformer_nn::TransformerConfig;
 
 /// Keys and values of all layers, each `[batch, n_kv_heads, capacity, head_dim]`, of sequences that advance together.
@@ -112,7 +112,7 @@ impl Kv<'_, '_> {
         match self {
             Self::Together { cache, .. } => {
                 let LayerCache { keys, values } = &mut cache.layers[layer];
-                HostLayer { keys, values }
+                HostLayer { keys: HostRows::Float32(keys), values: HostRows::Float32(values) }
             }
             Self::Pool(batch) => batch.host_layer(layer),
         }

@@ -20,7 +20,7 @@ pub struct CpuBlock {
     rows: usize,
 }
 
-/// Keys and values are [on the host](KvPlace::Host), in float32. In the blocks of one text padding may stand at the
+/// Keys and values are [on the host](KvPlace::Host). In the blocks of one text padding may stand at the
 /// start of the first alone, where prompts have it.
 impl PagedModel for CpuModel {
     type Block = CpuBlock;

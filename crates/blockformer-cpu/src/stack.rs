@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 
-use blockformer_kernels::{Activation, AttentionInputs, AttentionShape, Level, Precision, Store, attention, rotate};
-use blockformer_kv_cache::HostLayer;
+use blockformer_kernels::{
+    Activation, AttentionInputs, AttentionShape, Level, Precision, Store, Stored, attention, rotate,
+};
+use blockformer_kv_cache::{HostLayer, HostRows};
 use blockformer_nn::{
     Activation as NnActivation, Layer as BurnLayer, NormPosition, Residual, Transformer, TransformerConfig,
 };
@@ -179,6 +181,15 @@ impl Layer {
     }
 }
 
+/// What attention reads.
+fn stored<'a>(rows: &'a HostRows<'_>) -> Stored<'a> {
+    match rows {
+        HostRows::Float32(numbers) => Stored::F32(numbers),
+        HostRows::Float16(numbers) => Stored::F16(numbers),
+        HostRows::Int8 { numbers, scales } => Stored::Int8 { numbers, scales },
+    }
+}
+
 /// As `blockformer_nn::RotaryTable`.
 fn rotary_tables(config: &TransformerConfig) -> (Vec<f32>, Vec<f32>) {
     let Some(rotary) = config.rotary else { return (Vec::new(), Vec::new()) };
@@ -273,9 +284,9 @@ impl Pass<'_> {
             let page = tables[sequence * pages + position / self.page_length];
             let keys = queries_keys[n_heads * head_dim..].chunks_exact(head_dim);
             for (head, (key, value)) in keys.zip(values.chunks_exact(head_dim)).enumerate() {
-                let at = ((page * n_kv_heads + head) * self.page_length + position % self.page_length) * head_dim;
-                self.held.keys[at..at + head_dim].copy_from_slice(key);
-                self.held.values[at..at + head_dim].copy_from_slice(value);
+                let row = (page * n_kv_heads + head) * self.page_length + position % self.page_length;
+                self.held.keys.write(row, key);
+                self.held.values.write(row, value);
             }
         }
     }
@@ -288,7 +299,8 @@ impl Pass<'_> {
         let query_stride = (n_heads + 2 * n_kv_heads) * head_dim;
         let shape = AttentionShape { batch, n_queries, n_heads, n_kv_heads, head_dim, page_length, query_stride };
         let queries = &qkv[..batch * n_queries * query_stride];
-        let inputs = AttentionInputs { queries, keys: self.held.keys, values: self.held.values, tables };
+        let (keys, values) = (stored(&self.held.keys), stored(&self.held.values));
+        let inputs = AttentionInputs { queries, keys, values, tables };
         let mixed = room(mixed, batch * n_queries * n_heads * head_dim);
         attention(self.level, shape, inputs, visible, mixed);
         self.layer.output.run(self.level, mixed, Activation::Identity, Store::Add, x);

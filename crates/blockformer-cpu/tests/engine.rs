@@ -7,10 +7,8 @@ mod schedules;
 
 use blockformer_cpu::{CpuModel, Level, Precision};
 use blockformer_embedder::{ClsTokens, EmbedderConfig, EncoderConfig};
-use blockformer_generate::{
-    Alignment, Engine, EngineConfig, GenerateError, PagedModel, Request, Speculation, embed, log_likelihoods,
-};
-use blockformer_kv_cache::{CacheError, KvStorage};
+use blockformer_generate::{Alignment, EngineConfig, PagedModel, Request, Speculation, embed, log_likelihoods};
+use blockformer_kv_cache::KvStorage;
 use blockformer_model::{AnyModel, BlockTransformerConfig, ModelConfig};
 use burn::tensor::Device;
 use models::{all_configured, block_config, engine_logits, prompt, uncached};
@@ -45,10 +43,14 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 4, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn whatever_runs_beside_it_a_request_gets_what_it_gets_alone(arrivals in arrivals(), forced in any::<bool>()) {
+    fn whatever_runs_beside_it_a_request_gets_what_it_gets_alone(
+        arrivals in arrivals(),
+        forced in any::<bool>(),
+        kv_storage in prop::sample::select(vec![KvStorage::Float32, KvStorage::Float16, KvStorage::Int8]),
+    ) {
         let alignment = if forced { Alignment::ForceRest } else { Alignment::PadFirstBlock };
         for (name, model) in packed_models(&[Precision::F32, Precision::Int8]) {
-            let config = tight(&model, alignment);
+            let config = EngineConfig { kv_storage, ..tight(&model, alignment) };
             check_schedule(&name, &model, &config, &arrivals);
         }
     }
@@ -189,10 +191,20 @@ fn accounts_are_exact_and_those_of_plain_models() {
 }
 
 #[test]
-fn keys_and_values_are_stored_in_float32_only() {
-    let (_, model) = packed_models(&[Precision::F32]).remove(0);
-    let config = EngineConfig { kv_storage: KvStorage::Int8, ..EngineConfig::default() };
-    let refused = Engine::new(&model, config, &Device::flex()).unwrap_err();
-    assert_eq!(refused, GenerateError::Cache(CacheError::HostStorage { storage: KvStorage::Int8 }));
-    assert!(refused.to_string().contains("kv_storage Int8"), "{refused}");
+fn fewer_bits_for_keys_and_values_cost_what_they_cost_plain_models() {
+    let (prompt, text) = (prompt(23, 0), prompt(9, 5));
+    for (name, config, plain) in plain_models() {
+        let packed = CpuModel::new(&config, plain.clone(), Precision::F32).unwrap();
+        let settings = |kv_storage| EngineConfig { kv_storage, page_blocks: 2, ..EngineConfig::default() };
+        for storage in [KvStorage::Float16, KvStorage::Int8] {
+            let exact = engine_logits(&plain, settings(KvStorage::Float32), &prompt, &text);
+            let [theirs, ours] = [
+                engine_logits(&plain, settings(storage), &prompt, &text),
+                engine_logits(&packed, settings(storage), &prompt, &text),
+            ]
+            .map(|logits| logits.iter().zip(&exact).map(|(a, b)| difference(a, b)).fold(0.0, f32::max));
+            assert!(ours > 2e-5, "{name} {storage:?}: nothing is rounded");
+            assert!(ours < 1.5 * theirs + 2e-5, "{name} {storage:?}: {ours}, and {theirs} in a plain model");
+        }
+    }
 }

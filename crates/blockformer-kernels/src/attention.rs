@@ -16,6 +16,7 @@ use rayon::prelude::*;
 use crate::Level;
 use crate::simd::{Kernel, Simd};
 use crate::softmax::exp_and_sum;
+use crate::stored::{Int8, Numbers, Stored};
 
 /// Rows that share the loads of keys and values.
 const ROWS: usize = 4;
@@ -46,13 +47,13 @@ pub struct AttentionShape {
 ///
 /// # Shapes
 /// - `queries`: `[batch, n_queries, query_stride]`, of which the first `n_heads · head_dim` are read
-/// - `keys`, `values`: `[any number of pages, n_kv_heads, page_length, head_dim]`
+/// - `keys`, `values`: `[any number of pages, n_kv_heads, page_length, head_dim]`, both stored alike
 /// - `tables`: `[batch, pages of a sequence]`
 /// - `out`: `[batch, n_queries, n_heads · head_dim]`
 ///
 /// # Panics
-/// If a slice does not have its shape, a table names a page that is not there, or a range is empty or goes beyond a
-/// sequence's pages.
+/// If a slice does not have its shape, keys and values are not stored alike, a table names a page that is not there, or a
+/// range is empty or goes beyond a sequence's pages.
 pub fn attention(
     level: Level,
     shape: AttentionShape,
@@ -61,18 +62,45 @@ pub fn attention(
     out: &mut [f32],
 ) {
     check(&shape, &inputs, visible, out.len());
-    let group = shape.n_heads / shape.n_kv_heads;
-    let tiles = (group * shape.n_queries).div_ceil(ROWS);
-    let longest = visible.iter().map(|range| range.len()).max().unwrap_or(0);
-    let out = Output(out.as_mut_ptr());
-    let run = |range: Range<usize>| level.run(Tiles { shape, inputs, visible, out: &out, range, longest });
-    let tasks = shape.batch * shape.n_kv_heads * tiles;
-    let per_task = (TASK / (2 * longest * shape.head_dim * ROWS.min(group * shape.n_queries)).max(1)).max(1);
-    if tasks <= per_task || rayon::current_num_threads() == 1 {
-        return run(0..tasks);
+    let AttentionInputs { queries, tables, .. } = inputs;
+    let call = Call { level, shape, queries, tables, visible };
+    match (inputs.keys, inputs.values) {
+        (Stored::F32(keys), Stored::F32(values)) => call.run(keys, values, out),
+        (Stored::F16(keys), Stored::F16(values)) => call.run(keys, values, out),
+        (Stored::Int8 { numbers, scales }, Stored::Int8 { numbers: values, scales: of_values }) => {
+            call.run(Int8 { numbers, scales }, Int8 { numbers: values, scales: of_values }, out);
+        }
+        _ => panic!("keys and values are stored in different ways"),
     }
-    let pieces = tasks.div_ceil(per_task).min(4 * rayon::current_num_threads());
-    (0..pieces).into_par_iter().for_each(|piece| run(tasks * piece / pieces..tasks * (piece + 1) / pieces));
+}
+
+/// What there is to do, but for keys and values.
+#[derive(Clone, Copy)]
+struct Call<'a> {
+    level: Level,
+    shape: AttentionShape,
+    queries: &'a [f32],
+    tables: &'a [usize],
+    visible: &'a [Range<usize>],
+}
+
+impl Call<'_> {
+    /// Shares the tiles among threads.
+    fn run<N: Numbers>(self, keys: N, values: N, out: &mut [f32]) {
+        let Self { level, shape, visible, .. } = self;
+        let group = shape.n_heads / shape.n_kv_heads;
+        let tiles = (group * shape.n_queries).div_ceil(ROWS);
+        let longest = visible.iter().map(|range| range.len()).max().unwrap_or(0);
+        let out = Output(out.as_mut_ptr());
+        let run = |range: Range<usize>| level.run(Tiles { call: self, keys, values, out: &out, range, longest });
+        let tasks = shape.batch * shape.n_kv_heads * tiles;
+        let per_task = (TASK / (2 * longest * shape.head_dim * ROWS.min(group * shape.n_queries)).max(1)).max(1);
+        if tasks <= per_task || rayon::current_num_threads() == 1 {
+            return run(0..tasks);
+        }
+        let pieces = tasks.div_ceil(per_task).min(4 * rayon::current_num_threads());
+        (0..pieces).into_par_iter().for_each(|piece| run(tasks * piece / pieces..tasks * (piece + 1) / pieces));
+    }
 }
 
 /// What attention reads; shapes as [`attention`] says.
@@ -81,9 +109,9 @@ pub struct AttentionInputs<'a> {
     /// Queries, not yet scaled.
     pub queries: &'a [f32],
     /// Keys.
-    pub keys: &'a [f32],
+    pub keys: Stored<'a>,
     /// Values.
-    pub values: &'a [f32],
+    pub values: Stored<'a>,
     /// The pages of each sequence, in order, as many for each; what is behind the keys that are seen may be any page.
     pub tables: &'a [usize],
 }
@@ -96,6 +124,11 @@ fn check(shape: &AttentionShape, inputs: &AttentionInputs<'_>, visible: &[Range<
     let page = n_kv_heads * page_length * head_dim;
     assert!(page > 0 && inputs.keys.len().is_multiple_of(page), "keys are not pages of {page} numbers");
     assert_eq!(inputs.values.len(), inputs.keys.len(), "values");
+    for stored in [inputs.keys, inputs.values] {
+        if let Stored::Int8 { numbers, scales } = stored {
+            assert_eq!(scales.len() * head_dim, numbers.len(), "scales of {} numbers", numbers.len());
+        }
+    }
     assert!(batch > 0 && inputs.tables.len().is_multiple_of(batch), "tables of {batch} sequences");
     let n_pages = inputs.keys.len() / page;
     assert!(inputs.tables.iter().all(|page| *page < n_pages), "a table names a page beyond {n_pages}");
@@ -112,21 +145,21 @@ struct Output(*mut f32);
 // SAFETY: every head of a query is written by one task only; numbers may be sent between threads.
 unsafe impl Sync for Output {}
 
-struct Tiles<'a> {
-    shape: AttentionShape,
-    inputs: AttentionInputs<'a>,
-    visible: &'a [Range<usize>],
+struct Tiles<'a, N> {
+    call: Call<'a>,
+    keys: N,
+    values: N,
     out: &'a Output,
     range: Range<usize>,
     longest: usize,
 }
 
-impl Kernel for Tiles<'_> {
+impl<N: Numbers> Kernel for Tiles<'_, N> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let AttentionShape { n_queries, n_heads, n_kv_heads, .. } = self.shape;
+        let AttentionShape { n_queries, n_heads, n_kv_heads, .. } = self.call.shape;
         let group = n_heads / n_kv_heads;
         let rows = group * n_queries;
         let tiles = rows.div_ceil(ROWS);
@@ -154,11 +187,11 @@ struct Row<'a> {
     end: usize,
 }
 
-impl Tiles<'_> {
+impl<N: Numbers> Tiles<'_, N> {
     /// Rows `rows` of sequence and key/value head `pair`; with fewer than `R` the last is computed again.
     #[inline(always)]
     fn tile<S: Simd, const R: usize>(&self, s: S, pair: usize, rows: Range<usize>, scores: &mut Vec<f32>) {
-        let AttentionShape { batch, n_kv_heads, head_dim, page_length, .. } = self.shape;
+        let AttentionShape { batch, n_kv_heads, head_dim, page_length, .. } = self.call.shape;
         let (sequence, kv_head) = (pair / n_kv_heads, pair % n_kv_heads);
         let last = rows.end - 1;
         let mut tile = [self.row(sequence, kv_head, last); R];
@@ -173,19 +206,19 @@ impl Tiles<'_> {
         if scores.len() < R * n {
             scores.resize(R * n, 0.0);
         }
-        let pages = self.inputs.tables.len() / batch;
-        let table = &self.inputs.tables[sequence * pages..(sequence + 1) * pages];
+        let pages = self.call.tables.len() / batch;
+        let table = &self.call.tables[sequence * pages..(sequence + 1) * pages];
         let walk = Walk {
             table: &table[start / page_length..],
             within: start % page_length,
             left: n,
             page_length,
             head_dim,
-            page: n_kv_heads * page_length * head_dim,
-            head: kv_head * page_length * head_dim,
+            page: n_kv_heads * page_length,
+            head: kv_head * page_length,
         };
         let scores = &mut scores[..R * n];
-        score::<S, R>(s, &tile, walk, self.inputs.keys, scores);
+        score::<S, N, R>(s, &tile, walk, self.keys, scores);
         let mut sums = [0.0; R];
         for ((row, scores), sum) in tile.iter().zip(scores.chunks_exact_mut(n)).zip(&mut sums) {
             let (first, behind) = (row.start - start, row.end - start);
@@ -197,17 +230,17 @@ impl Tiles<'_> {
         for ((part, row), sum) in out.iter_mut().zip(&tile).zip(sums) {
             *part = Part { first: self.out.0, offset: row.out, scale: sum.recip() };
         }
-        mix::<S, R>(s, scores, walk, self.inputs.values, &out);
+        mix::<S, N, R>(s, scores, walk, self.values, &out);
     }
 
     fn row(&self, sequence: usize, kv_head: usize, row: usize) -> Row<'_> {
-        let AttentionShape { n_queries, n_heads, n_kv_heads, head_dim, query_stride, .. } = self.shape;
+        let AttentionShape { n_queries, n_heads, n_kv_heads, head_dim, query_stride, .. } = self.call.shape;
         // Queries next to each other share most keys, so they come first.
         let (head, query) = (kv_head * (n_heads / n_kv_heads) + row / n_queries, row % n_queries);
         let position = sequence * n_queries + query;
-        let range = &self.visible[position];
+        let range = &self.call.visible[position];
         Row {
-            query: &self.inputs.queries[position * query_stride + head * head_dim..][..head_dim],
+            query: &self.call.queries[position * query_stride + head * head_dim..][..head_dim],
             out: (position * n_heads + head) * head_dim,
             start: range.start,
             end: range.end,
@@ -226,63 +259,75 @@ struct Walk<'a> {
     left: usize,
     page_length: usize,
     head_dim: usize,
-    /// Numbers of a page.
+    /// Rows of a page: positions of all heads.
     page: usize,
-    /// Numbers of a page before the head's.
+    /// Rows of a page before the head's.
     head: usize,
 }
 
 impl Walk<'_> {
-    /// The positions in the next page: how many, and their numbers in `of`.
+    /// The positions in the next page: how many, and the row of the first.
     #[inline(always)]
-    fn next<'a>(&mut self, of: &'a [f32]) -> Option<(usize, &'a [f32])> {
+    fn next(&mut self) -> Option<(usize, usize)> {
         if self.left == 0 {
             return None;
         }
         let (page, rest) = self.table.split_first()?;
         let n = (self.page_length - self.within).min(self.left);
-        let first = page * self.page + self.head + self.within * self.head_dim;
+        let first = page * self.page + self.head + self.within;
         (self.table, self.within, self.left) = (rest, 0, self.left - n);
-        Some((n, &of[first..first + n * self.head_dim]))
+        Some((n, first))
     }
 }
 
 /// `scores[r][key] = q[r] · k[key] / sqrt(head_dim)`.
 #[inline(always)]
-fn score<S: Simd, const R: usize>(s: S, rows: &[Row<'_>; R], mut walk: Walk<'_>, keys: &[f32], scores: &mut [f32]) {
+fn score<S: Simd, N: Numbers, const R: usize>(
+    s: S,
+    rows: &[Row<'_>; R],
+    mut walk: Walk<'_>,
+    keys: N,
+    scores: &mut [f32],
+) {
     let mut done = 0;
-    while let Some((n, keys)) = walk.next(keys) {
-        score_page::<S, R>(s, rows, keys, done..done + n, scores);
+    while let Some((n, first)) = walk.next() {
+        score_page::<S, N, R>(s, rows, keys, first, done..done + n, scores);
         done += n;
     }
 }
 
-/// The scores of the keys of one page, which are numbers `at` of all.
+/// The scores of the keys of one page, which are numbers `at` of all and rows from `first` on.
 #[inline(always)]
-fn score_page<S: Simd, const R: usize>(s: S, rows: &[Row<'_>; R], keys: &[f32], at: Range<usize>, scores: &mut [f32]) {
+fn score_page<S: Simd, N: Numbers, const R: usize>(
+    s: S,
+    rows: &[Row<'_>; R],
+    keys: N,
+    first: usize,
+    at: Range<usize>,
+    scores: &mut [f32],
+) {
     let head_dim = rows[0].query.len();
     let n = scores.len() / R;
     let scale = (head_dim as f32).sqrt().recip();
     let whole = head_dim - head_dim % S::LANES;
-    let mut first_feature = 0;
-    for index in at {
-        let key = &keys[first_feature..first_feature + head_dim];
-        first_feature += head_dim;
+    for (key, index) in at.enumerate() {
+        let row = first + key;
+        let key = row * head_dim;
         let mut acc = [s.splat(0.0); R];
-        let mut first = 0;
-        while first < whole {
-            let k = s.load(&key[first..]);
+        let mut feature = 0;
+        while feature < whole {
+            let k = keys.load(s, key + feature);
             for (acc, row) in acc.iter_mut().zip(rows) {
-                *acc = s.mul_add(s.load(&row.query[first..]), k, *acc);
+                *acc = s.mul_add(s.load(&row.query[feature..]), k, *acc);
             }
-            first += S::LANES;
+            feature += S::LANES;
         }
-        for (r, (acc, row)) in acc.iter().zip(rows).enumerate() {
+        for (r, (acc, of)) in acc.iter().zip(rows).enumerate() {
             let mut sum = s.sum(*acc);
-            for (q, k) in row.query[whole..].iter().zip(&key[whole..]) {
-                sum += q * k;
+            for (feature, q) in of.query.iter().enumerate().skip(whole) {
+                sum += q * keys.get(key + feature);
             }
-            scores[r * n + index] = sum * scale;
+            scores[r * n + index] = sum * scale * keys.scale(row);
         }
     }
 }
@@ -306,34 +351,34 @@ impl Part {
 
 /// `out[r] = scale[r] · Σ_key weights[r][key] v[key]`.
 #[inline(always)]
-fn mix<S: Simd, const R: usize>(s: S, weights: &[f32], walk: Walk<'_>, values: &[f32], out: &[Part; R]) {
+fn mix<S: Simd, N: Numbers, const R: usize>(s: S, weights: &[f32], walk: Walk<'_>, values: N, out: &[Part; R]) {
     let (head_dim, n) = (walk.head_dim, walk.left);
     let mut feature = 0;
     // A single row needs more sums at a time, so that additions do not wait for each other.
     while R == 1 && feature + 8 * S::LANES <= head_dim {
-        mix_features::<S, R, 8>(s, weights, walk, values, feature, out);
+        mix_features::<S, N, R, 8>(s, weights, walk, values, feature, out);
         feature += 8 * S::LANES;
     }
     while R == 1 && feature + 4 * S::LANES <= head_dim {
-        mix_features::<S, R, 4>(s, weights, walk, values, feature, out);
+        mix_features::<S, N, R, 4>(s, weights, walk, values, feature, out);
         feature += 4 * S::LANES;
     }
     while feature + 2 * S::LANES <= head_dim {
-        mix_features::<S, R, 2>(s, weights, walk, values, feature, out);
+        mix_features::<S, N, R, 2>(s, weights, walk, values, feature, out);
         feature += 2 * S::LANES;
     }
     while feature + S::LANES <= head_dim {
-        mix_features::<S, R, 1>(s, weights, walk, values, feature, out);
+        mix_features::<S, N, R, 1>(s, weights, walk, values, feature, out);
         feature += S::LANES;
     }
     for feature in feature..head_dim {
         for (mut weights, out) in weights.chunks_exact(n).zip(out) {
             let (mut walk, mut sum) = (walk, 0.0);
-            while let Some((n, values)) = walk.next(values) {
+            while let Some((n, first)) = walk.next() {
                 let (of_page, rest) = weights.split_at(n);
                 weights = rest;
-                for (weight, value) in of_page.iter().zip(values.chunks_exact(head_dim)) {
-                    sum += weight * value[feature];
+                for (weight, row) in of_page.iter().zip(first..) {
+                    sum += weight * values.scale(row) * values.get(row * head_dim + feature);
                 }
             }
             let mut out = *out;
@@ -344,32 +389,31 @@ fn mix<S: Simd, const R: usize>(s: S, weights: &[f32], walk: Walk<'_>, values: &
 
 /// The same for `C` vectors of features, from one on.
 #[inline(always)]
-fn mix_features<S: Simd, const R: usize, const C: usize>(
+fn mix_features<S: Simd, N: Numbers, const R: usize, const C: usize>(
     s: S,
     weights: &[f32],
     mut walk: Walk<'_>,
-    values: &[f32],
+    values: N,
     feature: usize,
     out: &[Part; R],
 ) {
     let (head_dim, n) = (walk.head_dim, walk.left);
     let mut acc = [[s.splat(0.0); C]; R];
     let mut done = 0;
-    while let Some((in_page, values)) = walk.next(values) {
-        let mut at = feature;
-        for key in done..done + in_page {
-            let value = &values[at..at + C * S::LANES];
+    while let Some((in_page, first)) = walk.next() {
+        for (row, key) in (first..).zip(done..done + in_page) {
+            let at = row * head_dim + feature;
             let mut v = [s.splat(0.0); C];
             for (c, v) in v.iter_mut().enumerate() {
-                *v = s.load(&value[c * S::LANES..]);
+                *v = values.load(s, at + c * S::LANES);
             }
+            let scale = values.scale(row);
             for (r, acc) in acc.iter_mut().enumerate() {
-                let weight = s.splat(weights[r * n + key]);
+                let weight = s.splat(weights[r * n + key] * scale);
                 for (acc, v) in acc.iter_mut().zip(&v) {
                     *acc = s.mul_add(weight, *v, *acc);
                 }
             }
-            at += head_dim;
         }
         done += in_page;
     }

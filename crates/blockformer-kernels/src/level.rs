@@ -32,7 +32,7 @@ impl Level {
         let mut levels = vec![Self::PORTABLE];
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
                 levels.push(Self(Instructions::Avx2));
                 if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
                     levels.push(Self(Instructions::Avx512));
@@ -73,23 +73,23 @@ impl Level {
         match self.0 {
             Instructions::Portable => kernel.run(Portable),
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: a `Level` of AVX2 exists only where `supported` has found AVX2 and FMA.
+            // SAFETY: a `Level` of AVX2 exists only where `supported` has found AVX2, FMA and F16C.
             Instructions::Avx2 => unsafe { run_avx2(kernel) },
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: a `Level` of AVX-512 exists only where `supported` has found AVX-512F, AVX-512BW, AVX2 and FMA.
+            // SAFETY: a `Level` of AVX-512 exists only where `supported` has found AVX-512F, AVX-512BW, AVX2, FMA and F16C.
             Instructions::Avx512 => unsafe { run_avx512(kernel) },
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,f16c")]
 fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx2::new())
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
+#[target_feature(enable = "avx512f,avx512bw,avx2,fma,f16c")]
 fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx512::new())
 }

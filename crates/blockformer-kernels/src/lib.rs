@@ -1,13 +1,15 @@
-//! CPU kernels for the inference of transformers, on plain slices of float32.
+//! CPU kernels for transformers, on plain slices of float32.
 //!
 //! Nothing here knows a tensor library or a model; `blockformer-cpu` runs Block Transformers with them, and any other
 //! model can.
 //!
 //! - [`PackedMatrix`] holds weights laid out once for products, in float32, bfloat16, 8 or 4 bits; [`matmul`]
 //!   multiplies rows of float32 by it, and adds bias, activation and residual on the way out.
-//! - [`attention`] is that of few or many queries over pages of keys and values, with grouped heads.
+//! - [`attention`] is that of few or many queries over pages of keys and values, with grouped heads; keys and values may
+//!   be [stored](Stored) in float32, half precision or eight bits.
 //! - [`LayerNorm`], [`RmsNorm`], [`Activation`], [`gated`], [`rotate`], [`softmax`], [`log_softmax`],
 //!   [`log_sum_exp`] and [`argmax`] are the rest of a transformer.
+//! - [`cross_entropy`] and [`Activation::tangents`] give values and derivatives in one pass, for training.
 //!
 //! Every kernel is written once over a vector type and compiled for each [`Level`] (AVX-512F, AVX2 with FMA, the
 //! target's baseline). [`Level::current`] asks the CPU at run time. Work is shared among the threads of the rayon
@@ -36,6 +38,7 @@ mod quantised;
 mod rotary;
 mod simd;
 mod softmax;
+mod stored;
 
 pub use activation::{Activation, gated};
 pub use attention::{AttentionInputs, AttentionShape, attention};
@@ -44,4 +47,5 @@ pub use matmul::{Epilogue, Store, matmul};
 pub use norm::{LayerNorm, RmsNorm};
 pub use packed::{PackedMatrix, Precision};
 pub use rotary::rotate;
-pub use softmax::{argmax, log_softmax, log_sum_exp, softmax};
+pub use softmax::{argmax, cross_entropy, log_softmax, log_sum_exp, softmax};
+pub use stored::Stored;

@@ -83,3 +83,41 @@ pub(crate) fn gelu_tanh<S: Simd>(s: S, x: S::V) -> S::V {
 pub(crate) fn relu<S: Simd>(s: S, x: S::V) -> S::V {
     s.max(s.splat(0.0), x)
 }
+
+/// The slope of [`gelu`], `Φ(x) + x φ(x)`.
+#[inline(always)]
+pub(crate) fn gelu_slope<S: Simd>(s: S, x: S::V) -> S::V {
+    let half = s.splat(0.5);
+    let below = s.mul_add(half, erf(s, s.mul(x, s.splat(std::f32::consts::FRAC_1_SQRT_2))), half);
+    let density = s.mul(exp(s, s.mul(s.mul(x, x), s.splat(-0.5))), s.splat(0.398_942_3)); // 1 / sqrt(2π)
+    s.mul_add(x, density, below)
+}
+
+/// The slope of [`silu`], `σ(x) (1 + x (1 - σ(x)))`; zero below -87, where `e⁻ˣ` would not be finite.
+#[inline(always)]
+pub(crate) fn silu_slope<S: Simd>(s: S, x: S::V) -> S::V {
+    let one = s.splat(1.0);
+    let e = exp(s, s.sub(s.splat(0.0), x));
+    let sigma = s.div(one, s.add(e, one));
+    let rest = s.mul(e, sigma); // 1 - σ, without its cancellation
+    s.zero_below(x, -87.0, s.mul(sigma, s.mul_add(x, rest, one)))
+}
+
+/// The slope of [`gelu_tanh`], `σ(z) (1 + x (1 - σ(z)) z')` with its `z` and `z' = 2 sqrt(2/π) (1 + 3 · 0.044715 x²)`;
+/// beyond ±10 that of 10, which is 0 or 1.
+#[inline(always)]
+pub(crate) fn gelu_tanh_slope<S: Simd>(s: S, x: S::V) -> S::V {
+    let (one, x) = (s.splat(1.0), clamp(s, x, -10.0, 10.0));
+    let x2 = s.mul(x, x);
+    let inner = s.mul_add(x2, s.splat(0.044_715), one);
+    let e = exp(s, s.mul(s.mul(x, inner), s.splat(-1.595_769)));
+    let sigma = s.div(one, s.add(e, one));
+    let slope = s.mul(s.mul_add(x2, s.splat(0.134_145), one), s.splat(1.595_769));
+    s.mul(sigma, s.mul_add(s.mul(x, slope), s.mul(e, sigma), one))
+}
+
+/// The slope of [`relu`]: 1 above 0.
+#[inline(always)]
+pub(crate) fn relu_slope<S: Simd>(s: S, x: S::V) -> S::V {
+    s.zero_below(x, f32::MIN_POSITIVE, s.splat(1.0))
+}

@@ -4,6 +4,8 @@
 //! enables the level's instructions. Values of [`Avx2`] and [`Avx512`] are made only inside such functions, so holding
 //! one proves that the CPU has the instructions, and all operations on registers are safe.
 
+use half::f16;
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -84,4 +86,8 @@ pub(crate) trait Simd: Copy {
     fn sum(self, x: Self::V) -> f32;
     /// The largest of all numbers.
     fn max_of(self, x: Self::V) -> f32;
+    /// The first `LANES` of `x`.
+    fn load_f16(self, x: &[f16]) -> Self::V;
+    /// The first `LANES` of `x`.
+    fn load_i8(self, x: &[i8]) -> Self::V;
 }

@@ -43,6 +43,38 @@ pub fn log_softmax(level: Level, x: &mut [f32], n_columns: usize) {
     });
 }
 
+/// Cross-entropy of each row of `n_columns` logits with its target, in nats, and its gradient, in one pass:
+///
+/// ```text
+/// losses[i] = ln Σ e^z − z[targets[i]],   row i = scales[i] · (softmax(z) − onehot(targets[i]))
+/// ```
+///
+/// A row whose scale is 0 does not count: its loss and its gradient are 0, whatever it holds.
+///
+/// # Panics
+/// If `logits` are not rows, a target is not one of the columns, or one of the others has not one place a row.
+pub fn cross_entropy(
+    level: Level,
+    logits: &mut [f32],
+    n_columns: usize,
+    targets: &[usize],
+    scales: &[f32],
+    losses: &mut [f32],
+) {
+    let rows = losses.len();
+    assert!(n_columns > 0 && logits.len() == rows * n_columns, "{} numbers are not {rows} rows", logits.len());
+    assert!(targets.len() == rows && scales.len() == rows, "targets and scales of {rows} rows");
+    assert!(targets.iter().all(|target| *target < n_columns), "a target beyond {n_columns} columns");
+    let part = |(((row, loss), target), scale): (((&mut [f32], &mut f32), &usize), &f32)| {
+        *loss = level.run(CrossEntropy { row, target: *target, scale: *scale });
+    };
+    if logits.len() < PARALLEL_FROM {
+        logits.chunks_exact_mut(n_columns).zip(losses).zip(targets).zip(scales).for_each(part);
+    } else {
+        logits.par_chunks_exact_mut(n_columns).zip(losses).zip(targets).zip(scales).for_each(part);
+    }
+}
+
 /// The index of the largest number, the first of equals; `None` if there is none, if one is not a number or is
 /// positive infinity, or if all are negative infinity. (Logits for which it is `None` cannot be sampled from.)
 pub fn argmax(level: Level, x: &[f32]) -> Option<usize> {
@@ -77,6 +109,32 @@ impl Kernel for Softmax<'_> {
     }
 }
 
+struct CrossEntropy<'a> {
+    row: &'a mut [f32],
+    target: usize,
+    scale: f32,
+}
+
+impl Kernel for CrossEntropy<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        let Self { row, target, scale } = self;
+        if scale == 0.0 {
+            row.fill(0.0);
+            return 0.0;
+        }
+        let of_target = row[target];
+        let (max, _) = max_and_sum(s, row);
+        let sum = exp_and_sum_less(s, row, max);
+        let factor = scale / sum;
+        row.iter_mut().for_each(|x| *x *= factor);
+        row[target] -= scale;
+        (max - of_target) + sum.ln()
+    }
+}
+
 /// `e^(x - max)`.
 struct ExpLess(f32);
 
@@ -91,6 +149,12 @@ impl Function for ExpLess {
 #[inline(always)]
 pub(crate) fn exp_and_sum<S: Simd>(s: S, row: &mut [f32]) -> f32 {
     let (max, _) = max_and_sum(s, row);
+    exp_and_sum_less(s, row, max)
+}
+
+/// The same, where the largest is known.
+#[inline(always)]
+fn exp_and_sum_less<S: Simd>(s: S, row: &mut [f32], max: f32) -> f32 {
     let mut chunks = row.chunks_exact_mut(S::LANES);
     let mut total = s.splat(0.0);
     for chunk in &mut chunks {

@@ -4,8 +4,9 @@ mod common;
 
 use std::ops::Range;
 
-use blockformer_kernels::{AttentionInputs, AttentionShape, Level, attention};
+use blockformer_kernels::{AttentionInputs, AttentionShape, Level, Stored, attention};
 use common::{assert_close, levels, noise};
+use half::f16;
 
 struct Case {
     shape: AttentionShape,
@@ -61,11 +62,17 @@ impl Case {
     }
 
     fn run(&self, level: Level) -> Vec<f32> {
-        let [queries, keys, values] = self.inputs();
+        let [_, keys, values] = self.inputs();
+        self.run_stored(level, keys[..].into(), values[..].into())
+    }
+
+    /// The same queries over other keys and values.
+    fn run_stored(&self, level: Level, keys: Stored<'_>, values: Stored<'_>) -> Vec<f32> {
+        let [queries, _, _] = self.inputs();
         let AttentionShape { batch, n_queries, n_heads, head_dim, .. } = self.shape;
         let mut out = vec![f32::NAN; batch * n_queries * n_heads * head_dim];
         let tables: Vec<usize> = (0..batch).collect();
-        let inputs = AttentionInputs { queries: &queries, keys: &keys, values: &values, tables: &tables };
+        let inputs = AttentionInputs { queries: &queries, keys, values, tables: &tables };
         attention(level, self.shape, inputs, &self.visible, &mut out);
         out
     }
@@ -91,7 +98,8 @@ impl Case {
         let [queries, keys, values] = self.inputs();
         let (keys, values) = (scatter(&keys), scatter(&values));
         let mut out = vec![f32::NAN; batch * n_queries * n_heads * head_dim];
-        let inputs = AttentionInputs { queries: &queries, keys: &keys, values: &values, tables: &tables };
+        let inputs =
+            AttentionInputs { queries: &queries, keys: keys[..].into(), values: values[..].into(), tables: &tables };
         attention(level, AttentionShape { page_length, ..self.shape }, inputs, &self.visible, &mut out);
         out
     }
@@ -103,7 +111,7 @@ impl Case {
         let shape = AttentionShape { batch: 1, n_queries: 1, ..self.shape };
         let queries = &queries[position * query_stride..(position + 1) * query_stride];
         let tables = [position / n_queries];
-        let inputs = AttentionInputs { queries, keys: &keys, values: &values, tables: &tables };
+        let inputs = AttentionInputs { queries, keys: keys[..].into(), values: values[..].into(), tables: &tables };
         let mut out = vec![f32::NAN; n_heads * head_dim];
         attention(level, shape, inputs, &self.visible[position..=position], &mut out);
         out
@@ -133,6 +141,63 @@ fn attention_follows_float64() {
             assert_close(&case.run(level), &expected, 1e-5, &format!("{} {:?}", level.name(), case.shape));
         }
     }
+}
+
+#[test]
+fn half_precision_gives_the_bits_that_its_numbers_give_in_float32() {
+    for case in cases() {
+        let [_, keys, values] = case.inputs();
+        let round = |of: &[f32]| of.iter().map(|x| f16::from_f32(*x)).collect::<Vec<_>>();
+        let back = |of: &[f16]| of.iter().map(|x| x.to_f32()).collect::<Vec<_>>();
+        let (keys, values) = (round(&keys), round(&values));
+        for level in levels() {
+            assert_eq!(
+                case.run_stored(level, Stored::F16(&keys), Stored::F16(&values)),
+                case.run_stored(level, back(&keys)[..].into(), back(&values)[..].into()),
+                "{} {:?}",
+                level.name(),
+                case.shape
+            );
+        }
+    }
+}
+
+#[test]
+fn eight_bits_are_multiplied_by_their_scales() {
+    for case in cases() {
+        let head_dim = case.shape.head_dim;
+        let [_, keys, values] = case.inputs();
+        let bytes = |of: &[f32]| of.iter().map(|x| (x * 63.0) as i8).collect::<Vec<_>>();
+        let (keys, values) = (bytes(&keys), bytes(&values));
+        let rows = keys.len() / head_dim;
+        // Powers of two, so that it does not matter where they are multiplied: the same bits.
+        let scales: Vec<f32> = (0..rows).map(|row| 2f32.powi(row as i32 % 3 - 7)).collect();
+        let others: Vec<f32> = (0..rows).map(|row| 2f32.powi(row as i32 % 2 - 6)).collect();
+        let scaled = |of: &[i8], scales: &[f32]| -> Vec<f32> {
+            of.chunks(head_dim)
+                .zip(scales)
+                .flat_map(|(row, scale)| row.iter().map(move |x| f32::from(*x) * scale))
+                .collect()
+        };
+        for level in levels() {
+            let stored = case.run_stored(
+                level,
+                Stored::Int8 { numbers: &keys, scales: &scales },
+                Stored::Int8 { numbers: &values, scales: &others },
+            );
+            let (keys, values) = (scaled(&keys, &scales), scaled(&values, &others));
+            let plain = case.run_stored(level, keys[..].into(), values[..].into());
+            assert_eq!(stored, plain, "{} {:?}", level.name(), case.shape);
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "stored in different ways")]
+fn keys_and_values_are_stored_alike() {
+    let case = case(1, 1, (1, 1), 8, 4);
+    let [_, keys, _] = case.inputs();
+    case.run_stored(Level::PORTABLE, keys[..].into(), Stored::F16(&vec![f16::ONE; keys.len()]));
 }
 
 #[test]
@@ -180,7 +245,8 @@ fn keys_outside_of_the_range_are_not_read() {
     }
     for level in levels() {
         let mut out = vec![0.0; 2 * 3 * 4 * 16];
-        let inputs = AttentionInputs { queries: &queries, keys: &keys, values: &values, tables: &[0, 1] };
+        let inputs =
+            AttentionInputs { queries: &queries, keys: keys[..].into(), values: values[..].into(), tables: &[0, 1] };
         attention(level, case.shape, inputs, &case.visible, &mut out);
         assert_close(&out, &case.expected(), 1e-5, level.name());
     }
@@ -199,6 +265,6 @@ fn a_query_that_sees_nothing_panics() {
 fn a_page_that_is_not_there_panics() {
     let case = case(1, 1, (1, 1), 8, 4);
     let [queries, keys, values] = case.inputs();
-    let inputs = AttentionInputs { queries: &queries, keys: &keys, values: &values, tables: &[1] };
+    let inputs = AttentionInputs { queries: &queries, keys: keys[..].into(), values: values[..].into(), tables: &[1] };
     attention(Level::PORTABLE, case.shape, inputs, &case.visible, &mut [0.0; 8]);
 }

@@ -3,7 +3,7 @@
 mod common;
 
 use blockformer_kernels::{
-    Activation, LayerNorm, Level, RmsNorm, argmax, gated, log_softmax, log_sum_exp, rotate, softmax,
+    Activation, LayerNorm, Level, RmsNorm, argmax, cross_entropy, gated, log_softmax, log_sum_exp, rotate, softmax,
 };
 use common::{assert_close, levels, noise, size};
 
@@ -46,6 +46,45 @@ fn activations_follow_their_formulas() {
     }
 }
 
+fn derivative(activation: Activation, x: f64) -> f64 {
+    use std::f64::consts::PI;
+    match activation {
+        Activation::Gelu => 0.5 * libm::erfc(-x / 2f64.sqrt()) + x * (-x * x / 2.0).exp() / (2.0 * PI).sqrt(),
+        Activation::GeluTanh => {
+            let x = x.clamp(-1e9, 1e9); // whose cube is still finite
+            let tanh = libm::tanh((2.0 / PI).sqrt() * (x + 0.044715 * x * x * x));
+            let rest = if tanh.abs() == 1.0 { 0.0 } else { x * (1.0 - tanh * tanh) * (1.0 + 3.0 * 0.044715 * x * x) };
+            0.5 * (1.0 + tanh + rest * (2.0 / PI).sqrt())
+        }
+        Activation::Relu => f64::from(u8::from(x > 0.0)),
+        Activation::Silu if x < -700.0 => 0.0, // where e⁻ˣ is not finite
+        Activation::Silu => {
+            let sigma = 1.0 / (1.0 + (-x).exp());
+            sigma * (1.0 + x * (1.0 - sigma))
+        }
+        _ => 1.0,
+    }
+}
+
+#[test]
+fn tangents_touch_the_activation_with_its_derivative() {
+    for level in levels() {
+        for activation in ALL {
+            let x = inputs();
+            let (mut offsets, mut slopes) = (x.clone(), vec![f32::NAN; x.len()]);
+            activation.tangents(level, &mut offsets, &mut slopes);
+            for ((x, offset), slope) in x.iter().zip(&offsets).zip(&slopes) {
+                let what = format!("{} {activation:?}({x})", level.name());
+                let (exact, expected) = (f64::from(*x), derivative(activation, f64::from(*x)));
+                assert!((f64::from(*slope) - expected).abs() <= 1e-6, "{what}: slope {slope}, not {expected}");
+                let (y, expected) = (slope * x + offset, formula(activation, exact));
+                let allowed = 1e-6 * expected.abs().max(1.0);
+                assert!((f64::from(y) - expected).abs() <= allowed, "{what}: {y} instead of {expected}");
+            }
+        }
+    }
+}
+
 #[test]
 fn what_is_not_a_number_stays_so() {
     for level in levels() {
@@ -53,6 +92,10 @@ fn what_is_not_a_number_stays_so() {
             let mut x = [f32::NAN; 19];
             activation.apply(level, &mut x);
             assert!(x.iter().all(|x| x.is_nan()), "{} {activation:?}", level.name());
+            let (mut offsets, mut slopes) = (x, [0.0; 19]);
+            activation.tangents(level, &mut offsets, &mut slopes);
+            let touched = (0..19).all(|i| (slopes[i] * x[i] + offsets[i]).is_nan());
+            assert!(touched, "{} {activation:?}", level.name());
         }
     }
 }
@@ -125,6 +168,43 @@ fn softmax_and_its_logarithm_follow_float64() {
             log_sum_exp(level, &x, n, &mut y);
             assert_close(&y, &sums, 2e-5, &what);
         }
+    }
+}
+
+#[test]
+fn cross_entropy_and_its_gradient_follow_float64() {
+    for (rows, n) in [(1, 1), (2, 7), (5, 33), (3, size(5000)), (size(40), size(900))] {
+        let logits: Vec<f32> = noise(rows * n, 7).iter().map(|x| 100.0 * x).collect();
+        let targets: Vec<usize> = (0..rows).map(|row| row * 31 % n).collect();
+        let scales: Vec<f32> = (0..rows).map(|row| if row % 3 == 1 { 0.0 } else { 0.25 }).collect();
+        let (mut losses, mut gradients) = (Vec::new(), Vec::new());
+        for ((row, target), scale) in logits.chunks(n).zip(&targets).zip(&scales) {
+            let max = row.iter().fold(f64::NEG_INFINITY, |max, x| max.max(f64::from(*x)));
+            let total = max + row.iter().map(|x| (f64::from(*x) - max).exp()).sum::<f64>().ln();
+            let loss = total - f64::from(row[*target]);
+            losses.push(if *scale == 0.0 { 0.0 } else { loss });
+            let softmax = row.iter().map(|x| (f64::from(*x) - total).exp());
+            let gradient = softmax.enumerate().map(|(i, p)| p - f64::from(u8::from(i == *target)));
+            gradients.extend(gradient.map(|x| f64::from(*scale) * x));
+        }
+        for level in levels() {
+            let what = format!("{} {rows}x{n}", level.name());
+            let (mut found, mut at) = (logits.clone(), vec![f32::NAN; rows]);
+            cross_entropy(level, &mut found, n, &targets, &scales, &mut at);
+            assert_close(&at, &losses, 2e-5, &what);
+            assert_close(&found, &gradients, 1e-6, &what);
+        }
+    }
+}
+
+#[test]
+fn a_row_that_does_not_count_may_hold_anything_and_others_say_what_is_not_a_number() {
+    for level in levels() {
+        let mut logits = [f32::NAN, 1.0, 2.0, f32::NAN];
+        let mut losses = [7.0; 2];
+        cross_entropy(level, &mut logits, 2, &[1, 0], &[0.0, 1.0], &mut losses);
+        assert_eq!((logits[0], logits[1], losses[0]), (0.0, 0.0, 0.0));
+        assert!(losses[1].is_nan());
     }
 }
 

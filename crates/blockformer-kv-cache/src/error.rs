@@ -2,8 +2,6 @@
 
 use thiserror::Error;
 
-use crate::KvStorage;
-
 /// Why a cache refused an operation. The cache is unchanged afterwards.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -49,12 +47,6 @@ pub enum CacheError {
         budget: usize,
         /// What a page takes.
         page_bytes: usize,
-    },
-    /// A storage that only pools on a device have.
-    #[error("kv_storage {storage:?} needs keys and values in tensors of a device; in plain memory they are Float32")]
-    HostStorage {
-        /// What was asked for.
-        storage: KvStorage,
     },
     /// More pages than the pool has to give, reusable ones included.
     #[error("{requested} pages are needed, {available} are available")]

@@ -63,4 +63,6 @@ mod pool;
 pub use error::CacheError;
 pub use kv_cache::{CacheConfig, KvCache};
 pub use layer::LayerCache;
-pub use pool::{HostLayer, KvPlace, KvPool, KvStorage, PagedBatch, PoolConfig, PoolUsage, SequenceId, SequenceUsage};
+pub use pool::{
+    HostLayer, HostRows, KvPlace, KvPool, KvStorage, PagedBatch, PoolConfig, PoolUsage, SequenceId, SequenceUsage,
+};

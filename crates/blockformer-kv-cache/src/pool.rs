@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use burn::tensor::Device;
 
 pub use batch::PagedBatch;
-pub use host_pages::HostLayer;
+pub use host_pages::{HostLayer, HostRows};
 use pages::{Node, PageId, Pages};
 use storage::Storage;
 pub use storage::{KvPlace, KvStorage};
@@ -134,8 +134,7 @@ impl KvPool {
     /// Allocates the pages.
     ///
     /// # Errors
-    /// [`CacheError::Zero`] if a size is zero, [`CacheError::Budget`] if the budget is less than a page,
-    /// [`CacheError::HostStorage`] if a pool on the host is to store anything but float32.
+    /// [`CacheError::Zero`] if a size is zero, [`CacheError::Budget`] if the budget is less than a page.
     pub fn new(config: PoolConfig, device: &Device) -> Result<Self, CacheError> {
         let sizes = [
             ("n_layers", config.n_layers),
@@ -145,9 +144,6 @@ impl KvPool {
         ];
         if let Some((name, _)) = sizes.into_iter().find(|(_, size)| *size == 0) {
             return Err(CacheError::Zero { name });
-        }
-        if config.place == KvPlace::Host && config.storage != KvStorage::Float32 {
-            return Err(CacheError::HostStorage { storage: config.storage });
         }
         let n_pages = config.n_pages();
         if n_pages == 0 {

@@ -74,12 +74,21 @@ pub enum TrainError {
         /// The norm of the gradients.
         gradient_norm: f64,
     },
-    /// A device that failed: a worker that is gone, or a card out of memory. The run must go on from a checkpoint.
+    /// Devices that no longer answer: workers that are gone, say. The run must go on from a checkpoint.
     #[error("devices {devices:?} failed (counted from 0): {reason}")]
     Device {
-        /// Which: those that no longer answer, or else the one whose work failed. 0 holds the model and the optimizer.
+        /// Which. 0 holds the model and the optimizer.
         devices: Vec<usize>,
         /// What Burn said.
+        reason: String,
+    },
+    /// Work that panicked on a device that still answers: a card without room for the batch, or a fault of the program. The
+    /// run must go on from a checkpoint.
+    #[error("the work on device {device} (counted from 0) failed, though the device answers: {reason}")]
+    Work {
+        /// Which. 0 holds the model and the optimizer.
+        device: usize,
+        /// What the panic said.
         reason: String,
     },
     /// Samples longer than the model's context.

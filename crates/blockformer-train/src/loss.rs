@@ -10,8 +10,9 @@
 //! and handed to the graph as `Σ z · stop_gradient(d loss / d z)`, whose gradient is the same. The graph then holds one
 //! tensor of the logits' size instead of the several that softmax, logarithm and gather would leave.
 
+use blockformer_nn::constant;
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{Bool, FloatDType, GradientCheckpointingStrategy, IndexingUpdateOp, Int, Tensor, s};
+use burn::tensor::{Bool, FloatDType, IndexingUpdateOp, Int, Tensor, s};
 
 /// Rows of logits computed at once; bounds the memory that a large vocabulary takes.
 pub(crate) const CHUNK_ELEMENTS: usize = 1 << 25;
@@ -75,37 +76,79 @@ fn chunk(
     weights: Option<Tensor<1>>,
     normalizer: f64,
 ) -> (Tensor<1>, Tensor<1>) {
+    let graph = logits.is_autodiff().then(|| logits.clone());
+    let values = if graph.is_some() { logits.inner() } else { logits };
+    let values = values.cast(FloatDType::F32);
+    let (loss, gradient) = loss_and_gradient(values, targets, weights, normalizer, graph.is_some());
+    let (Some(graph), Some(gradient)) = (graph, gradient) else {
+        return (Tensor::zeros([1], &loss.device()), loss);
+    };
+    let gradient = constant(gradient.cast(graph.dtype()), graph.gradient_checkpointing_strategy());
+    ((graph * gradient).sum(), loss)
+}
+
+/// The losses of `[n, vocab_size]` logits in float32, zero where they do not count, `[n]`; and their gradient where the
+/// model `trains`.
+fn loss_and_gradient(
+    logits: Tensor<2>,
+    targets: Tensor<1, Int>,
+    weights: Option<Tensor<1>>,
+    normalizer: f64,
+    trains: bool,
+) -> (Tensor<1>, Option<Tensor<2>>) {
     let [n, _] = logits.dims();
+    #[cfg(feature = "flex")]
+    if blockformer_nn::kernels_serve(&logits.device()) {
+        return by_kernel(logits, targets, weights, normalizer, trains);
+    }
     let targets = targets.reshape([n, 1]);
-    let trains = logits.is_autodiff();
-    let values = if trains { logits.clone().inner() } else { logits.clone() };
-    let log_p = log_softmax(values.cast(FloatDType::F32), 1);
+    let log_p = log_softmax(logits, 1);
     let loss = log_p.clone().gather(1, targets.clone()).neg(); // [n, 1]
     let weights = weights.map(|weights| weights.reshape([n, 1]));
-    let weighted = match weights.clone() {
+    let loss = match weights.clone() {
         Some(weights) => loss * weights,
         None => loss,
     };
-    if !trains {
-        return (Tensor::zeros([1], &log_p.device()), weighted.reshape([n]));
-    }
-    let minus_one = Tensor::<2>::full([n, 1], -1.0, &log_p.device());
-    let gradient = log_p.exp().scatter(1, targets, minus_one, IndexingUpdateOp::Add); // [n, vocab_size]
-    let gradient = match weights {
-        Some(weights) => gradient * weights.mul_scalar(1.0 / normalizer),
-        None => gradient.mul_scalar(1.0 / normalizer),
-    };
-    let gradient = constant(gradient.cast(logits.dtype()), logits.gradient_checkpointing_strategy());
-    ((logits * gradient).sum(), weighted.reshape([n]))
+    let gradient = trains.then(|| {
+        let minus_one = Tensor::<2>::full([n, 1], -1.0, &log_p.device());
+        let gradient = log_p.exp().scatter(1, targets, minus_one, IndexingUpdateOp::Add); // [n, vocab_size]
+        match weights {
+            Some(weights) => gradient * weights.mul_scalar(1.0 / normalizer),
+            None => gradient.mul_scalar(1.0 / normalizer),
+        }
+    });
+    (loss.reshape([n]), gradient)
 }
 
-/// A tensor without a graph as a constant among tensors of a strategy: autodiff refuses to mix strategies.
-pub(crate) fn constant<const D: usize>(value: Tensor<D>, strategy: Option<GradientCheckpointingStrategy>) -> Tensor<D> {
-    let value = Tensor::from_inner(value);
-    match strategy {
-        Some(strategy) => value.with_gradient_checkpointing_strategy(strategy),
-        None => value,
-    }
+/// The same on this machine's memory, in one pass.
+#[cfg(feature = "flex")]
+fn by_kernel(
+    logits: Tensor<2>,
+    targets: Tensor<1, Int>,
+    weights: Option<Tensor<1>>,
+    normalizer: f64,
+    trains: bool,
+) -> (Tensor<1>, Option<Tensor<2>>) {
+    use blockformer_kernels::{Level, cross_entropy};
+    use burn::tensor::DType;
+
+    let ([n, vocab_size], device) = (logits.dims(), logits.device());
+    let targets: Vec<usize> = targets.into_data().iter::<i64>().map(|target| target as usize).collect();
+    let scale = if trains { 1.0 / normalizer } else { 1.0 };
+    let scales: Vec<f32> = match weights {
+        Some(weights) => weights.into_data().iter::<f32>().map(|weight| (f64::from(weight) * scale) as f32).collect(),
+        None => vec![scale as f32; n],
+    };
+    // A copy by an operation where the graph holds the logits: `into_data` would make two.
+    let logits = if trains { logits.mul_scalar(1.0) } else { logits };
+    let (mut gradient, mut losses) = (logits.into_data(), vec![0.0; n]);
+    let numbers = match gradient.as_mut_slice::<f32>() {
+        Ok(numbers) => numbers,
+        Err(error) => panic!("logits of float32 hold other numbers: {error:?}"),
+    };
+    cross_entropy(Level::current(), numbers, vocab_size, &targets, &scales, &mut losses);
+    let losses = Tensor::from_data(losses.as_slice(), (&device, DType::F32));
+    (losses, trains.then(|| Tensor::from_data(gradient, (&device, DType::F32))))
 }
 
 #[cfg(test)]

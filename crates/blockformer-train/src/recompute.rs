@@ -6,11 +6,12 @@
 
 use blockformer_embedder::Embedder;
 use blockformer_model::{BlockTransformer, BlockWindows};
+use blockformer_nn::constant;
 use blockformer_token_decoder::TokenDecoder;
 use burn::module::Module;
 use burn::tensor::{Bool, FloatDType, Int, Tensor, s};
 
-use crate::loss::{CHUNK_ELEMENTS, constant};
+use crate::loss::CHUNK_ELEMENTS;
 use crate::trainable::own_windows;
 use crate::{Batch, GradientAccumulator, Objective, token_loss};
 

@@ -18,7 +18,7 @@ use crate::{Batch, GradientAccumulator, Objective, TrainError, Trainable};
 /// The shares are summed in the order of devices, whichever is ready first: the same devices give the same bits.
 ///
 /// # Errors
-/// [`TrainError::Device`] naming a device that failed.
+/// [`TrainError::Device`] or [`TrainError::Work`] naming a device that failed.
 pub(crate) fn backward<M: Trainable>(
     model: &M,
     devices: &[Device],

@@ -101,8 +101,8 @@ impl<M: Trainable, C: TokenCorpus + 'static> Trainer<M, C> {
     ///
     /// # Errors
     /// [`TrainError::OutOfVocabulary`] if a sample holds an id the model does not know, [`TrainError::Diverged`] if
-    /// the loss or a gradient is not a number; the model is then as it was. [`TrainError::Device`] if a device failed; the
-    /// trainer is then of no more use.
+    /// the loss or a gradient is not a number; the model is then as it was. [`TrainError::Device`] or
+    /// [`TrainError::Work`] if a device or the work on it failed; the trainer is then of no more use.
     pub fn step(&mut self) -> Result<StepReport, TrainError> {
         let started = Instant::now();
         let step = self.step;
@@ -155,7 +155,7 @@ impl<M: Trainable, C: TokenCorpus + 'static> Trainer<M, C> {
     /// Loss on held-out data.
     ///
     /// # Errors
-    /// As [`Evaluation::run`]; [`TrainError::Device`] if the first device failed.
+    /// As [`Evaluation::run`]; [`TrainError::Device`] or [`TrainError::Work`] if the first device failed.
     pub fn evaluate<D: TokenCorpus>(
         &self,
         data: &PackedDataset<D>,

@@ -37,8 +37,7 @@ pub enum ServingModel {
 
 impl ServingModel {
     /// Packs the weights in float32 where `device` is a CPU and the model has a packed form; leaves the model as it is
-    /// elsewhere. Packed models keep keys and values in float32 alone: for `EngineConfig::kv_storage` of fewer bits take
-    /// [`ServingModel::Plain`]. (For another precision, make [`ServingModel::Packed`] of a [`CpuModel`].)
+    /// elsewhere. (For another precision, make [`ServingModel::Packed`] of a [`CpuModel`].)
     ///
     /// # Errors
     /// [`PackError::Mismatch`] if `config` is not the model's.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use blockformer::generate::{Alignment, EngineConfig};
+use blockformer::kv_cache::KvStorage;
 use blockformer::model::ModelConfig;
 use blockformer_http_service::ServiceConfig;
 use clap::Parser;
@@ -30,6 +31,9 @@ pub(crate) struct Arguments {
     /// MiB for keys and values of all requests together
     #[arg(long, default_value_t = 256, value_name = "MIB")]
     kv_budget: usize,
+    /// Bits of a number in keys and values: fewer hold more text in the same memory
+    #[arg(long, default_value = "32", value_parser = kv_storage, value_name = "32|16|8")]
+    kv_bits: KvStorage,
     /// Sequences that are decoded at the same time
     #[arg(long, default_value_t = 32, value_name = "N")]
     max_batch: usize,
@@ -45,6 +49,7 @@ impl Arguments {
     pub(crate) fn engine(&self, config: &ModelConfig) -> EngineConfig {
         EngineConfig {
             kv_budget: self.kv_budget.saturating_mul(1 << 20),
+            kv_storage: self.kv_bits,
             max_batch: self.max_batch,
             max_waiting: self.max_waiting,
             alignment: Alignment::of(config),
@@ -61,5 +66,14 @@ impl Arguments {
             grace: Duration::from_secs(self.grace),
             ..ServiceConfig::new(name)
         }
+    }
+}
+
+fn kv_storage(bits: &str) -> Result<KvStorage, String> {
+    match bits {
+        "32" => Ok(KvStorage::Float32),
+        "16" => Ok(KvStorage::Float16),
+        "8" => Ok(KvStorage::Int8),
+        _ => Err("32, 16 or 8 are known".into()),
     }
 }

@@ -173,12 +173,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
 
 /// Says which of the devices that were asked for failed, and what there is to go on from.
 fn name_devices(arguments: &Arguments, error: CliError) -> CliError {
+    let name = |index: usize| arguments.device[index].clone();
+    let checkpoint = || latest_checkpoint(&checkpoints(arguments)).ok().and_then(|found| found.path);
     match error {
-        CliError::Train(TrainError::Device { devices, reason }) => CliError::DeviceFailed {
-            names: devices.iter().map(|&index| arguments.device[index].clone()).collect(),
-            reason,
-            checkpoint: latest_checkpoint(&checkpoints(arguments)).ok().and_then(|found| found.path),
-        },
+        CliError::Train(TrainError::Device { devices, reason }) => {
+            CliError::DeviceFailed { names: devices.into_iter().map(name).collect(), reason, checkpoint: checkpoint() }
+        }
+        CliError::Train(TrainError::Work { device, reason }) => {
+            CliError::WorkFailed { name: name(device), reason, checkpoint: checkpoint() }
+        }
         other => other,
     }
 }

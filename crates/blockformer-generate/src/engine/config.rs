@@ -12,7 +12,7 @@ use crate::{Alignment, GenerateError, PagedModel, Request};
 pub struct EngineConfig {
     /// Bytes for keys and values of all sequences together, allocated at once.
     pub kv_budget: usize,
-    /// How keys and values are stored. Models packed for a CPU store float32 only.
+    /// How keys and values are stored.
     pub kv_storage: KvStorage,
     /// Blocks a page. Prefixes are reused in whole pages.
     pub page_blocks: usize,

@@ -3,17 +3,19 @@
 
 use std::arch::x86_64::*;
 
+use half::f16;
+
 use super::Simd;
 
 const LANES: usize = 8;
 
-/// Exists only inside functions that enable AVX2 and FMA.
+/// Exists only inside functions that enable AVX2, FMA and F16C.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx2(());
 
 impl Avx2 {
     #[inline]
-    #[target_feature(enable = "avx2,fma")]
+    #[target_feature(enable = "avx2,fma,f16c")]
     pub(crate) fn new() -> Self {
         Self(())
     }
@@ -22,7 +24,7 @@ impl Avx2 {
 /// An intrinsic on registers.
 macro_rules! register {
     ($e:expr) => {
-        // SAFETY: `self` exists only where AVX2 and FMA are enabled, and the intrinsic touches no memory.
+        // SAFETY: `self` exists only where AVX2, FMA and F16C are enabled, and the intrinsic touches no memory.
         unsafe { $e }
     };
 }
@@ -167,5 +169,19 @@ impl Simd for Avx2 {
             let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps::<1>(two, two)))
         })
+    }
+    #[inline(always)]
+    fn load_f16(self, x: &[f16]) -> __m256 {
+        let x = &x[..LANES];
+        // SAFETY: SSE2 is enabled where `self` exists; `x` has 16 bytes.
+        let halves = unsafe { _mm_loadu_si128(x.as_ptr().cast()) };
+        register!(_mm256_cvtph_ps(halves))
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[i8]) -> __m256 {
+        let x = &x[..LANES];
+        // SAFETY: SSE2 is enabled where `self` exists; `x` has 8 bytes.
+        let bytes = unsafe { _mm_loadl_epi64(x.as_ptr().cast()) };
+        register!(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)))
     }
 }

@@ -3,6 +3,8 @@
 
 use std::arch::x86_64::*;
 
+use half::f16;
+
 use super::Simd;
 
 const LANES: usize = 16;
@@ -159,5 +161,19 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn max_of(self, x: __m512) -> f32 {
         register!(_mm512_reduce_max_ps(x))
+    }
+    #[inline(always)]
+    fn load_f16(self, x: &[f16]) -> __m512 {
+        let x = &x[..LANES];
+        // SAFETY: AVX is enabled where `self` exists; `x` has 32 bytes.
+        let halves = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
+        register!(_mm512_cvtph_ps(halves))
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[i8]) -> __m512 {
+        let x = &x[..LANES];
+        // SAFETY: SSE2 is enabled where `self` exists; `x` has 16 bytes.
+        let bytes = unsafe { _mm_loadu_si128(x.as_ptr().cast()) };
+        register!(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)))
     }
 }

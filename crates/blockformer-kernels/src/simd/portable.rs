@@ -1,5 +1,7 @@
 //! Plain Rust, for every CPU; the compiler vectorises it for the target's baseline.
 
+use half::f16;
+
 use super::Simd;
 
 const LANES: usize = 8;
@@ -146,5 +148,13 @@ impl Simd for Portable {
             max = if x > max { x } else { max };
         }
         max
+    }
+    #[inline(always)]
+    fn load_f16(self, x: &[f16]) -> V {
+        gather(x, f16::to_f32)
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[i8]) -> V {
+        gather(x, f32::from)
     }
 }

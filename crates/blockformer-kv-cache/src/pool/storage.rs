@@ -38,7 +38,7 @@ pub enum KvPlace {
     /// In tensors of the device.
     #[default]
     Device,
-    /// In plain memory, in float32, page by page and head by head: for models that read and write it themselves, by
+    /// In plain memory, page by page and head by head: for models that read and write it themselves, by
     /// [`PagedBatch::host_layer`](super::PagedBatch::host_layer).
     Host,
 }
