@@ -311,6 +311,20 @@ impl BlockModel {
     /// # Panics
     /// If that token is not predicted, or belongs to a block that begins with padding.
     pub(crate) fn teacher_forced(&self, level: Level, ids: &[u32], real: Option<&[bool]>, from: usize) -> Vec<f32> {
+        self.logits(level, &self.predicting(level, ids, real, from))
+    }
+
+    /// Logits of rows of hidden states.
+    pub(crate) fn logits(&self, level: Level, hidden: &[f32]) -> Vec<f32> {
+        let (mut scratch, mut profile) = (Scratch::default(), Profile::default());
+        self.token_decoder.project(hidden, &mut Tools { level, scratch: &mut scratch, profile: &mut profile })
+    }
+
+    /// The hidden states that predict every token of one text from token `from` on, `[tokens - from, d_model]`.
+    ///
+    /// # Panics
+    /// If that token is not predicted, or belongs to a block that begins with padding.
+    pub(crate) fn predicting(&self, level: Level, ids: &[u32], real: Option<&[bool]>, from: usize) -> Vec<f32> {
         let (length, before, each) = (self.layout.block_length, self.ends.before(), self.unit());
         let first = from / length;
         assert!(first + before > 0, "token {from} belongs to the first block, which is not predicted");
@@ -318,8 +332,7 @@ impl BlockModel {
         let contexts = self.all_contexts(level, ids, real);
         let units = Units { numbers: &contexts, each, padded: 0 };
         let k = self.ends.context_blocks();
-        let (mut work, mut windows) = (Work::default(), Vec::new());
-        let mut logits = Vec::with_capacity((ids.len() - from) * self.layout.vocab_size);
+        let (mut work, mut windows, mut hidden) = (Work::default(), Vec::new(), Vec::new());
         let (mut block, n_blocks) = (first, ids.len() / length);
         while block < n_blocks {
             let rows = (PREFILL_ROWS / length).clamp(1, n_blocks - block);
@@ -330,11 +343,13 @@ impl BlockModel {
             for (row, window) in context.chunks_exact_mut(k * each).enumerate() {
                 self.ends.window(units, None, block + row + before - 1, window);
             }
-            let part = self.begin(level, Begin { context, rows, tokens: &tokens, known: 0 }, &mut work);
-            let unwanted = from.saturating_sub(block * length) * self.layout.vocab_size;
-            logits.extend_from_slice(&part[unwanted..]);
+            let state = work.tokens.get_or_insert_with(|| self.new_tokens(rows));
+            let mut tools = Tools { level, scratch: &mut work.scratch, profile: &mut work.profile };
+            let part = self.token_decoder.hidden(Begin { context, rows, tokens: &tokens, known: 0 }, state, &mut tools);
+            let unwanted = from.saturating_sub(block * length) * (part.len() / (rows * length));
+            hidden.extend_from_slice(&part[unwanted..]);
             block += rows;
         }
-        logits
+        hidden
     }
 }

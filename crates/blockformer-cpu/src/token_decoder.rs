@@ -120,6 +120,13 @@ impl TokenDecoder {
     /// Begins blocks: logits of the tokens behind the first `known` of each, `[rows, tokens a row + 1 - known,
     /// vocab_size]`.
     pub(crate) fn start(&self, begin: Begin<'_>, state: &mut TokenState, tools: &mut Tools<'_>) -> Vec<f32> {
+        let n = self.start_hidden(begin, state, tools);
+        self.project(&state.x[..n], tools)
+    }
+
+    /// The same before the projection to the vocabulary: so many numbers of `state.x` are the hidden states, `[rows,
+    /// tokens a row + 1 - known, d_model]`.
+    fn start_hidden(&self, begin: Begin<'_>, state: &mut TokenState, tools: &mut Tools<'_>) -> usize {
         let Begin { context, rows, tokens, known } = begin;
         let mut clock = Clock::start();
         let (d_model, positions) = (self.stack.config().d_model, state.positions);
@@ -156,6 +163,12 @@ impl TokenDecoder {
         self.run(rows, before + n_tokens, before - 1 + known, state, tools)
     }
 
+    /// The hidden states that [`start`](Self::start) projects to the vocabulary.
+    pub(crate) fn hidden<'s>(&self, begin: Begin<'_>, state: &'s mut TokenState, tools: &mut Tools<'_>) -> &'s [f32] {
+        let n = self.start_hidden(begin, state, tools);
+        &state.x[..n]
+    }
+
     /// Takes in one token a block: logits of the next, `[batch, vocab_size]`.
     pub(crate) fn next(&self, tokens: &[u32], state: &mut TokenState, tools: &mut Tools<'_>) -> Vec<f32> {
         let d_model = self.stack.config().d_model;
@@ -168,18 +181,27 @@ impl TokenDecoder {
                 x.iter_mut().zip(context).for_each(|(x, context)| *x += context);
             }
         }
-        self.run(tokens.len(), 1, 0, state, tools)
+        let n = self.run(tokens.len(), 1, 0, state, tools);
+        self.project(&state.x[..n], tools)
     }
 
-    /// Runs the layers on `new` positions of each block and projects those from number `first` on.
-    fn run(&self, rows: usize, new: usize, first: usize, state: &mut TokenState, tools: &mut Tools<'_>) -> Vec<f32> {
+    /// Logits of hidden states.
+    pub(crate) fn project(&self, hidden: &[f32], tools: &mut Tools<'_>) -> Vec<f32> {
+        let mut clock = Clock::start();
+        let logits = self.vocabulary.logits(tools.level, hidden);
+        clock.lap(&mut tools.profile.output);
+        logits
+    }
+
+    /// Runs the layers on `new` positions of each block. The hidden states of those from number `first` on are the first
+    /// numbers of `state.x`, so many.
+    fn run(&self, rows: usize, new: usize, first: usize, state: &mut TokenState, tools: &mut Tools<'_>) -> usize {
         let d_model = self.stack.config().d_model;
         let x = &mut state.x[..rows * new * d_model];
         let kv = Kv::Together { cache: &mut state.cache, sequences: 0..rows };
         let spent = self.stack.forward(tools.level, x, Positions { new, group: 1, padded: &[] }, kv, tools.scratch);
         tools.profile.token_decoder += spent;
         state.cache.advance(new);
-        let mut clock = Clock::start();
         let wanted = new - first;
         if first > 0 {
             for row in 0..rows {
@@ -187,8 +209,6 @@ impl TokenDecoder {
                 x.copy_within(of, row * wanted * d_model);
             }
         }
-        let logits = self.vocabulary.logits(tools.level, &x[..rows * wanted * d_model]);
-        clock.lap(&mut tools.profile.output);
-        logits
+        rows * wanted * d_model
     }
 }

@@ -164,8 +164,14 @@ impl VanillaModel {
 
     /// Logits of every token of one text from token `from` on, `[tokens - from, vocab_size]`.
     pub(crate) fn teacher_forced(&self, level: Level, ids: &[u32], from: usize) -> Vec<f32> {
+        self.logits(level, &self.predicting(level, ids, from))
+    }
+
+    /// The hidden states that predict every token of one text from token `from` on, `[tokens - from, d_model]`.
+    pub(crate) fn predicting(&self, level: Level, ids: &[u32], from: usize) -> Vec<f32> {
         assert!(from > 0, "the first token is not predicted");
-        let (hidden, d_model) = (self.text_hidden(level, ids), self.stack.config().d_model);
-        self.logits(level, &hidden[(from - 1) * d_model..(ids.len() - 1) * d_model])
+        let (mut hidden, d_model) = (self.text_hidden(level, ids), self.stack.config().d_model);
+        hidden.truncate((ids.len() - 1) * d_model);
+        hidden.split_off((from - 1) * d_model)
     }
 }
