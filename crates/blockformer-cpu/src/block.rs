@@ -39,6 +39,8 @@ pub(crate) struct BlockState {
     /// Bytes of those that the next block needs too.
     recent_bytes: usize,
     scratch: Scratch,
+    /// Bytes of the buffers that the prompts took.
+    prompt_bytes: usize,
     pub(crate) profile: Profile,
 }
 
@@ -60,7 +62,8 @@ impl BlockState {
 
     pub(crate) fn buffer_bytes(&self) -> usize {
         let floats = size_of_val(&self.x[..]) + size_of_val(&self.context[..]);
-        floats + self.embedder.bytes() + self.scratch.bytes() + self.tokens.buffer_bytes()
+        let now = floats + self.embedder.bytes() + self.scratch.bytes() + self.tokens.buffer_bytes();
+        now.max(self.prompt_bytes)
     }
 
     pub(crate) fn batch(&self) -> usize {
@@ -116,12 +119,14 @@ impl BlockModel {
             context: Vec::new(),
             recent_bytes: batch * (self.ends.context_blocks() - 1) * self.unit() * size_of::<f32>(),
             scratch: Scratch::default(),
+            prompt_bytes: 0,
             profile: Profile::default(),
         };
         let ids: Vec<u32> = prompts.ids(device).into_data().iter::<u32>().collect();
         let real: Option<Vec<bool>> = prompts.mask(device).map(|mask| mask.into_data().iter::<bool>().collect());
         let logits = self.take_in(level, &ids, real.as_deref(), &mut state);
         // What only a prompt needs is given back.
+        state.prompt_bytes = state.buffer_bytes();
         (state.x, state.embedder, state.scratch) = (Vec::new(), EmbedderWork::default(), Scratch::default());
         (state, logits)
     }

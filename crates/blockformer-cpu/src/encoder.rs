@@ -115,7 +115,7 @@ impl Encoder {
             &*normed
         };
         match &self.projection {
-            Some(projection) => projection.forward(level, joined, out),
+            Some(projection) => projection.forward(level, joined, &mut scratch.rounded, out),
             None => out.copy_from_slice(joined),
         }
     }

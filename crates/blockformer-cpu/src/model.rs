@@ -130,7 +130,7 @@ impl CpuState {
         }
     }
 
-    /// Bytes of the working buffers beside keys and values.
+    /// Bytes of the working buffers beside keys and values, logits among them: the most there were at once.
     pub fn buffer_bytes(&self) -> usize {
         match &self.kind {
             StateKind::Block(state) => state.buffer_bytes(),

@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use blockformer_kernels::{Activation, AttentionInputs, AttentionShape, Level, Precision, Store, attention, rotate};
+use blockformer_kernels::{
+    Activation, AttentionInputs, AttentionShape, Level, Precision, Rounded, Store, attention, rotate,
+};
 use blockformer_kv_cache::HostLayer;
 use blockformer_nn::{
     Activation as NnActivation, Layer as BurnLayer, NormPosition, Residual, Transformer, TransformerConfig,
@@ -14,7 +16,7 @@ use crate::profile::{Clock, StackProfile};
 use crate::weights::{Linear, Norm};
 
 /// Positions of prompts that go through a stack at once: sequences are taken in so many at a time.
-pub(crate) const PREFILL_ROWS: usize = 2048;
+pub(crate) const PREFILL_ROWS: usize = 512;
 
 /// Buffers that every step uses anew.
 #[derive(Debug, Clone, Default)]
@@ -28,13 +30,18 @@ pub(crate) struct Scratch {
     starts: Vec<usize>,
     /// The pages of each sequence, one after the other.
     tables: Vec<usize>,
+    /// What products with quantised weights make of their inputs.
+    pub(crate) rounded: Rounded,
+    /// Bytes of the most logits there were at once.
+    pub(crate) logits: usize,
 }
 
 impl Scratch {
     pub(crate) fn bytes(&self) -> usize {
         let floats = [&self.normed, &self.qkv, &self.mixed, &self.inner];
         let tables = size_of_val(&self.starts[..]) + size_of_val(&self.tables[..]);
-        floats.iter().map(|buffer| size_of_val(&buffer[..])).sum::<usize>() + size_of_val(&self.visible[..]) + tables
+        let floats = floats.iter().map(|buffer| size_of_val(&buffer[..])).sum::<usize>();
+        floats + size_of_val(&self.visible[..]) + tables + self.rounded.bytes() + self.logits
     }
 }
 
@@ -255,11 +262,11 @@ impl Pass<'_> {
     /// Queries, keys and values of `normed`, rotated; keys and values go to their pages.
     fn project(&mut self) {
         let TransformerConfig { d_model, n_heads, n_kv_heads, head_dim, .. } = self.stack.config;
-        let Scratch { normed, qkv, starts, tables, .. } = &mut *self.scratch;
+        let Scratch { normed, qkv, starts, tables, rounded, .. } = &mut *self.scratch;
         let rows = starts.len() * self.new;
         let stride = (n_heads + 2 * n_kv_heads) * head_dim;
         let qkv = room(qkv, rows * stride);
-        self.layer.qkv.forward(self.level, &normed[..rows * d_model], qkv);
+        self.layer.qkv.forward(self.level, &normed[..rows * d_model], rounded, qkv);
         let half = self.stack.config.rotary_dim() / 2;
         let pages = tables.len() / starts.len();
         for (row, qkv) in qkv.chunks_exact_mut(stride).enumerate() {
@@ -283,7 +290,7 @@ impl Pass<'_> {
     /// Adds the projected mixture of values to `x`.
     fn attend(&mut self, x: &mut [f32]) {
         let TransformerConfig { n_heads, n_kv_heads, head_dim, .. } = self.stack.config;
-        let Scratch { qkv, mixed, visible, starts, tables, .. } = &mut *self.scratch;
+        let Scratch { qkv, mixed, visible, starts, tables, rounded, .. } = &mut *self.scratch;
         let (batch, n_queries, page_length) = (starts.len(), self.new, self.page_length);
         let query_stride = (n_heads + 2 * n_kv_heads) * head_dim;
         let shape = AttentionShape { batch, n_queries, n_heads, n_kv_heads, head_dim, page_length, query_stride };
@@ -291,22 +298,23 @@ impl Pass<'_> {
         let inputs = AttentionInputs { queries, keys: self.held.keys, values: self.held.values, tables };
         let mixed = room(mixed, batch * n_queries * n_heads * head_dim);
         attention(self.level, shape, inputs, visible, mixed);
-        self.layer.output.run(self.level, mixed, Activation::Identity, Store::Add, x);
+        self.layer.output.run(self.level, mixed, (Activation::Identity, Store::Add), rounded, x);
     }
 
     /// Adds the feed-forward network of `normed` to `x`.
     fn feed_forward(&mut self, x: &mut [f32]) {
         let (level, layer, activation) = (self.level, self.layer, self.stack.activation);
-        let normed = &self.scratch.normed[..x.len()];
+        let Scratch { normed, inner, rounded, .. } = &mut *self.scratch;
+        let normed = &normed[..x.len()];
         let rows = x.len() / self.stack.config.d_model;
-        let inner = room(&mut self.scratch.inner, rows * layer.up.n_outputs());
+        let inner = room(inner, rows * layer.up.n_outputs());
         match &layer.gate {
             Some(gate) => {
-                gate.run(level, normed, activation, Store::Write, inner);
-                layer.up.run(level, normed, Activation::Identity, Store::Multiply, inner);
+                gate.run(level, normed, (activation, Store::Write), rounded, inner);
+                layer.up.run(level, normed, (Activation::Identity, Store::Multiply), rounded, inner);
             }
-            None => layer.up.run(level, normed, activation, Store::Write, inner),
+            None => layer.up.run(level, normed, (activation, Store::Write), rounded, inner),
         }
-        layer.down.run(level, inner, Activation::Identity, Store::Add, x);
+        layer.down.run(level, inner, (Activation::Identity, Store::Add), rounded, x);
     }
 }

@@ -91,12 +91,14 @@ impl TokenDecoder {
         };
         let ratio = expansion.ratio();
         let ContextExpansion { layer, .. } = expansion;
+        // The largest matrices first, while little else is packed.
+        let vocabulary = Vocabulary::new(vocabulary, precision);
         Ok(Self {
             entry,
             expansion: layer.map(|layer| Linear::new(layer, precision)),
             ratio,
             stack: Stack::new(transformer, config, precision)?,
-            vocabulary: Vocabulary::new(vocabulary, precision),
+            vocabulary,
         })
     }
 
@@ -132,7 +134,7 @@ impl TokenDecoder {
         let (d_model, positions) = (self.stack.config().d_model, state.positions);
         let expanded = room(&mut state.expanded, rows * positions * d_model);
         match &self.expansion {
-            Some(layer) => layer.forward(tools.level, context, expanded),
+            Some(layer) => layer.forward(tools.level, context, &mut tools.scratch.rounded, expanded),
             None => {
                 let each = expanded.chunks_exact_mut(self.ratio * d_model).zip(context.chunks_exact(d_model));
                 each.for_each(|(out, row)| out.chunks_exact_mut(d_model).for_each(|out| out.copy_from_slice(row)));
@@ -188,7 +190,7 @@ impl TokenDecoder {
     /// Logits of hidden states.
     pub(crate) fn project(&self, hidden: &[f32], tools: &mut Tools<'_>) -> Vec<f32> {
         let mut clock = Clock::start();
-        let logits = self.vocabulary.logits(tools.level, hidden);
+        let logits = self.vocabulary.logits(tools.level, hidden, tools.scratch);
         clock.lap(&mut tools.profile.output);
         logits
     }

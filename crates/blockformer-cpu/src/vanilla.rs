@@ -27,6 +27,8 @@ pub(crate) struct VanillaState {
     x: Vec<f32>,
     last: Vec<f32>,
     scratch: Scratch,
+    /// Bytes of the buffers that the prompts took.
+    prompt_bytes: usize,
     pub(crate) profile: Profile,
 }
 
@@ -36,7 +38,8 @@ impl VanillaState {
     }
 
     pub(crate) fn buffer_bytes(&self) -> usize {
-        size_of_val(&self.x[..]) + size_of_val(&self.last[..]) + self.scratch.bytes()
+        let now = size_of_val(&self.x[..]) + size_of_val(&self.last[..]) + self.scratch.bytes();
+        now.max(self.prompt_bytes)
     }
 
     pub(crate) fn batch(&self) -> usize {
@@ -83,11 +86,13 @@ impl VanillaModel {
             x: Vec::new(),
             last: Vec::new(),
             scratch: Scratch::default(),
+            prompt_bytes: 0,
             profile: Profile::default(),
         };
         let ids: Vec<u32> = prompts.ids(device).into_data().iter::<u32>().collect();
         let logits = self.take_in(level, &ids, &mut state);
         // What only a prompt needs is given back.
+        state.prompt_bytes = state.buffer_bytes();
         (state.x, state.scratch) = (Vec::new(), Scratch::default());
         (state, logits)
     }
@@ -120,7 +125,7 @@ impl VanillaModel {
         }
         state.cache.advance(new);
         let mut clock = Clock::start();
-        let logits = self.vocabulary.logits(level, &state.last[..batch * d_model]);
+        let logits = self.vocabulary.logits(level, &state.last[..batch * d_model], &mut state.scratch);
         clock.lap(&mut state.profile.output);
         logits
     }
@@ -159,7 +164,7 @@ impl VanillaModel {
 
     /// Logits of rows of hidden states.
     pub(crate) fn logits(&self, level: Level, hidden: &[f32]) -> Vec<f32> {
-        self.vocabulary.logits(level, hidden)
+        self.vocabulary.logits(level, hidden, &mut Scratch::default())
     }
 
     /// Logits of every token of one text from token `from` on, `[tokens - from, vocab_size]`.

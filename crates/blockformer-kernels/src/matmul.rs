@@ -16,9 +16,11 @@ use rayon::prelude::*;
 
 use crate::Level;
 use crate::activation::{Activation, apply};
-use crate::packed::{Bf16Row, F32Row, PackedMatrix, Panels, Precision};
+use crate::packed::{Bf16Row, F32Row, PackedMatrix, Panels};
+use crate::quantised::{Int4Codes, Int8Codes};
 use crate::simd::{Kernel, PANEL, Simd};
-use integer::{Quantised, QuantisedRows};
+use integer::Quantised;
+pub use integer::Rounded;
 
 /// Rows of a task at most; their sums are kept on its stack.
 const MAX_ROWS: usize = 192;
@@ -50,7 +52,8 @@ pub struct Epilogue<'a> {
     pub store: Store,
 }
 
-/// `out = activation(x W + bias)` for rows of `x`, with several threads where that pays; see [`Epilogue`].
+/// `out = activation(x W + bias)` for rows of `x`, with several threads where that pays; see [`Epilogue`]. `rounded` is
+/// room that products with quantised weights need.
 ///
 /// # Shapes
 /// - `x`: `[rows, n_inputs]`
@@ -58,7 +61,14 @@ pub struct Epilogue<'a> {
 ///
 /// # Panics
 /// If `x`, `out` and the bias do not fit `weights`.
-pub fn matmul(level: Level, x: &[f32], weights: &PackedMatrix, epilogue: Epilogue<'_>, out: &mut [f32]) {
+pub fn matmul(
+    level: Level,
+    x: &[f32],
+    weights: &PackedMatrix,
+    epilogue: Epilogue<'_>,
+    rounded: &mut Rounded,
+    out: &mut [f32],
+) {
     let (n_inputs, n_outputs) = (weights.n_inputs(), weights.n_outputs());
     assert!(x.len().is_multiple_of(n_inputs), "{} numbers are not rows of {n_inputs} inputs", x.len());
     let rows = x.len() / n_inputs;
@@ -74,21 +84,19 @@ pub fn matmul(level: Level, x: &[f32], weights: &PackedMatrix, epilogue: Epilogu
     let out = Output { first: out.as_mut_ptr(), n_outputs };
     let tasks = rows.div_ceil(chunk) * n_panels;
     let per_task = (TASK / (chunk * n_inputs * PANEL)).max(1);
-    let product = |quantised: Option<&QuantisedRows>| {
-        let run = |range: Range<usize>| {
-            level.run(Task { x, quantised, weights, epilogue, out: &out, chunk, range });
-        };
-        if tasks <= per_task || rayon::current_num_threads() == 1 {
-            return run(0..tasks);
-        }
-        // A few pieces a thread even out what other processes take.
-        let pieces = tasks.div_ceil(per_task).min(4 * rayon::current_num_threads());
-        (0..pieces).into_par_iter().for_each(|piece| run(tasks * piece / pieces..tasks * (piece + 1) / pieces));
-    };
-    match weights.precision() {
-        Precision::F32 | Precision::Bf16 => product(None),
-        Precision::Int8 | Precision::Int4 => QuantisedRows::with(level, x, n_inputs, |rows| product(Some(rows))),
+    match &weights.panels {
+        Panels::F32(_) | Panels::Bf16(_) => {}
+        Panels::Int8 { .. } => rounded.fill::<Int8Codes>(level, x, n_inputs),
+        Panels::Int4 { .. } => rounded.fill::<Int4Codes>(level, x, n_inputs),
     }
+    let rounded = &*rounded;
+    let run = |range: Range<usize>| level.run(Task { x, rounded, weights, epilogue, out: &out, chunk, range });
+    if tasks <= per_task || rayon::current_num_threads() == 1 {
+        return run(0..tasks);
+    }
+    // A few pieces a thread even out what other processes take.
+    let pieces = tasks.div_ceil(per_task).min(4 * rayon::current_num_threads());
+    (0..pieces).into_par_iter().for_each(|piece| run(tasks * piece / pieces..tasks * (piece + 1) / pieces));
 }
 
 /// Where the tasks write.
@@ -116,7 +124,7 @@ impl Output {
 struct Task<'a> {
     x: &'a [f32],
     /// The same rounded, where the weights are quantised.
-    quantised: Option<&'a QuantisedRows>,
+    rounded: &'a Rounded,
     weights: &'a PackedMatrix,
     epilogue: Epilogue<'a>,
     out: &'a Output,
@@ -130,12 +138,11 @@ impl Kernel for Task<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (x, n_inputs) = (self.x, self.weights.n_inputs());
-        match (&self.weights.panels, self.quantised) {
-            (Panels::F32(rows), _) => panels(s, &self, &Plain { x, n_inputs, rows }),
-            (Panels::Bf16(rows), _) => panels(s, &self, &Plain { x, n_inputs, rows }),
-            (Panels::Int8 { codes, scales }, Some(rows)) => panels(s, &self, &Quantised { codes, scales, rows }),
-            (Panels::Int4 { codes, scales }, Some(rows)) => panels(s, &self, &Quantised { codes, scales, rows }),
-            (Panels::Int8 { .. } | Panels::Int4 { .. }, None) => unreachable!("`matmul` rounds the rows"),
+        match &self.weights.panels {
+            Panels::F32(rows) => panels(s, &self, &Plain { x, n_inputs, rows }),
+            Panels::Bf16(rows) => panels(s, &self, &Plain { x, n_inputs, rows }),
+            Panels::Int8 { codes, scales } => panels(s, &self, &Quantised { codes, scales, rows: self.rounded }),
+            Panels::Int4 { codes, scales } => panels(s, &self, &Quantised { codes, scales, rows: self.rounded }),
         }
     }
 }
@@ -236,13 +243,13 @@ fn tiles<S: Simd, W: Weights>(s: S, weights: &W, block: &Block, sums: &mut [[f32
             // A row that is left over would wait for its own additions, so a tile is not taken if it leaves one.
             let fits = |rows: usize| left == rows || left > rows + 1;
             // Tiles that a level has no registers for are not even compiled.
-            row += if const { S::TILE_ROWS >= 12 } && fits(12) {
+            row += if const { tile_rows::<S, W>() >= 12 } && fits(12) {
                 tile::<S, W, 12, 2>(s, weights, block, at, sums)
-            } else if const { S::TILE_ROWS >= 6 } && fits(6) {
+            } else if const { tile_rows::<S, W>() >= 6 } && fits(6) {
                 tile::<S, W, 6, 2>(s, weights, block, at, sums)
-            } else if const { S::TILE_ROWS >= 4 } && fits(4) {
+            } else if const { tile_rows::<S, W>() >= 4 } && fits(4) {
                 tile::<S, W, 4, 2>(s, weights, block, at, sums)
-            } else if const { S::TILE_ROWS >= 4 } && fits(3) {
+            } else if const { tile_rows::<S, W>() >= 4 } && fits(3) {
                 tile::<S, W, 3, 2>(s, weights, block, at, sums)
             } else if left >= 2 {
                 tile::<S, W, 2, 2>(s, weights, block, at, sums)
@@ -251,6 +258,10 @@ fn tiles<S: Simd, W: Weights>(s: S, weights: &W, block: &Block, sums: &mut [[f32
             };
         }
     }
+}
+
+const fn tile_rows<S: Simd, W: Weights>() -> usize {
+    if W::INTEGERS { S::INTEGER_ROWS } else { S::TILE_ROWS }
 }
 
 /// `R` rows and `C` vectors of columns, from `(row, vector)` on; returns `R`.
@@ -281,6 +292,8 @@ fn tile<S: Simd, W: Weights, const R: usize, const C: usize>(
 
 /// Weights of one precision, and the rows they meet.
 trait Weights {
+    /// Whether they are multiplied in integers.
+    const INTEGERS: bool;
     /// Inputs of a panel that are used for all rows before the next: so many that they stay in the first-level cache.
     const INPUTS: usize;
 
@@ -374,6 +387,7 @@ struct Plain<'a, W> {
 }
 
 impl<W: Row> Weights for Plain<'_, W> {
+    const INTEGERS: bool = false;
     /// 32 KiB of float32, of which a pass over two vectors of eight takes half.
     const INPUTS: usize = 256;
 
