@@ -4,7 +4,8 @@
 //! model can.
 //!
 //! - [`PackedMatrix`] holds weights laid out once for products, in float32, bfloat16, 8 or 4 bits; [`matmul`]
-//!   multiplies rows of float32 by it, and adds bias, activation and residual on the way out.
+//!   multiplies rows of float32 by it, and adds bias, activation and residual on the way out; [`likeliest`] finds the
+//!   largest outputs and writes none.
 //! - [`attention`] is that of few or many queries over pages of keys and values, with grouped heads.
 //! - [`LayerNorm`], [`RmsNorm`], [`Activation`], [`gated`], [`rotate`], [`softmax`], [`log_softmax`],
 //!   [`log_sum_exp`] and [`argmax`] are the rest of a transformer.
@@ -41,7 +42,8 @@ mod softmax;
 pub use activation::{Activation, gated};
 pub use attention::{AttentionInputs, AttentionShape, attention};
 pub use level::{LEVEL_VARIABLE, Level};
-pub use matmul::{Epilogue, Rounded, Store, matmul};
+pub use matmul::{Epilogue, Rounded, Store, likeliest, matmul};
+pub use memory::Numbers;
 pub use norm::{LayerNorm, RmsNorm};
 pub use packed::{PackedMatrix, Precision};
 pub use rotary::rotate;

@@ -9,6 +9,7 @@
 #![allow(unsafe_code)] // Threads write disjoint columns of one output.
 
 mod integer;
+mod likeliest;
 
 use std::ops::Range;
 
@@ -20,6 +21,8 @@ use crate::packed::{Bf16Row, F32Row, PackedMatrix, Panels};
 use crate::quantised::{Int4Codes, Int8Codes};
 use crate::simd::{Kernel, PANEL, Simd};
 use integer::Quantised;
+pub use likeliest::likeliest;
+use likeliest::Candidate;
 pub use integer::Rounded;
 
 /// Rows of a task at most; their sums are kept on its stack.
@@ -80,23 +83,47 @@ pub fn matmul(
         return;
     }
     let chunk = (ROW_BYTES / (4 * n_inputs)).clamp(24, MAX_ROWS).min(rows);
-    let n_panels = n_outputs.div_ceil(PANEL);
     let out = Output { first: out.as_mut_ptr(), n_outputs };
-    let tasks = rows.div_ceil(chunk) * n_panels;
-    let per_task = (TASK / (chunk * n_inputs * PANEL)).max(1);
+    let tasks = rows.div_ceil(chunk) * n_outputs.div_ceil(PANEL);
+    let rounded = rounded_for(level, x, weights, rounded);
+    let run = |range: Range<usize>| {
+        level.run(Task { x, rounded, weights, epilogue, sink: Sink::Out(&out), chunk, range });
+    };
+    match pieces(tasks, chunk * n_inputs * PANEL) {
+        1 => run(0..tasks),
+        pieces => (0..pieces).into_par_iter().for_each(|piece| run(part(tasks, piece, pieces))),
+    }
+}
+
+/// Rounds `x` if the weights are quantised.
+fn rounded_for<'r>(level: Level, x: &[f32], weights: &PackedMatrix, rounded: &'r mut Rounded) -> &'r Rounded {
     match &weights.panels {
         Panels::F32(_) | Panels::Bf16(_) => {}
-        Panels::Int8 { .. } => rounded.fill::<Int8Codes>(level, x, n_inputs),
-        Panels::Int4 { .. } => rounded.fill::<Int4Codes>(level, x, n_inputs),
+        Panels::Int8 { .. } => rounded.fill::<Int8Codes>(level, x, weights.n_inputs()),
+        Panels::Int4 { .. } => rounded.fill::<Int4Codes>(level, x, weights.n_inputs()),
     }
-    let rounded = &*rounded;
-    let run = |range: Range<usize>| level.run(Task { x, rounded, weights, epilogue, out: &out, chunk, range });
-    if tasks <= per_task || rayon::current_num_threads() == 1 {
-        return run(0..tasks);
-    }
-    // A few pieces a thread even out what other processes take.
-    let pieces = tasks.div_ceil(per_task).min(4 * rayon::current_num_threads());
-    (0..pieces).into_par_iter().for_each(|piece| run(tasks * piece / pieces..tasks * (piece + 1) / pieces));
+    rounded
+}
+
+/// Into how many pieces tasks of so many multiplications each are cut: a few a thread even out what other processes
+/// take.
+fn pieces(tasks: usize, multiplications: usize) -> usize {
+    let per_task = (TASK / multiplications).max(1);
+    let threads = rayon::current_num_threads();
+    if tasks <= per_task || threads == 1 { 1 } else { tasks.div_ceil(per_task).min(4 * threads) }
+}
+
+/// The tasks of one piece.
+fn part(tasks: usize, piece: usize, pieces: usize) -> Range<usize> {
+    tasks * piece / pieces..tasks * (piece + 1) / pieces
+}
+
+/// Where products go.
+enum Sink<'a> {
+    /// Into the output.
+    Out(&'a Output),
+    /// Nowhere: the largest of each row is kept.
+    Largest(&'a mut [Candidate]),
 }
 
 /// Where the tasks write.
@@ -127,7 +154,7 @@ struct Task<'a> {
     rounded: &'a Rounded,
     weights: &'a PackedMatrix,
     epilogue: Epilogue<'a>,
-    out: &'a Output,
+    sink: Sink<'a>,
     chunk: usize,
     range: Range<usize>,
 }
@@ -136,19 +163,19 @@ impl Kernel for Task<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let (x, n_inputs) = (self.x, self.weights.n_inputs());
-        match &self.weights.panels {
-            Panels::F32(rows) => panels(s, &self, &Plain { x, n_inputs, rows }),
-            Panels::Bf16(rows) => panels(s, &self, &Plain { x, n_inputs, rows }),
-            Panels::Int8 { codes, scales } => panels(s, &self, &Quantised { codes, scales, rows: self.rounded }),
-            Panels::Int4 { codes, scales } => panels(s, &self, &Quantised { codes, scales, rows: self.rounded }),
+    fn run<S: Simd>(mut self, s: S) {
+        let (x, n_inputs, weights, rounded) = (self.x, self.weights.n_inputs(), self.weights, self.rounded);
+        match &weights.panels {
+            Panels::F32(rows) => panels(s, &mut self, &Plain { x, n_inputs, rows }),
+            Panels::Bf16(rows) => panels(s, &mut self, &Plain { x, n_inputs, rows }),
+            Panels::Int8 { codes, scales } => panels(s, &mut self, &Quantised { codes, scales, rows: rounded }),
+            Panels::Int4 { codes, scales } => panels(s, &mut self, &Quantised { codes, scales, rows: rounded }),
         }
     }
 }
 
 #[inline(always)]
-fn panels<S: Simd, W: Weights>(s: S, task: &Task<'_>, weights: &W) {
+fn panels<S: Simd, W: Weights>(s: S, task: &mut Task<'_>, weights: &W) {
     let (n_inputs, n_outputs) = (task.weights.n_inputs(), task.weights.n_outputs());
     if task.x.len() == n_inputs {
         return if const { PANEL / S::LANES == 2 } {
@@ -168,11 +195,8 @@ fn panels<S: Simd, W: Weights>(s: S, task: &Task<'_>, weights: &W) {
             tiles(s, weights, &Block { panel, first_row, inputs }, sums);
         }
         for (row, sums) in sums.iter_mut().enumerate() {
-            let columns = PANEL.min(n_outputs - panel * PANEL);
-            // SAFETY: row and panel lie in the output, whose size `matmul` has checked; every task index, and so
-            // every pair of a row and a panel, belongs to one task.
-            let out = unsafe { task.out.part(first_row + row, panel * PANEL, columns) };
-            finish(s, &task.epilogue, panel * PANEL, sums, out);
+            // SAFETY: row and panel belong to an index of the task.
+            unsafe { task.finish(s, (first_row + row, panel), sums) };
         }
     }
 }
@@ -180,7 +204,7 @@ fn panels<S: Simd, W: Weights>(s: S, task: &Task<'_>, weights: &W) {
 /// A single row needs the weights but once; its sums stay in registers all the way. Two panels at a time, of `C`
 /// vectors each, so that additions do not wait for each other.
 #[inline(always)]
-fn one_row<S: Simd, W: Weights, const C: usize>(s: S, task: &Task<'_>, weights: &W) {
+fn one_row<S: Simd, W: Weights, const C: usize>(s: S, task: &mut Task<'_>, weights: &W) {
     let mut panel = task.range.start;
     while panel + 2 <= task.range.end {
         row_panels::<S, W, 2, C>(s, task, weights, panel);
@@ -193,35 +217,56 @@ fn one_row<S: Simd, W: Weights, const C: usize>(s: S, task: &Task<'_>, weights: 
 
 /// `P` panels of a single row, from `first` on.
 #[inline(always)]
-fn row_panels<S: Simd, W: Weights, const P: usize, const C: usize>(s: S, task: &Task<'_>, weights: &W, first: usize) {
-    let n_outputs = task.weights.n_outputs();
+fn row_panels<S: Simd, W: Weights, const P: usize, const C: usize>(
+    s: S,
+    task: &mut Task<'_>,
+    weights: &W,
+    first: usize,
+) {
     let products: [[S::V; C]; P] = weights.row(s, first);
     for (index, product) in products.iter().enumerate() {
         let mut sums = [0.0; PANEL];
         for (v, sums) in product.iter().zip(sums.chunks_exact_mut(S::LANES)) {
             s.store(sums, *v);
         }
-        let column = (first + index) * PANEL;
-        // SAFETY: the columns lie in the only row of the output, whose size `matmul` has checked; every task index, and
-        // so every panel, belongs to one task.
-        let out = unsafe { task.out.part(0, column, PANEL.min(n_outputs - column)) };
-        finish(s, &task.epilogue, column, &mut sums, out);
+        // SAFETY: with one row, panels are indices.
+        unsafe { task.finish(s, (0, first + index), &mut sums) };
     }
 }
 
-/// Bias, activation and store for one row of a panel.
-#[inline(always)]
-fn finish<S: Simd>(s: S, epilogue: &Epilogue<'_>, first: usize, sums: &mut [f32; PANEL], out: &mut [f32]) {
-    if let Some(bias) = epilogue.bias {
-        sums.iter_mut().zip(&bias[first..]).for_each(|(sum, bias)| *sum += bias);
-    }
-    if epilogue.activation != Activation::Identity {
-        apply(s, epilogue.activation, sums);
-    }
-    match epilogue.store {
-        Store::Write => out.copy_from_slice(&sums[..out.len()]),
-        Store::Add => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += *sum),
-        Store::Multiply => out.iter_mut().zip(sums).for_each(|(out, sum)| *out *= *sum),
+impl Task<'_> {
+    /// Bias, activation and store for one row of a panel.
+    ///
+    /// # Safety
+    /// The pair of both belongs to an index in the task's range, so that no other task writes it.
+    #[inline(always)]
+    unsafe fn finish<S: Simd>(&mut self, s: S, (row, panel): (usize, usize), sums: &mut [f32; PANEL]) {
+        let first = panel * PANEL;
+        let columns = PANEL.min(self.weights.n_outputs() - first);
+        if let Some(bias) = self.epilogue.bias {
+            sums.iter_mut().zip(&bias[first..]).for_each(|(sum, bias)| *sum += bias);
+        }
+        if self.epilogue.activation != Activation::Identity {
+            apply(s, self.epilogue.activation, sums);
+        }
+        let out = match &mut self.sink {
+            Sink::Largest(candidates) => return candidates[row].take(s, first, &sums[..columns]),
+            // SAFETY: row and columns lie in the output, whose size `matmul` has checked, and belong to this task, as the
+            // caller says.
+            Sink::Out(out) => unsafe { out.part(row, first, columns) },
+        };
+        let whole = out.len() == PANEL;
+        match (self.epilogue.store, whole) {
+            // Vector by vector: the compiler would call a function to copy.
+            (Store::Write, true) => {
+                for (out, sums) in out.chunks_exact_mut(S::LANES).zip(sums.chunks_exact(S::LANES)) {
+                    s.store(out, s.load(sums));
+                }
+            }
+            (Store::Write, false) => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum),
+            (Store::Add, _) => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += *sum),
+            (Store::Multiply, _) => out.iter_mut().zip(sums).for_each(|(out, sum)| *out *= *sum),
+        }
     }
 }
 

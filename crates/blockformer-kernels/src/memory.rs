@@ -72,6 +72,30 @@ impl<T: Plain> Clone for Memory<T> {
     }
 }
 
+/// Many numbers that stay, in memory of their own: a table.
+#[derive(Debug, Clone)]
+pub struct Numbers(Memory<f32>);
+
+impl From<&[f32]> for Numbers {
+    fn from(numbers: &[f32]) -> Self {
+        let mut memory = Memory::new(numbers.len());
+        memory.copy_from_slice(numbers);
+        Self(memory)
+    }
+}
+
+impl Deref for Numbers {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.0
+    }
+}
+
+// SAFETY: any bytes are a value.
+unsafe impl Plain for f32 {
+    const ZERO: Self = 0.0;
+}
 // SAFETY: floats and bytes, without gaps, aligned to 64 at most.
 unsafe impl Plain for crate::packed::F32Row {
     const ZERO: Self = Self([0.0; crate::simd::PANEL]);

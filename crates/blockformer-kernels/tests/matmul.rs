@@ -2,7 +2,7 @@
 
 mod common;
 
-use blockformer_kernels::{Activation, Epilogue, Level, PackedMatrix, Precision, Rounded, Store, matmul};
+use blockformer_kernels::{Activation, Epilogue, Level, PackedMatrix, Precision, Rounded, Store, argmax, likeliest, matmul};
 use common::{assert_close, levels, noise, size};
 
 struct Case {
@@ -252,6 +252,37 @@ fn a_row_that_is_left_over_gets_the_bits_it_gets_alone() {
                 &mut last,
             );
             assert_eq!(all[(rows - 1) * n_outputs..], last, "{} {}", level.name(), precision.name());
+        }
+    }
+}
+
+#[test]
+fn the_largest_outputs_are_found_without_writing_any() {
+    let (n_inputs, n_outputs) = (size(70), size(1333));
+    for rows in [1, 2, size(30)] {
+        let x = noise(rows * n_inputs, 1);
+        for precision in Precision::ALL {
+            let mut weights = noise(n_inputs * n_outputs, 3);
+            // Equal columns: the first counts.
+            for row in weights.chunks_mut(n_outputs) {
+                row[n_outputs - 1] = row[7];
+            }
+            let packed = PackedMatrix::new(&weights, n_inputs, n_outputs, precision);
+            for level in levels() {
+                for (bias, nothing) in [(0.0, false), (f32::NAN, true), (f32::INFINITY, true), (f32::NEG_INFINITY, false)] {
+                    let mut biases = noise(n_outputs, 4);
+                    biases[n_outputs / 2] += bias;
+                    let mut out = vec![0.0; rows * n_outputs];
+                    let epilogue = Epilogue { bias: Some(&biases), ..Epilogue::default() };
+                    matmul(level, &x, &packed, epilogue, &mut Rounded::default(), &mut out);
+                    let expected: Vec<_> = out.chunks(n_outputs).map(|row| argmax(level, row)).collect();
+                    let found = likeliest(level, &x, &packed, Some(&biases), &mut Rounded::default());
+                    assert_eq!(found, expected, "{} {} {rows} {bias}", level.name(), precision.name());
+                    assert_eq!(found[0].is_none(), nothing);
+                }
+                let same = likeliest(level, &vec![0.0; rows * n_inputs], &packed, None, &mut Rounded::default());
+                assert_eq!(same, vec![Some(0); rows]);
+            }
         }
     }
 }
