@@ -125,7 +125,8 @@ pub struct Phase {
     pub token_feed_forward: f64,
     /// The projection to the vocabulary.
     pub output: f64,
-    /// Choosing tokens: reading the logits, and the largest of each row.
+    /// Choosing the first token of each sequence: reading the logits, and the largest of each row. Later tokens are chosen
+    /// where logits are computed.
     pub sampling: f64,
     /// Everything else: norms at the end of stacks, context expansion, preparations.
     pub other: f64,
@@ -302,8 +303,8 @@ fn run<M: LanguageModel>(
     let first = start.elapsed();
     let prefill = (bench.profile)(&state).map(|(profile, _)| profile);
     for step in 1..new_tokens {
-        let logits = bench.model.step(&mut state, &generated[step - 1]);
-        generated.push(choose(logits, &mut sampling[1])?);
+        let found = bench.model.step_likeliest(&mut state, &generated[step - 1]);
+        generated.push(found.into_iter().collect::<Option<_>>().ok_or(GenerateError::NotANumber)?);
     }
     let total = start.elapsed();
     let last = (bench.profile)(&state);

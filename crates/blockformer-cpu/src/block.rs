@@ -124,7 +124,9 @@ impl BlockModel {
         };
         let ids: Vec<u32> = prompts.ids(device).into_data().iter::<u32>().collect();
         let real: Option<Vec<bool>> = prompts.mask(device).map(|mask| mask.into_data().iter::<bool>().collect());
-        let logits = self.take_in(level, &ids, real.as_deref(), &mut state);
+        let n = self.take_in(level, &ids, real.as_deref(), &mut state);
+        let mut tools = Tools { level, scratch: &mut state.scratch, profile: &mut state.profile };
+        let logits = self.token_decoder.project(state.tokens.hidden(n), &mut tools);
         // What only a prompt needs is given back.
         state.prompt_bytes = state.buffer_bytes();
         (state.x, state.embedder, state.scratch) = (Vec::new(), EmbedderWork::default(), Scratch::default());
@@ -132,6 +134,21 @@ impl BlockModel {
     }
 
     pub(crate) fn step(&self, level: Level, state: &mut BlockState, tokens: &[u32]) -> Vec<f32> {
+        let n = self.go_on(level, state, tokens);
+        let mut tools = Tools { level, scratch: &mut state.scratch, profile: &mut state.profile };
+        self.token_decoder.project(state.tokens.hidden(n), &mut tools)
+    }
+
+    /// The likeliest tokens instead of logits; nothing where these are no numbers.
+    pub(crate) fn step_likeliest(&self, level: Level, state: &mut BlockState, tokens: &[u32]) -> Vec<Option<u32>> {
+        let n = self.go_on(level, state, tokens);
+        let mut tools = Tools { level, scratch: &mut state.scratch, profile: &mut state.profile };
+        self.token_decoder.likeliest(state.tokens.hidden(n), &mut tools)
+    }
+
+    /// Takes in a token of each sequence: the first so many numbers of `state.tokens` are the hidden states that predict
+    /// the next.
+    fn go_on(&self, level: Level, state: &mut BlockState, tokens: &[u32]) -> usize {
         assert_eq!(tokens.len(), state.current.len(), "one token a sequence");
         for (block, token) in state.current.iter_mut().zip(tokens) {
             block.push(*token);
@@ -142,7 +159,7 @@ impl BlockModel {
             return self.take_in(level, &ids, None, state);
         }
         let mut tools = Tools { level, scratch: &mut state.scratch, profile: &mut state.profile };
-        self.token_decoder.next(tokens, &mut state.tokens, &mut tools)
+        self.token_decoder.go_on(tokens, &mut state.tokens, &mut tools)
     }
 
     /// Numbers of the embeddings of a block.
@@ -185,8 +202,9 @@ impl BlockModel {
         work.blocks = embedded;
     }
 
-    /// Takes in whole blocks of all sequences and begins the next: logits of its first token.
-    fn take_in(&self, level: Level, ids: &[u32], real: Option<&[bool]>, state: &mut BlockState) -> Vec<f32> {
+    /// Takes in whole blocks of all sequences and begins the next: so many numbers are the hidden states that predict its
+    /// first token.
+    fn take_in(&self, level: Level, ids: &[u32], real: Option<&[bool]>, state: &mut BlockState) -> usize {
         let (batch, begin) = (state.batch(), state.blocks.len() == 0);
         let (n, each, window) = (self.n_embedding_tokens, self.unit(), self.ends.context_blocks() * self.unit());
         let units = self.n_units(&Text { ids, real, rows: batch, begin });
@@ -217,7 +235,7 @@ impl BlockModel {
         state.blocks.advance(positions);
         let mut tools = Tools { level, scratch: &mut state.scratch, profile: &mut state.profile };
         let context = &state.context[..batch * window];
-        self.token_decoder.start(Begin { context, rows: batch, tokens: &[], known: 0 }, &mut state.tokens, &mut tools)
+        self.token_decoder.begin(Begin { context, rows: batch, tokens: &[], known: 0 }, &mut state.tokens, &mut tools)
     }
 }
 
@@ -350,7 +368,8 @@ impl BlockModel {
             }
             let state = work.tokens.get_or_insert_with(|| self.new_tokens(rows));
             let mut tools = Tools { level, scratch: &mut work.scratch, profile: &mut work.profile };
-            let part = self.token_decoder.hidden(Begin { context, rows, tokens: &tokens, known: 0 }, state, &mut tools);
+            let n = self.token_decoder.begin(Begin { context, rows, tokens: &tokens, known: 0 }, state, &mut tools);
+            let part = state.hidden(n);
             let unwanted = from.saturating_sub(block * length) * (part.len() / (rows * length));
             hidden.extend_from_slice(&part[unwanted..]);
             block += rows;

@@ -46,7 +46,7 @@ impl Embedder {
         match (embedder, config) {
             (AnyEmbedder::Lookup(lookup), EmbedderConfig::Lookup(_)) => {
                 let width = lookup.embedding.weight.dims()[1];
-                let table = Table { numbers: numbers(lookup.embedding.weight), width };
+                let table = Table::new(&numbers(lookup.embedding.weight), width);
                 let projection = lookup.projection.layer.map(|layer| Linear::new(layer, precision));
                 Ok(Self::Lookup { table, projection })
             }

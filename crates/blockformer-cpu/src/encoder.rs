@@ -61,8 +61,8 @@ impl Encoder {
             position.iter_mut().zip(&token_type).for_each(|(x, token_type)| *x += token_type);
         }
         Ok(Self {
-            words: Table { numbers: numbers(encoder.word_embedding.weight), width },
-            positions: Table { numbers: positions, width },
+            words: Table::new(&numbers(encoder.word_embedding.weight), width),
+            positions: Table::new(&positions, width),
             norm: Norm::new(encoder.norm, config.transformer.norm_eps),
             stack: Stack::new(encoder.transformer, &config.transformer, precision)?,
             projection: encoder.projection.layer.map(|layer| Linear::new(layer, precision)),

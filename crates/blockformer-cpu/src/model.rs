@@ -188,6 +188,14 @@ impl LanguageModel for CpuModel {
         tensor(logits, batch, &state.device)
     }
 
+    fn step_likeliest(&self, state: &mut CpuState, tokens: &[u32]) -> Vec<Option<u32>> {
+        on_pool(|| match (&self.kind, &mut state.kind) {
+            (Kind::Block(model), StateKind::Block(state)) => model.step_likeliest(self.level, state, tokens),
+            (Kind::Vanilla(model), StateKind::Vanilla(state)) => model.step_likeliest(self.level, state, tokens),
+            _ => panic!("the state of another kind of model"),
+        })
+    }
+
     fn kv_bytes(&self, state: &CpuState) -> usize {
         match &state.kind {
             StateKind::Block(state) => state.kv_bytes(),

@@ -46,6 +46,11 @@ impl TokenState {
         self.cache.bytes()
     }
 
+    /// The hidden states computed last, the first `n` numbers.
+    pub(crate) fn hidden(&self, n: usize) -> &[f32] {
+        &self.x[..n]
+    }
+
     pub(crate) fn buffer_bytes(&self) -> usize {
         size_of_val(&self.expanded[..]) + size_of_val(&self.x[..])
     }
@@ -122,13 +127,13 @@ impl TokenDecoder {
     /// Begins blocks: logits of the tokens behind the first `known` of each, `[rows, tokens a row + 1 - known,
     /// vocab_size]`.
     pub(crate) fn start(&self, begin: Begin<'_>, state: &mut TokenState, tools: &mut Tools<'_>) -> Vec<f32> {
-        let n = self.start_hidden(begin, state, tools);
+        let n = self.begin(begin, state, tools);
         self.project(&state.x[..n], tools)
     }
 
-    /// The same before the projection to the vocabulary: so many numbers of `state.x` are the hidden states, `[rows,
-    /// tokens a row + 1 - known, d_model]`.
-    fn start_hidden(&self, begin: Begin<'_>, state: &mut TokenState, tools: &mut Tools<'_>) -> usize {
+    /// The same before the projection to the vocabulary: so many numbers of the state's [hidden](TokenState::hidden) are
+    /// of `[rows, tokens a row + 1 - known, d_model]`.
+    pub(crate) fn begin(&self, begin: Begin<'_>, state: &mut TokenState, tools: &mut Tools<'_>) -> usize {
         let Begin { context, rows, tokens, known } = begin;
         let mut clock = Clock::start();
         let (d_model, positions) = (self.stack.config().d_model, state.positions);
@@ -165,14 +170,14 @@ impl TokenDecoder {
         self.run(rows, before + n_tokens, before - 1 + known, state, tools)
     }
 
-    /// The hidden states that [`start`](Self::start) projects to the vocabulary.
-    pub(crate) fn hidden<'s>(&self, begin: Begin<'_>, state: &'s mut TokenState, tools: &mut Tools<'_>) -> &'s [f32] {
-        let n = self.start_hidden(begin, state, tools);
-        &state.x[..n]
-    }
-
     /// Takes in one token a block: logits of the next, `[batch, vocab_size]`.
     pub(crate) fn next(&self, tokens: &[u32], state: &mut TokenState, tools: &mut Tools<'_>) -> Vec<f32> {
+        let n = self.go_on(tokens, state, tools);
+        self.project(&state.x[..n], tools)
+    }
+
+    /// The same before the projection to the vocabulary, as [`begin`](Self::begin) has it: `[batch, d_model]`.
+    pub(crate) fn go_on(&self, tokens: &[u32], state: &mut TokenState, tools: &mut Tools<'_>) -> usize {
         let d_model = self.stack.config().d_model;
         let x = room(&mut state.x, tokens.len() * d_model);
         self.vocabulary.table().look_up(tokens, x);
@@ -183,8 +188,15 @@ impl TokenDecoder {
                 x.iter_mut().zip(context).for_each(|(x, context)| *x += context);
             }
         }
-        let n = self.run(tokens.len(), 1, 0, state, tools);
-        self.project(&state.x[..n], tools)
+        self.run(tokens.len(), 1, 0, state, tools)
+    }
+
+    /// The likeliest tokens by hidden states; nothing where logits are no numbers.
+    pub(crate) fn likeliest(&self, hidden: &[f32], tools: &mut Tools<'_>) -> Vec<Option<u32>> {
+        let mut clock = Clock::start();
+        let tokens = self.vocabulary.likeliest(tools.level, hidden, tools.scratch);
+        clock.lap(&mut tools.profile.output);
+        tokens
     }
 
     /// Logits of hidden states.

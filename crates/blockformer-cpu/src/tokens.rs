@@ -1,6 +1,6 @@
 //! Token ids to embeddings, and hidden states to logits.
 
-use blockformer_kernels::{Level, Precision};
+use blockformer_kernels::{Level, Numbers, Precision};
 use blockformer_token_decoder::Vocabulary as BurnVocabulary;
 
 use crate::stack::Scratch;
@@ -17,7 +17,7 @@ impl Vocabulary {
     pub(crate) fn new(vocabulary: BurnVocabulary, precision: Precision) -> Self {
         let d_model = vocabulary.embedding.weight.dims()[1];
         let output = vocabulary.output.map(|output| Linear::new(output, precision));
-        let table = Table { numbers: numbers(vocabulary.embedding.weight), width: d_model };
+        let table = Table::new(&numbers(vocabulary.embedding.weight), d_model);
         let output = output.unwrap_or_else(|| Linear::of_table(&table.numbers, d_model, precision));
         Self { table, output }
     }
@@ -38,16 +38,25 @@ impl Vocabulary {
         scratch.logits = scratch.logits.max(size_of_val(&logits[..]));
         logits
     }
+
+    /// The likeliest tokens of rows of hidden states; nothing where logits are no numbers.
+    pub(crate) fn likeliest(&self, level: Level, hidden: &[f32], scratch: &mut Scratch) -> Vec<Option<u32>> {
+        self.output.likeliest(level, hidden, &mut scratch.rounded)
+    }
 }
 
 /// Rows of float32, one a token id.
 #[derive(Debug, Clone)]
 pub(crate) struct Table {
-    pub(crate) numbers: Vec<f32>,
+    pub(crate) numbers: Numbers,
     pub(crate) width: usize,
 }
 
 impl Table {
+    pub(crate) fn new(numbers: &[f32], width: usize) -> Self {
+        Self { numbers: numbers.into(), width }
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         size_of_val(&self.numbers[..])
     }

@@ -90,7 +90,8 @@ impl VanillaModel {
             profile: Profile::default(),
         };
         let ids: Vec<u32> = prompts.ids(device).into_data().iter::<u32>().collect();
-        let logits = self.take_in(level, &ids, &mut state);
+        self.take_in(level, &ids, &mut state);
+        let logits = self.project(level, &mut state);
         // What only a prompt needs is given back.
         state.prompt_bytes = state.buffer_bytes();
         (state.x, state.scratch) = (Vec::new(), Scratch::default());
@@ -99,11 +100,32 @@ impl VanillaModel {
 
     pub(crate) fn step(&self, level: Level, state: &mut VanillaState, tokens: &[u32]) -> Vec<f32> {
         assert_eq!(tokens.len(), state.batch, "one token a sequence");
-        self.take_in(level, tokens, state)
+        self.take_in(level, tokens, state);
+        self.project(level, state)
     }
 
-    /// Takes in tokens of all sequences: logits of the token after the last of each.
-    fn take_in(&self, level: Level, ids: &[u32], state: &mut VanillaState) -> Vec<f32> {
+    /// The likeliest tokens instead of logits; nothing where these are no numbers.
+    pub(crate) fn step_likeliest(&self, level: Level, state: &mut VanillaState, tokens: &[u32]) -> Vec<Option<u32>> {
+        assert_eq!(tokens.len(), state.batch, "one token a sequence");
+        self.take_in(level, tokens, state);
+        let mut clock = Clock::start();
+        let last = &state.last[..state.batch * self.stack.config().d_model];
+        let found = self.vocabulary.likeliest(level, last, &mut state.scratch);
+        clock.lap(&mut state.profile.output);
+        found
+    }
+
+    /// Logits of the token after the last of each sequence.
+    fn project(&self, level: Level, state: &mut VanillaState) -> Vec<f32> {
+        let mut clock = Clock::start();
+        let last = &state.last[..state.batch * self.stack.config().d_model];
+        let logits = self.vocabulary.logits(level, last, &mut state.scratch);
+        clock.lap(&mut state.profile.output);
+        logits
+    }
+
+    /// Takes in tokens of all sequences: `state.last` are the hidden states of the last of each.
+    fn take_in(&self, level: Level, ids: &[u32], state: &mut VanillaState) {
         let (batch, d_model) = (state.batch, self.stack.config().d_model);
         let new = ids.len() / batch;
         let at_once = (PREFILL_ROWS / new).clamp(1, batch);
@@ -124,10 +146,6 @@ impl VanillaModel {
             kept.zip(last).for_each(|(kept, last)| kept.copy_from_slice(last));
         }
         state.cache.advance(new);
-        let mut clock = Clock::start();
-        let logits = self.vocabulary.logits(level, &state.last[..batch * d_model], &mut state.scratch);
-        clock.lap(&mut state.profile.output);
-        logits
     }
 }
 

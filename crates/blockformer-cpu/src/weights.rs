@@ -1,6 +1,8 @@
 //! From Burn's parameters to packed weights. Each parameter is freed as soon as it is packed.
 
-use blockformer_kernels::{Activation, Epilogue, LayerNorm, Level, PackedMatrix, Precision, RmsNorm, Rounded, Store, matmul};
+use blockformer_kernels::{
+    Activation, Epilogue, LayerNorm, Level, PackedMatrix, Precision, RmsNorm, Rounded, Store, likeliest, matmul,
+};
 use blockformer_nn::Norm as BurnNorm;
 use burn::module::Param;
 use burn::nn::Linear as BurnLinear;
@@ -47,6 +49,12 @@ impl Linear {
 
     pub(crate) fn forward(&self, level: Level, x: &[f32], rounded: &mut Rounded, out: &mut [f32]) {
         self.run(level, x, (Activation::Identity, Store::Write), rounded, out);
+    }
+
+    /// The first of the largest outputs of each row.
+    pub(crate) fn likeliest(&self, level: Level, x: &[f32], rounded: &mut Rounded) -> Vec<Option<u32>> {
+        let found = likeliest(level, x, &self.matrix, self.bias.as_deref(), rounded);
+        found.into_iter().map(|output| output.map(|output| output as u32)).collect()
     }
 
     pub(crate) fn run(

@@ -40,7 +40,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 }
                 let copies = weights.entry(key).or_insert_with(|| copies(n_inputs, n_outputs, precision));
                 // On a thread of the pool, as models run.
-                { let rows = rows.parse()?; rayon::scope(|_| seconds(rows, copies)) }
+                {
+                    let rows = rows.parse()?;
+                    rayon::scope(|_| seconds(rows, copies))
+                }
             }
             _ => return Err(format!("expected `rows inputs outputs precision`, got {line:?}").into()),
         };

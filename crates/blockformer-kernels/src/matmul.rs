@@ -21,9 +21,9 @@ use crate::packed::{Bf16Row, F32Row, PackedMatrix, Panels};
 use crate::quantised::{Int4Codes, Int8Codes};
 use crate::simd::{Kernel, PANEL, Simd};
 use integer::Quantised;
-pub use likeliest::likeliest;
-use likeliest::Candidate;
 pub use integer::Rounded;
+use likeliest::Candidate;
+pub use likeliest::likeliest;
 
 /// Rows of a task at most; their sums are kept on its stack.
 const MAX_ROWS: usize = 192;

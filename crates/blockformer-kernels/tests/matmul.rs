@@ -2,7 +2,9 @@
 
 mod common;
 
-use blockformer_kernels::{Activation, Epilogue, Level, PackedMatrix, Precision, Rounded, Store, argmax, likeliest, matmul};
+use blockformer_kernels::{
+    Activation, Epilogue, Level, PackedMatrix, Precision, Rounded, Store, argmax, likeliest, matmul,
+};
 use common::{assert_close, levels, noise, size};
 
 struct Case {
@@ -269,7 +271,9 @@ fn the_largest_outputs_are_found_without_writing_any() {
             }
             let packed = PackedMatrix::new(&weights, n_inputs, n_outputs, precision);
             for level in levels() {
-                for (bias, nothing) in [(0.0, false), (f32::NAN, true), (f32::INFINITY, true), (f32::NEG_INFINITY, false)] {
+                for (bias, nothing) in
+                    [(0.0, false), (f32::NAN, true), (f32::INFINITY, true), (f32::NEG_INFINITY, false)]
+                {
                     let mut biases = noise(n_outputs, 4);
                     biases[n_outputs / 2] += bias;
                     let mut out = vec![0.0; rows * n_outputs];

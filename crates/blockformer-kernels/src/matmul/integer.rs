@@ -172,7 +172,11 @@ impl<'a, C: Codes> Quantised<'a, C> {
     fn panel(&self, index: usize) -> Panel<'a, C> {
         let n_groups = self.rows.n_groups;
         let n_codes = n_groups * (GROUP / C::INPUTS);
-        Panel { codes: &self.codes[index * n_codes..][..n_codes], scales: &self.scales[index * n_groups..][..n_groups], n_steps: self.rows.n_steps }
+        Panel {
+            codes: &self.codes[index * n_codes..][..n_codes],
+            scales: &self.scales[index * n_groups..][..n_groups],
+            n_steps: self.rows.n_steps,
+        }
     }
 }
 
