@@ -43,7 +43,7 @@ def seconds(copies, x, threads):
     with torch.inference_mode():
         copies[0](x)
         begun = time.perf_counter()
-        while len(times) < 3 or time.perf_counter() - begun < 0.15:
+        while len(times) < 3 or time.perf_counter() - begun < 0.06:
             linear = copies[(len(times) + 1) % len(copies)]
             start = time.perf_counter()
             linear(x)

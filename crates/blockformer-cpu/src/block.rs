@@ -222,9 +222,16 @@ impl BlockModel {
             let padded = if state.padded.is_empty() { &[][..] } else { &state.padded[sequences.clone()] };
             self.embed(level, &text, padded, (&mut state.embedder, &mut state.scratch), x);
             clock.lap(&mut state.profile.embedder);
-            let new = Positions { new: positions, group: n, padded };
+            // The window of one block needs no other's context embeddings.
+            let wanted = if self.ends.context_blocks() == 1 { n } else { positions };
+            let new = Positions { new: positions, wanted, group: n, padded };
             let kv = Kv::Together { cache: &mut state.blocks, sequences: sequences.clone() };
             state.profile.block_decoder += self.block_decoder.forward(level, x, new, kv, &mut state.scratch);
+            if self.ends.context_blocks() == 1 {
+                let last = sequences.len() * each;
+                state.context[sequences.start * each..][..last].copy_from_slice(&x[..last]);
+                continue;
+            }
             let contexts = state.context[sequences.start * window..].chunks_exact_mut(window);
             for (row, (context, x)) in contexts.zip(x.chunks_exact(units * each)).enumerate() {
                 let padded = if begin { padded.get(row).map_or(0, |padded| padded / n) } else { 0 };
@@ -275,7 +282,10 @@ impl BlockModel {
         work: &mut Work,
     ) -> Vec<f32> {
         let (units, each, k) = (self.n_units(&text), self.unit(), self.ends.context_blocks());
-        let x = self.contexts(level, text, kv, work);
+        if k == 1 {
+            return self.contexts(level, text, 1, kv, work).to_vec();
+        }
+        let x = self.contexts(level, text, units, kv, work);
         let mut windows = vec![0.0; text.rows * k * each];
         for (row, (window, x)) in windows.chunks_exact_mut(k * each).zip(x.chunks_exact(units * each)).enumerate() {
             let recent = recent.map(|recent| &recent[row * (k - 1) * each..(row + 1) * (k - 1) * each]);
@@ -284,8 +294,16 @@ impl BlockModel {
         windows
     }
 
-    /// The context embeddings of some text, which is taken in, `[rows, units, n_embedding_tokens, d_model]`.
-    fn contexts<'w>(&self, level: Level, text: Text<'_>, kv: Kv<'_, '_>, work: &'w mut Work) -> &'w [f32] {
+    /// The context embeddings of the last `wanted` units of some text, which is taken in, `[rows, wanted,
+    /// n_embedding_tokens, d_model]`.
+    fn contexts<'w>(
+        &self,
+        level: Level,
+        text: Text<'_>,
+        wanted: usize,
+        kv: Kv<'_, '_>,
+        work: &'w mut Work,
+    ) -> &'w [f32] {
         let units = self.n_units(&text);
         assert!(units > 0, "no blocks to take in");
         let x = room(&mut work.x, text.rows * units * self.unit());
@@ -294,11 +312,11 @@ impl BlockModel {
         self.block_decoder.forward(
             level,
             x,
-            Positions { new: units * n, group: n, padded: &[] },
+            Positions { new: units * n, wanted: wanted * n, group: n, padded: &[] },
             kv,
             &mut work.scratch,
         );
-        x
+        &x[..text.rows * wanted * self.unit()]
     }
 
     /// The context embeddings of one whole text, `[units, n_embedding_tokens, d_model]`.
@@ -307,7 +325,7 @@ impl BlockModel {
         let capacity = self.n_units(&text) * self.n_embedding_tokens;
         let mut cache = Cache::new(self.block_decoder.config(), 1, capacity);
         let kv = Kv::Together { cache: &mut cache, sequences: 0..1 };
-        self.contexts(level, text, kv, &mut Work::default()).to_vec()
+        self.contexts(level, text, self.n_units(&text), kv, &mut Work::default()).to_vec()
     }
 
     /// The context embeddings of all blocks of one text, `[n_blocks, n_embedding_tokens, d_model]`.

@@ -103,7 +103,7 @@ impl Encoder {
         }
         let cache = work.cache.get_or_insert_with(|| Cache::new(self.stack.config(), rows, n));
         cache.grow(rows);
-        let positions = Positions { new: n, group: n, padded: &work.padded };
+        let positions = Positions { new: n, wanted: n, group: n, padded: &work.padded };
         self.stack.forward(level, normed, positions, Kv::Together { cache, sequences: 0..rows }, scratch);
         let joined = if self.n_cls > 0 {
             for row in 0..rows {

@@ -58,6 +58,8 @@ pub(crate) fn room(buffer: &mut Vec<f32>, n: usize) -> &mut [f32] {
 pub(crate) struct Positions<'a> {
     /// New positions of each sequence.
     pub(crate) new: usize,
+    /// The last so many of them are wanted behind the layers; the last layer computes no others.
+    pub(crate) wanted: usize,
     /// Positions of one group see each other.
     pub(crate) group: usize,
     /// For each sequence, how many positions at its start are padding; empty where there is none.
@@ -120,7 +122,8 @@ impl Stack {
         layers + self.final_norm.as_ref().map_or(0, Norm::bytes) + 2 * size_of_val(&self.cos[..])
     }
 
-    /// Runs the layers on `x`, in place; keys and values are written, but the sequences not advanced.
+    /// Runs the layers on `x`, in place; keys and values are written, but the sequences not advanced. Behind it the first
+    /// numbers of `x` are those of the wanted positions, `[sequences, wanted, d_model]`.
     ///
     /// # Shapes
     /// - `x`: `[sequences, new, d_model]`
@@ -151,11 +154,13 @@ impl Stack {
             );
         }
         see(&mut scratch.visible, &positions, &scratch.starts);
+        let Positions { new, wanted, .. } = positions;
         for (index, layer) in self.layers.iter().enumerate() {
-            let mut pass =
-                Pass { stack: self, layer, level, new: positions.new, page_length, held: kv.layer(index), scratch };
-            pass.run(x, &mut clock, &mut profile);
+            let wanted = if index + 1 == self.layers.len() { wanted } else { new };
+            let mut pass = Pass { stack: self, layer, level, new, page_length, held: kv.layer(index), scratch };
+            pass.run(x, wanted, &mut clock, &mut profile);
         }
+        let x = &mut x[..rows * wanted * self.config.d_model];
         if let Some(norm) = &self.final_norm {
             let normed = room(&mut scratch.normed, x.len());
             norm.forward(level, x, normed);
@@ -199,7 +204,7 @@ fn rotary_tables(config: &TransformerConfig) -> (Vec<f32>, Vec<f32>) {
 /// The keys that each query sees, as `blockformer_nn::AttentionMask` has it: those up to the end of its group that are
 /// not padding; where none is left, itself.
 fn see(visible: &mut Vec<Range<usize>>, positions: &Positions<'_>, starts: &[usize]) {
-    let Positions { new, group, padded } = *positions;
+    let Positions { new, group, padded, .. } = *positions;
     visible.clear();
     for (sequence, &start) in starts.iter().enumerate() {
         let first = padded.get(sequence).copied().unwrap_or(0);
@@ -207,6 +212,20 @@ fn see(visible: &mut Vec<Range<usize>>, positions: &Positions<'_>, starts: &[usi
             let end = ((own / group + 1) * group).min(start + new);
             if first < end { first..end } else { own..own + 1 }
         }));
+    }
+}
+
+/// Numbers of a position's queries, keys and values.
+fn qkv_width(config: &TransformerConfig) -> usize {
+    (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
+}
+
+/// Moves the last `kept` of each of `n` stretches of `length` to the front.
+fn keep_last<T: Clone>(of: &mut [T], n: usize, length: usize, kept: usize) {
+    for index in 0..n {
+        for at in 0..kept {
+            of[index * kept + at] = of[(index + 1) * length - kept + at].clone();
+        }
     }
 }
 
@@ -223,12 +242,15 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    fn run(&mut self, x: &mut [f32], clock: &mut Clock, profile: &mut StackProfile) {
+    /// Behind it the first numbers of `x` are those of the last `wanted` positions of each sequence.
+    fn run(&mut self, x: &mut [f32], wanted: usize, clock: &mut Clock, profile: &mut StackProfile) {
         let (layer, level) = (self.layer, self.level);
         let TransformerConfig { norm_position, residual, .. } = self.stack.config;
         if norm_position == NormPosition::Post {
             room(&mut self.scratch.normed, x.len()).copy_from_slice(x);
-            self.attention(x);
+            self.project();
+            let x = self.keep(wanted, x);
+            self.attend(x);
             layer.attention_norm.forward(level, x, room(&mut self.scratch.normed, x.len()));
             x.copy_from_slice(&self.scratch.normed[..x.len()]);
             clock.lap(&mut profile.attention);
@@ -239,13 +261,14 @@ impl Pass<'_> {
             return;
         }
         layer.attention_norm.forward(level, x, room(&mut self.scratch.normed, x.len()));
+        self.project();
+        let x = self.keep(wanted, x);
         if residual == Residual::Parallel {
             // The network's input is read before attention is added to the stream.
-            self.project();
             layer.feed_forward_norm.forward(level, x, room(&mut self.scratch.normed, x.len()));
             self.attend(x);
         } else {
-            self.attention(x);
+            self.attend(x);
             layer.feed_forward_norm.forward(level, x, room(&mut self.scratch.normed, x.len()));
         }
         clock.lap(&mut profile.attention);
@@ -253,10 +276,20 @@ impl Pass<'_> {
         clock.lap(&mut profile.feed_forward);
     }
 
-    /// Adds attention over `normed` to `x`.
-    fn attention(&mut self, x: &mut [f32]) {
-        self.project();
-        self.attend(x);
+    /// Keeps the last `wanted` positions of each sequence, which become all there are: their numbers in `x`, their
+    /// queries, and what they see.
+    fn keep<'x>(&mut self, wanted: usize, x: &'x mut [f32]) -> &'x mut [f32] {
+        let (sequences, d_model) = (self.scratch.starts.len(), self.stack.config.d_model);
+        if wanted < self.new {
+            let Scratch { qkv, visible, .. } = &mut *self.scratch;
+            let stride = qkv_width(&self.stack.config);
+            keep_last(x, sequences, self.new * d_model, wanted * d_model);
+            keep_last(qkv, sequences, self.new * stride, wanted * stride);
+            keep_last(visible, sequences, self.new, wanted);
+            visible.truncate(sequences * wanted);
+            self.new = wanted;
+        }
+        &mut x[..sequences * wanted * d_model]
     }
 
     /// Queries, keys and values of `normed`, rotated; keys and values go to their pages.
@@ -264,7 +297,7 @@ impl Pass<'_> {
         let TransformerConfig { d_model, n_heads, n_kv_heads, head_dim, .. } = self.stack.config;
         let Scratch { normed, qkv, starts, tables, rounded, .. } = &mut *self.scratch;
         let rows = starts.len() * self.new;
-        let stride = (n_heads + 2 * n_kv_heads) * head_dim;
+        let stride = qkv_width(&self.stack.config);
         let qkv = room(qkv, rows * stride);
         self.layer.qkv.forward(self.level, &normed[..rows * d_model], rounded, qkv);
         let half = self.stack.config.rotary_dim() / 2;
@@ -292,7 +325,7 @@ impl Pass<'_> {
         let TransformerConfig { n_heads, n_kv_heads, head_dim, .. } = self.stack.config;
         let Scratch { qkv, mixed, visible, starts, tables, rounded, .. } = &mut *self.scratch;
         let (batch, n_queries, page_length) = (starts.len(), self.new, self.page_length);
-        let query_stride = (n_heads + 2 * n_kv_heads) * head_dim;
+        let query_stride = qkv_width(&self.stack.config);
         let shape = AttentionShape { batch, n_queries, n_heads, n_kv_heads, head_dim, page_length, query_stride };
         let queries = &qkv[..batch * n_queries * query_stride];
         let inputs = AttentionInputs { queries, keys: self.held.keys, values: self.held.values, tables };

@@ -213,16 +213,11 @@ impl TokenDecoder {
         let d_model = self.stack.config().d_model;
         let x = &mut state.x[..rows * new * d_model];
         let kv = Kv::Together { cache: &mut state.cache, sequences: 0..rows };
-        let spent = self.stack.forward(tools.level, x, Positions { new, group: 1, padded: &[] }, kv, tools.scratch);
+        let wanted = new - first;
+        let positions = Positions { new, wanted, group: 1, padded: &[] };
+        let spent = self.stack.forward(tools.level, x, positions, kv, tools.scratch);
         tools.profile.token_decoder += spent;
         state.cache.advance(new);
-        let wanted = new - first;
-        if first > 0 {
-            for row in 0..rows {
-                let of = (row * new + first) * d_model..(row + 1) * new * d_model;
-                x.copy_within(of, row * wanted * d_model);
-            }
-        }
         rows * wanted * d_model
     }
 }

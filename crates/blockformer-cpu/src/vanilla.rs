@@ -137,13 +137,12 @@ impl VanillaModel {
             self.vocabulary.table().look_up(&ids[sequences.start * new..sequences.end * new], x);
             clock.lap(&mut state.profile.embedder);
             let padded = if state.padded.is_empty() { &[][..] } else { &state.padded[sequences.clone()] };
-            let positions = Positions { new, group: 1, padded };
+            let positions = Positions { new, wanted: 1, group: 1, padded };
             let kv = Kv::Together { cache: &mut state.cache, sequences: sequences.clone() };
             let spent = self.stack.forward(level, x, positions, kv, &mut state.scratch);
             state.profile.token_decoder += spent;
-            let last = x.chunks_exact(new * d_model).map(|x| &x[(new - 1) * d_model..]);
-            let kept = state.last[sequences.start * d_model..].chunks_exact_mut(d_model);
-            kept.zip(last).for_each(|(kept, last)| kept.copy_from_slice(last));
+            let last = sequences.len() * d_model;
+            state.last[sequences.start * d_model..][..last].copy_from_slice(&x[..last]);
         }
         state.cache.advance(new);
     }
@@ -158,26 +157,31 @@ impl VanillaModel {
 
     /// Takes in tokens of some sequences: the hidden state of the last of each, `[rows, d_model]`.
     pub(crate) fn take_in_paged(&self, level: Level, ids: &[u32], kv: Kv<'_, '_>, work: &mut Work) -> Vec<f32> {
-        let (d_model, new) = (self.stack.config().d_model, ids.len() / kv.rows());
-        let x = self.hidden(level, ids, kv, work);
-        x.chunks_exact(new * d_model).flat_map(|x| &x[(new - 1) * d_model..]).copied().collect()
+        self.hidden(level, (ids, 1), kv, work).to_vec()
     }
 
-    /// The hidden states of tokens of some sequences, which are taken in, `[rows, new, d_model]`.
-    fn hidden<'w>(&self, level: Level, ids: &[u32], kv: Kv<'_, '_>, work: &'w mut Work) -> &'w [f32] {
+    /// The hidden states of the last `wanted` tokens of some sequences, which are taken in, `[rows, wanted, d_model]`.
+    fn hidden<'w>(
+        &self,
+        level: Level,
+        (ids, wanted): (&[u32], usize),
+        kv: Kv<'_, '_>,
+        work: &'w mut Work,
+    ) -> &'w [f32] {
         assert!(!ids.is_empty(), "no tokens to take in");
         let x = room(&mut work.x, ids.len() * self.stack.config().d_model);
         self.vocabulary.table().look_up(ids, x);
-        let positions = Positions { new: ids.len() / kv.rows(), group: 1, padded: &[] };
+        let rows = kv.rows();
+        let positions = Positions { new: ids.len() / rows, wanted, group: 1, padded: &[] };
         self.stack.forward(level, x, positions, kv, &mut work.scratch);
-        x
+        &x[..rows * wanted * self.stack.config().d_model]
     }
 
     /// The hidden states of all tokens of one text, `[tokens, d_model]`.
     pub(crate) fn text_hidden(&self, level: Level, ids: &[u32]) -> Vec<f32> {
         let mut cache = Cache::new(self.stack.config(), 1, ids.len());
         let kv = Kv::Together { cache: &mut cache, sequences: 0..1 };
-        self.hidden(level, ids, kv, &mut Work::default()).to_vec()
+        self.hidden(level, (ids, ids.len()), kv, &mut Work::default()).to_vec()
     }
 
     /// Logits of rows of hidden states.

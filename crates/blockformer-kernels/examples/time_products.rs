@@ -18,7 +18,7 @@ use rayon::prelude::*;
 /// Bytes of all copies of the weights, as float32.
 const BYTES: usize = 128 << 20;
 /// How long a product is repeated.
-const SPENT: Duration = Duration::from_millis(150);
+const SPENT: Duration = Duration::from_millis(60);
 /// Repeats at least.
 const REPEATS: usize = 3;
 

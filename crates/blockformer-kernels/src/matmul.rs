@@ -27,6 +27,8 @@ pub use likeliest::likeliest;
 
 /// Rows of a task at most; their sums are kept on its stack.
 const MAX_ROWS: usize = 192;
+/// Rows of a task at least, where there are so many.
+const LEAST_ROWS: usize = 96;
 /// Bytes of a task's rows of `x`, which should stay in the second-level cache.
 const ROW_BYTES: usize = 384 << 10;
 /// Multiplications that are worth a thread's attention.
@@ -82,7 +84,7 @@ pub fn matmul(
     if rows == 0 {
         return;
     }
-    let chunk = (ROW_BYTES / (4 * n_inputs)).clamp(24, MAX_ROWS).min(rows);
+    let chunk = chunk(rows, n_inputs);
     let out = Output { first: out.as_mut_ptr(), n_outputs };
     let tasks = rows.div_ceil(chunk) * n_outputs.div_ceil(PANEL);
     let rounded = rounded_for(level, x, weights, rounded);
@@ -93,6 +95,12 @@ pub fn matmul(
         1 => run(0..tasks),
         pieces => (0..pieces).into_par_iter().for_each(|piece| run(part(tasks, piece, pieces))),
     }
+}
+
+/// Rows of a task: about as many in each, so many that weights are not read too often, and not more than a cache holds.
+fn chunk(rows: usize, n_inputs: usize) -> usize {
+    let most = (ROW_BYTES / (4 * n_inputs)).clamp(LEAST_ROWS, MAX_ROWS);
+    rows.div_ceil(rows.div_ceil(most))
 }
 
 /// Rounds `x` if the weights are quantised.

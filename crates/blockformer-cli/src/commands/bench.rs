@@ -99,7 +99,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
                 ServingModel::Packed(model) => Subject::packed(name, model),
             };
             let subject = subject.with_loading_peak(peak_bytes());
-            settle();
             for workload in &workloads {
                 all_batches(arguments, &subject, workload, &device, &mut report)?;
             }
@@ -126,6 +125,8 @@ fn all_batches(
         }
     };
     for batch in batches {
+        // What the measurement before took is not this one's.
+        settle();
         let Arguments { repeats, warm_up, seed, .. } = *arguments;
         let options = MeasureOptions { batch, repeats, seed, warm_up };
         let measured = measure(subject, workload, &options, device)?;

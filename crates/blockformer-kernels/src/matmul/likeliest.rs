@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Epilogue, MAX_ROWS, ROW_BYTES, Rounded, Sink, Task, part, pieces, rounded_for};
+use super::{Epilogue, Rounded, Sink, Task, chunk, part, pieces, rounded_for};
 use crate::Level;
 use crate::packed::PackedMatrix;
 use crate::simd::{PANEL, Simd};
@@ -76,7 +76,7 @@ pub fn likeliest(
     if rows == 0 {
         return Vec::new();
     }
-    let chunk = (ROW_BYTES / (4 * n_inputs)).clamp(24, MAX_ROWS).min(rows);
+    let chunk = chunk(rows, n_inputs);
     let tasks = rows.div_ceil(chunk) * n_outputs.div_ceil(PANEL);
     let rounded = rounded_for(level, x, weights, rounded);
     let epilogue = Epilogue { bias, ..Epilogue::default() };
