@@ -35,7 +35,7 @@ mod workload;
 pub use error::BenchError;
 pub use limits::Limits;
 pub use measure::{Components, MeasureOptions, Measurement, Phase, Spread, Subject, Tokens, measure, required_bytes};
-pub use memory::{peak_bytes, reset_peak, resident_bytes};
+pub use memory::{peak_bytes, reset_peak, resident_bytes, settle};
 pub use report::Report;
 pub use search::largest_batch;
 pub use workload::Workload;

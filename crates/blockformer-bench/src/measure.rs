@@ -16,6 +16,7 @@ use crate::{BenchError, Workload, memory};
 pub struct Subject<'a> {
     name: &'a str,
     model: Model<'a>,
+    loading_peak: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -27,12 +28,17 @@ enum Model<'a> {
 impl<'a> Subject<'a> {
     /// A model on Burn's operations, called `name` in reports.
     pub fn new(name: &'a str, model: &'a AnyModel) -> Self {
-        Self { name, model: Model::Plain(model) }
+        Self { name, model: Model::Plain(model), loading_peak: None }
     }
 
     /// A model packed for the CPU, which also tells the time its components take.
     pub fn packed(name: &'a str, model: &'a CpuModel) -> Self {
-        Self { name, model: Model::Packed(model) }
+        Self { name, model: Model::Packed(model), loading_peak: None }
+    }
+
+    /// The same with the most memory that the process had while the model was loaded, for reports.
+    pub fn with_loading_peak(self, bytes: Option<usize>) -> Self {
+        Self { loading_peak: bytes, ..self }
     }
 
     fn precision(&self) -> String {
@@ -119,7 +125,8 @@ pub struct Phase {
     pub token_feed_forward: f64,
     /// The projection to the vocabulary.
     pub output: f64,
-    /// Choosing tokens: reading the logits, and the largest of each row.
+    /// Choosing the first token of each sequence: reading the logits, and the largest of each row. Later tokens are chosen
+    /// where logits are computed.
     pub sampling: f64,
     /// Everything else: norms at the end of stacks, context expansion, preparations.
     pub other: f64,
@@ -154,13 +161,24 @@ pub struct Measurement {
     pub kv_bytes: usize,
     /// Bytes of working buffers, where the model tells.
     pub buffer_bytes: Option<usize>,
+    /// The sum of the three: what generation is known to need.
+    pub stated_bytes: Option<usize>,
     /// Most memory the process had in the repeats, where the system tells.
     pub peak_bytes: Option<usize>,
+    /// Most memory the process had while the model was loaded and packed, where that was measured.
+    pub loading_peak_bytes: Option<usize>,
     /// Where the time went, where the model tells.
     pub components: Option<Components>,
     /// The prompts and what was generated, in `tokens.json` alone.
     #[serde(skip)]
     pub tokens: Tokens,
+}
+
+impl Measurement {
+    /// The peak by what is stated, where both are known.
+    pub fn peak_by_stated(&self) -> Option<f64> {
+        Some(self.peak_bytes? as f64 / self.stated_bytes? as f64)
+    }
 }
 
 /// What a measurement was of, so that others can repeat it.
@@ -285,8 +303,8 @@ fn run<M: LanguageModel>(
     let first = start.elapsed();
     let prefill = (bench.profile)(&state).map(|(profile, _)| profile);
     for step in 1..new_tokens {
-        let logits = bench.model.step(&mut state, &generated[step - 1]);
-        generated.push(choose(logits, &mut sampling[1])?);
+        let found = bench.model.step_likeliest(&mut state, &generated[step - 1]);
+        generated.push(found.into_iter().collect::<Option<_>>().ok_or(GenerateError::NotANumber)?);
     }
     let total = start.elapsed();
     let last = (bench.profile)(&state);
@@ -320,6 +338,9 @@ fn summary(subject: &Subject<'_>, workload: &Workload, options: &MeasureOptions,
     let median = |f: &dyn Fn(&[Profile; 2], &[Duration; 2]) -> f64| {
         Spread::of(runs.iter().filter_map(|run| Some(f(run.profile.as_ref()?, &run.sampling)))).median
     };
+    let weight_bytes = subject.weight_bytes();
+    let kv_bytes = runs.iter().map(|run| run.kv_bytes).max().unwrap_or(0);
+    let buffer_bytes = runs.iter().filter_map(|run| run.buffer_bytes).max();
     Measurement {
         model: subject.name.into(),
         precision: subject.precision(),
@@ -331,9 +352,11 @@ fn summary(subject: &Subject<'_>, workload: &Workload, options: &MeasureOptions,
         tokens_per_second: spread(&|run| (options.batch * workload.new_tokens) as f64 / run.total.as_secs_f64()),
         first_token_ms: spread(&|run| milliseconds(run.first)),
         token_ms: spread(&|run| milliseconds(run.total - run.first) / later),
-        weight_bytes: subject.weight_bytes(),
-        kv_bytes: runs.iter().map(|run| run.kv_bytes).max().unwrap_or(0),
-        buffer_bytes: runs.iter().filter_map(|run| run.buffer_bytes).max(),
+        weight_bytes,
+        kv_bytes,
+        buffer_bytes,
+        stated_bytes: buffer_bytes.map(|buffer_bytes| weight_bytes + kv_bytes + buffer_bytes),
+        loading_peak_bytes: subject.loading_peak,
         peak_bytes: runs.iter().filter_map(|run| run.peak_bytes).max(),
         components: runs.iter().all(|run| run.profile.is_some()).then(|| Components {
             prefill: phase(&|part| median(&|profile, sampling| part(&Profile::default(), &profile[0], sampling[0]))),

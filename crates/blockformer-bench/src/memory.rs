@@ -15,6 +15,15 @@ pub fn reset_peak() -> bool {
     std::fs::write("/proc/self/clear_refs", "5").is_ok()
 }
 
+/// Waits a second and a half, freeing memory at times: allocators give pages back to the system a while after they
+/// were freed, and not before something else is. What loading took does not count then in the peak of generation.
+pub fn settle() {
+    for _ in 0..5 {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        drop(std::hint::black_box(vec![1u8; 4 << 20]));
+    }
+}
+
 fn status(field: &str) -> Option<usize> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with(field))?;

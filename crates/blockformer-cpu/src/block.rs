@@ -39,6 +39,8 @@ pub(crate) struct BlockState {
     /// Bytes of those that the next block needs too.
     recent_bytes: usize,
     scratch: Scratch,
+    /// Bytes of the buffers that the prompts took.
+    prompt_bytes: usize,
     pub(crate) profile: Profile,
 }
 
@@ -60,7 +62,8 @@ impl BlockState {
 
     pub(crate) fn buffer_bytes(&self) -> usize {
         let floats = size_of_val(&self.x[..]) + size_of_val(&self.context[..]);
-        floats + self.embedder.bytes() + self.scratch.bytes() + self.tokens.buffer_bytes()
+        let now = floats + self.embedder.bytes() + self.scratch.bytes() + self.tokens.buffer_bytes();
+        now.max(self.prompt_bytes)
     }
 
     pub(crate) fn batch(&self) -> usize {
@@ -116,17 +119,36 @@ impl BlockModel {
             context: Vec::new(),
             recent_bytes: batch * (self.ends.context_blocks() - 1) * self.unit() * size_of::<f32>(),
             scratch: Scratch::default(),
+            prompt_bytes: 0,
             profile: Profile::default(),
         };
         let ids: Vec<u32> = prompts.ids(device).into_data().iter::<u32>().collect();
         let real: Option<Vec<bool>> = prompts.mask(device).map(|mask| mask.into_data().iter::<bool>().collect());
-        let logits = self.take_in(level, &ids, real.as_deref(), &mut state);
+        let n = self.take_in(level, &ids, real.as_deref(), &mut state);
+        let mut tools = Tools { level, scratch: &mut state.scratch, profile: &mut state.profile };
+        let logits = self.token_decoder.project(state.tokens.hidden(n), &mut tools);
         // What only a prompt needs is given back.
+        state.prompt_bytes = state.buffer_bytes();
         (state.x, state.embedder, state.scratch) = (Vec::new(), EmbedderWork::default(), Scratch::default());
         (state, logits)
     }
 
     pub(crate) fn step(&self, level: Level, state: &mut BlockState, tokens: &[u32]) -> Vec<f32> {
+        let n = self.go_on(level, state, tokens);
+        let mut tools = Tools { level, scratch: &mut state.scratch, profile: &mut state.profile };
+        self.token_decoder.project(state.tokens.hidden(n), &mut tools)
+    }
+
+    /// The likeliest tokens instead of logits; nothing where these are no numbers.
+    pub(crate) fn step_likeliest(&self, level: Level, state: &mut BlockState, tokens: &[u32]) -> Vec<Option<u32>> {
+        let n = self.go_on(level, state, tokens);
+        let mut tools = Tools { level, scratch: &mut state.scratch, profile: &mut state.profile };
+        self.token_decoder.likeliest(state.tokens.hidden(n), &mut tools)
+    }
+
+    /// Takes in a token of each sequence: the first so many numbers of `state.tokens` are the hidden states that predict
+    /// the next.
+    fn go_on(&self, level: Level, state: &mut BlockState, tokens: &[u32]) -> usize {
         assert_eq!(tokens.len(), state.current.len(), "one token a sequence");
         for (block, token) in state.current.iter_mut().zip(tokens) {
             block.push(*token);
@@ -137,7 +159,7 @@ impl BlockModel {
             return self.take_in(level, &ids, None, state);
         }
         let mut tools = Tools { level, scratch: &mut state.scratch, profile: &mut state.profile };
-        self.token_decoder.next(tokens, &mut state.tokens, &mut tools)
+        self.token_decoder.go_on(tokens, &mut state.tokens, &mut tools)
     }
 
     /// Numbers of the embeddings of a block.
@@ -180,8 +202,9 @@ impl BlockModel {
         work.blocks = embedded;
     }
 
-    /// Takes in whole blocks of all sequences and begins the next: logits of its first token.
-    fn take_in(&self, level: Level, ids: &[u32], real: Option<&[bool]>, state: &mut BlockState) -> Vec<f32> {
+    /// Takes in whole blocks of all sequences and begins the next: so many numbers are the hidden states that predict its
+    /// first token.
+    fn take_in(&self, level: Level, ids: &[u32], real: Option<&[bool]>, state: &mut BlockState) -> usize {
         let (batch, begin) = (state.batch(), state.blocks.len() == 0);
         let (n, each, window) = (self.n_embedding_tokens, self.unit(), self.ends.context_blocks() * self.unit());
         let units = self.n_units(&Text { ids, real, rows: batch, begin });
@@ -199,9 +222,16 @@ impl BlockModel {
             let padded = if state.padded.is_empty() { &[][..] } else { &state.padded[sequences.clone()] };
             self.embed(level, &text, padded, (&mut state.embedder, &mut state.scratch), x);
             clock.lap(&mut state.profile.embedder);
-            let new = Positions { new: positions, group: n, padded };
+            // The window of one block needs no other's context embeddings.
+            let wanted = if self.ends.context_blocks() == 1 { n } else { positions };
+            let new = Positions { new: positions, wanted, group: n, padded };
             let kv = Kv::Together { cache: &mut state.blocks, sequences: sequences.clone() };
             state.profile.block_decoder += self.block_decoder.forward(level, x, new, kv, &mut state.scratch);
+            if self.ends.context_blocks() == 1 {
+                let last = sequences.len() * each;
+                state.context[sequences.start * each..][..last].copy_from_slice(&x[..last]);
+                continue;
+            }
             let contexts = state.context[sequences.start * window..].chunks_exact_mut(window);
             for (row, (context, x)) in contexts.zip(x.chunks_exact(units * each)).enumerate() {
                 let padded = if begin { padded.get(row).map_or(0, |padded| padded / n) } else { 0 };
@@ -212,7 +242,7 @@ impl BlockModel {
         state.blocks.advance(positions);
         let mut tools = Tools { level, scratch: &mut state.scratch, profile: &mut state.profile };
         let context = &state.context[..batch * window];
-        self.token_decoder.start(Begin { context, rows: batch, tokens: &[], known: 0 }, &mut state.tokens, &mut tools)
+        self.token_decoder.begin(Begin { context, rows: batch, tokens: &[], known: 0 }, &mut state.tokens, &mut tools)
     }
 }
 
@@ -252,7 +282,10 @@ impl BlockModel {
         work: &mut Work,
     ) -> Vec<f32> {
         let (units, each, k) = (self.n_units(&text), self.unit(), self.ends.context_blocks());
-        let x = self.contexts(level, text, kv, work);
+        if k == 1 {
+            return self.contexts(level, text, 1, kv, work).to_vec();
+        }
+        let x = self.contexts(level, text, units, kv, work);
         let mut windows = vec![0.0; text.rows * k * each];
         for (row, (window, x)) in windows.chunks_exact_mut(k * each).zip(x.chunks_exact(units * each)).enumerate() {
             let recent = recent.map(|recent| &recent[row * (k - 1) * each..(row + 1) * (k - 1) * each]);
@@ -261,8 +294,16 @@ impl BlockModel {
         windows
     }
 
-    /// The context embeddings of some text, which is taken in, `[rows, units, n_embedding_tokens, d_model]`.
-    fn contexts<'w>(&self, level: Level, text: Text<'_>, kv: Kv<'_, '_>, work: &'w mut Work) -> &'w [f32] {
+    /// The context embeddings of the last `wanted` units of some text, which is taken in, `[rows, wanted,
+    /// n_embedding_tokens, d_model]`.
+    fn contexts<'w>(
+        &self,
+        level: Level,
+        text: Text<'_>,
+        wanted: usize,
+        kv: Kv<'_, '_>,
+        work: &'w mut Work,
+    ) -> &'w [f32] {
         let units = self.n_units(&text);
         assert!(units > 0, "no blocks to take in");
         let x = room(&mut work.x, text.rows * units * self.unit());
@@ -271,11 +312,11 @@ impl BlockModel {
         self.block_decoder.forward(
             level,
             x,
-            Positions { new: units * n, group: n, padded: &[] },
+            Positions { new: units * n, wanted: wanted * n, group: n, padded: &[] },
             kv,
             &mut work.scratch,
         );
-        x
+        &x[..text.rows * wanted * self.unit()]
     }
 
     /// The context embeddings of one whole text, `[units, n_embedding_tokens, d_model]`.
@@ -284,7 +325,7 @@ impl BlockModel {
         let capacity = self.n_units(&text) * self.n_embedding_tokens;
         let mut cache = Cache::new(self.block_decoder.config(), 1, capacity);
         let kv = Kv::Together { cache: &mut cache, sequences: 0..1 };
-        self.contexts(level, text, kv, &mut Work::default()).to_vec()
+        self.contexts(level, text, self.n_units(&text), kv, &mut Work::default()).to_vec()
     }
 
     /// The context embeddings of all blocks of one text, `[n_blocks, n_embedding_tokens, d_model]`.
@@ -311,6 +352,20 @@ impl BlockModel {
     /// # Panics
     /// If that token is not predicted, or belongs to a block that begins with padding.
     pub(crate) fn teacher_forced(&self, level: Level, ids: &[u32], real: Option<&[bool]>, from: usize) -> Vec<f32> {
+        self.logits(level, &self.predicting(level, ids, real, from))
+    }
+
+    /// Logits of rows of hidden states.
+    pub(crate) fn logits(&self, level: Level, hidden: &[f32]) -> Vec<f32> {
+        let (mut scratch, mut profile) = (Scratch::default(), Profile::default());
+        self.token_decoder.project(hidden, &mut Tools { level, scratch: &mut scratch, profile: &mut profile })
+    }
+
+    /// The hidden states that predict every token of one text from token `from` on, `[tokens - from, d_model]`.
+    ///
+    /// # Panics
+    /// If that token is not predicted, or belongs to a block that begins with padding.
+    pub(crate) fn predicting(&self, level: Level, ids: &[u32], real: Option<&[bool]>, from: usize) -> Vec<f32> {
         let (length, before, each) = (self.layout.block_length, self.ends.before(), self.unit());
         let first = from / length;
         assert!(first + before > 0, "token {from} belongs to the first block, which is not predicted");
@@ -318,8 +373,7 @@ impl BlockModel {
         let contexts = self.all_contexts(level, ids, real);
         let units = Units { numbers: &contexts, each, padded: 0 };
         let k = self.ends.context_blocks();
-        let (mut work, mut windows) = (Work::default(), Vec::new());
-        let mut logits = Vec::with_capacity((ids.len() - from) * self.layout.vocab_size);
+        let (mut work, mut windows, mut hidden) = (Work::default(), Vec::new(), Vec::new());
         let (mut block, n_blocks) = (first, ids.len() / length);
         while block < n_blocks {
             let rows = (PREFILL_ROWS / length).clamp(1, n_blocks - block);
@@ -330,11 +384,14 @@ impl BlockModel {
             for (row, window) in context.chunks_exact_mut(k * each).enumerate() {
                 self.ends.window(units, None, block + row + before - 1, window);
             }
-            let part = self.begin(level, Begin { context, rows, tokens: &tokens, known: 0 }, &mut work);
-            let unwanted = from.saturating_sub(block * length) * self.layout.vocab_size;
-            logits.extend_from_slice(&part[unwanted..]);
+            let state = work.tokens.get_or_insert_with(|| self.new_tokens(rows));
+            let mut tools = Tools { level, scratch: &mut work.scratch, profile: &mut work.profile };
+            let n = self.token_decoder.begin(Begin { context, rows, tokens: &tokens, known: 0 }, state, &mut tools);
+            let part = state.hidden(n);
+            let unwanted = from.saturating_sub(block * length) * (part.len() / (rows * length));
+            hidden.extend_from_slice(&part[unwanted..]);
             block += rows;
         }
-        logits
+        hidden
     }
 }

@@ -46,7 +46,7 @@ impl Embedder {
         match (embedder, config) {
             (AnyEmbedder::Lookup(lookup), EmbedderConfig::Lookup(_)) => {
                 let width = lookup.embedding.weight.dims()[1];
-                let table = Table { numbers: numbers(lookup.embedding.weight), width };
+                let table = Table::new(&numbers(lookup.embedding.weight), width);
                 let projection = lookup.projection.layer.map(|layer| Linear::new(layer, precision));
                 Ok(Self::Lookup { table, projection })
             }
@@ -78,7 +78,7 @@ impl Embedder {
             Self::Lookup { table, projection: Some(projection) } => {
                 let joined = room(&mut work.joined, blocks.ids.len() * table.width);
                 table.look_up(blocks.ids, joined);
-                projection.forward(level, joined, out);
+                projection.forward(level, joined, &mut scratch.rounded, out);
             }
             Self::Encoder(encoder) => encoder.forward(level, blocks, &mut work.encoder, scratch, out),
         }

@@ -61,8 +61,8 @@ impl Encoder {
             position.iter_mut().zip(&token_type).for_each(|(x, token_type)| *x += token_type);
         }
         Ok(Self {
-            words: Table { numbers: numbers(encoder.word_embedding.weight), width },
-            positions: Table { numbers: positions, width },
+            words: Table::new(&numbers(encoder.word_embedding.weight), width),
+            positions: Table::new(&positions, width),
             norm: Norm::new(encoder.norm, config.transformer.norm_eps),
             stack: Stack::new(encoder.transformer, &config.transformer, precision)?,
             projection: encoder.projection.layer.map(|layer| Linear::new(layer, precision)),
@@ -103,7 +103,7 @@ impl Encoder {
         }
         let cache = work.cache.get_or_insert_with(|| Cache::new(self.stack.config(), rows, n));
         cache.grow(rows);
-        let positions = Positions { new: n, group: n, padded: &work.padded };
+        let positions = Positions { new: n, wanted: n, group: n, padded: &work.padded };
         self.stack.forward(level, normed, positions, Kv::Together { cache, sequences: 0..rows }, scratch);
         let joined = if self.n_cls > 0 {
             for row in 0..rows {
@@ -115,7 +115,7 @@ impl Encoder {
             &*normed
         };
         match &self.projection {
-            Some(projection) => projection.forward(level, joined, out),
+            Some(projection) => projection.forward(level, joined, &mut scratch.rounded, out),
             None => out.copy_from_slice(joined),
         }
     }

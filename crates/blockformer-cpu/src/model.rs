@@ -130,7 +130,7 @@ impl CpuState {
         }
     }
 
-    /// Bytes of the working buffers beside keys and values.
+    /// Bytes of the working buffers beside keys and values, logits among them: the most there were at once.
     pub fn buffer_bytes(&self) -> usize {
         match &self.kind {
             StateKind::Block(state) => state.buffer_bytes(),
@@ -186,6 +186,14 @@ impl LanguageModel for CpuModel {
             _ => panic!("the state of another kind of model"),
         });
         tensor(logits, batch, &state.device)
+    }
+
+    fn step_likeliest(&self, state: &mut CpuState, tokens: &[u32]) -> Vec<Option<u32>> {
+        on_pool(|| match (&self.kind, &mut state.kind) {
+            (Kind::Block(model), StateKind::Block(state)) => model.step_likeliest(self.level, state, tokens),
+            (Kind::Vanilla(model), StateKind::Vanilla(state)) => model.step_likeliest(self.level, state, tokens),
+            _ => panic!("the state of another kind of model"),
+        })
     }
 
     fn kv_bytes(&self, state: &CpuState) -> usize {

@@ -134,6 +134,34 @@ impl PagedModel for CpuModel {
 }
 
 impl CpuModel {
+    /// The hidden states that predict every token of one text from token `from` on: as
+    /// [`teacher_forced`](PagedModel::teacher_forced), before the projection to the vocabulary.
+    ///
+    /// # Shapes
+    /// - returns: `[tokens - from, d_model]`, row by row
+    ///
+    /// # Panics
+    /// As [`teacher_forced`](PagedModel::teacher_forced).
+    pub fn predicting(&self, blocks: Blocks<'_>, from: usize) -> Vec<f32> {
+        let real = self.real_of_text(&blocks);
+        on_pool(|| match &self.kind {
+            Kind::Block(model) => model.predicting(self.level, blocks.ids, real, from),
+            Kind::Vanilla(model) => model.predicting(self.level, blocks.ids, from),
+        })
+    }
+
+    /// Logits of hidden states.
+    ///
+    /// # Shapes
+    /// - `hidden`: `[rows, d_model]`, row by row
+    /// - returns: `[rows, vocab_size]`, row by row
+    pub fn logits(&self, hidden: &[f32]) -> Vec<f32> {
+        on_pool(|| match &self.kind {
+            Kind::Block(model) => model.logits(self.level, hidden),
+            Kind::Vanilla(model) => model.logits(self.level, hidden),
+        })
+    }
+
     /// What of one text is not padding.
     ///
     /// # Panics

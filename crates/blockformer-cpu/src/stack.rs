@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use blockformer_kernels::{
-    Activation, AttentionInputs, AttentionShape, Level, Precision, Store, Stored, attention, rotate,
+    Activation, AttentionInputs, AttentionShape, Level, Precision, Rounded, Store, Stored, attention, rotate,
 };
 use blockformer_kv_cache::{HostLayer, HostRows};
 use blockformer_nn::{
@@ -16,7 +16,7 @@ use crate::profile::{Clock, StackProfile};
 use crate::weights::{Linear, Norm};
 
 /// Positions of prompts that go through a stack at once: sequences are taken in so many at a time.
-pub(crate) const PREFILL_ROWS: usize = 2048;
+pub(crate) const PREFILL_ROWS: usize = 512;
 
 /// Buffers that every step uses anew.
 #[derive(Debug, Clone, Default)]
@@ -30,13 +30,18 @@ pub(crate) struct Scratch {
     starts: Vec<usize>,
     /// The pages of each sequence, one after the other.
     tables: Vec<usize>,
+    /// What products with quantised weights make of their inputs.
+    pub(crate) rounded: Rounded,
+    /// Bytes of the most logits there were at once.
+    pub(crate) logits: usize,
 }
 
 impl Scratch {
     pub(crate) fn bytes(&self) -> usize {
         let floats = [&self.normed, &self.qkv, &self.mixed, &self.inner];
         let tables = size_of_val(&self.starts[..]) + size_of_val(&self.tables[..]);
-        floats.iter().map(|buffer| size_of_val(&buffer[..])).sum::<usize>() + size_of_val(&self.visible[..]) + tables
+        let floats = floats.iter().map(|buffer| size_of_val(&buffer[..])).sum::<usize>();
+        floats + size_of_val(&self.visible[..]) + tables + self.rounded.bytes() + self.logits
     }
 }
 
@@ -53,6 +58,8 @@ pub(crate) fn room(buffer: &mut Vec<f32>, n: usize) -> &mut [f32] {
 pub(crate) struct Positions<'a> {
     /// New positions of each sequence.
     pub(crate) new: usize,
+    /// The last so many of them are wanted behind the layers; the last layer computes no others.
+    pub(crate) wanted: usize,
     /// Positions of one group see each other.
     pub(crate) group: usize,
     /// For each sequence, how many positions at its start are padding; empty where there is none.
@@ -115,7 +122,8 @@ impl Stack {
         layers + self.final_norm.as_ref().map_or(0, Norm::bytes) + 2 * size_of_val(&self.cos[..])
     }
 
-    /// Runs the layers on `x`, in place; keys and values are written, but the sequences not advanced.
+    /// Runs the layers on `x`, in place; keys and values are written, but the sequences not advanced. Behind it the first
+    /// numbers of `x` are those of the wanted positions, `[sequences, wanted, d_model]`.
     ///
     /// # Shapes
     /// - `x`: `[sequences, new, d_model]`
@@ -146,11 +154,13 @@ impl Stack {
             );
         }
         see(&mut scratch.visible, &positions, &scratch.starts);
+        let Positions { new, wanted, .. } = positions;
         for (index, layer) in self.layers.iter().enumerate() {
-            let mut pass =
-                Pass { stack: self, layer, level, new: positions.new, page_length, held: kv.layer(index), scratch };
-            pass.run(x, &mut clock, &mut profile);
+            let wanted = if index + 1 == self.layers.len() { wanted } else { new };
+            let mut pass = Pass { stack: self, layer, level, new, page_length, held: kv.layer(index), scratch };
+            pass.run(x, wanted, &mut clock, &mut profile);
         }
+        let x = &mut x[..rows * wanted * self.config.d_model];
         if let Some(norm) = &self.final_norm {
             let normed = room(&mut scratch.normed, x.len());
             norm.forward(level, x, normed);
@@ -203,7 +213,7 @@ fn rotary_tables(config: &TransformerConfig) -> (Vec<f32>, Vec<f32>) {
 /// The keys that each query sees, as `blockformer_nn::AttentionMask` has it: those up to the end of its group that are
 /// not padding; where none is left, itself.
 fn see(visible: &mut Vec<Range<usize>>, positions: &Positions<'_>, starts: &[usize]) {
-    let Positions { new, group, padded } = *positions;
+    let Positions { new, group, padded, .. } = *positions;
     visible.clear();
     for (sequence, &start) in starts.iter().enumerate() {
         let first = padded.get(sequence).copied().unwrap_or(0);
@@ -211,6 +221,20 @@ fn see(visible: &mut Vec<Range<usize>>, positions: &Positions<'_>, starts: &[usi
             let end = ((own / group + 1) * group).min(start + new);
             if first < end { first..end } else { own..own + 1 }
         }));
+    }
+}
+
+/// Numbers of a position's queries, keys and values.
+fn qkv_width(config: &TransformerConfig) -> usize {
+    (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
+}
+
+/// Moves the last `kept` of each of `n` stretches of `length` to the front.
+fn keep_last<T: Clone>(of: &mut [T], n: usize, length: usize, kept: usize) {
+    for index in 0..n {
+        for at in 0..kept {
+            of[index * kept + at] = of[(index + 1) * length - kept + at].clone();
+        }
     }
 }
 
@@ -227,12 +251,15 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    fn run(&mut self, x: &mut [f32], clock: &mut Clock, profile: &mut StackProfile) {
+    /// Behind it the first numbers of `x` are those of the last `wanted` positions of each sequence.
+    fn run(&mut self, x: &mut [f32], wanted: usize, clock: &mut Clock, profile: &mut StackProfile) {
         let (layer, level) = (self.layer, self.level);
         let TransformerConfig { norm_position, residual, .. } = self.stack.config;
         if norm_position == NormPosition::Post {
             room(&mut self.scratch.normed, x.len()).copy_from_slice(x);
-            self.attention(x);
+            self.project();
+            let x = self.keep(wanted, x);
+            self.attend(x);
             layer.attention_norm.forward(level, x, room(&mut self.scratch.normed, x.len()));
             x.copy_from_slice(&self.scratch.normed[..x.len()]);
             clock.lap(&mut profile.attention);
@@ -243,13 +270,14 @@ impl Pass<'_> {
             return;
         }
         layer.attention_norm.forward(level, x, room(&mut self.scratch.normed, x.len()));
+        self.project();
+        let x = self.keep(wanted, x);
         if residual == Residual::Parallel {
             // The network's input is read before attention is added to the stream.
-            self.project();
             layer.feed_forward_norm.forward(level, x, room(&mut self.scratch.normed, x.len()));
             self.attend(x);
         } else {
-            self.attention(x);
+            self.attend(x);
             layer.feed_forward_norm.forward(level, x, room(&mut self.scratch.normed, x.len()));
         }
         clock.lap(&mut profile.attention);
@@ -257,20 +285,30 @@ impl Pass<'_> {
         clock.lap(&mut profile.feed_forward);
     }
 
-    /// Adds attention over `normed` to `x`.
-    fn attention(&mut self, x: &mut [f32]) {
-        self.project();
-        self.attend(x);
+    /// Keeps the last `wanted` positions of each sequence, which become all there are: their numbers in `x`, their
+    /// queries, and what they see.
+    fn keep<'x>(&mut self, wanted: usize, x: &'x mut [f32]) -> &'x mut [f32] {
+        let (sequences, d_model) = (self.scratch.starts.len(), self.stack.config.d_model);
+        if wanted < self.new {
+            let Scratch { qkv, visible, .. } = &mut *self.scratch;
+            let stride = qkv_width(&self.stack.config);
+            keep_last(x, sequences, self.new * d_model, wanted * d_model);
+            keep_last(qkv, sequences, self.new * stride, wanted * stride);
+            keep_last(visible, sequences, self.new, wanted);
+            visible.truncate(sequences * wanted);
+            self.new = wanted;
+        }
+        &mut x[..sequences * wanted * d_model]
     }
 
     /// Queries, keys and values of `normed`, rotated; keys and values go to their pages.
     fn project(&mut self) {
         let TransformerConfig { d_model, n_heads, n_kv_heads, head_dim, .. } = self.stack.config;
-        let Scratch { normed, qkv, starts, tables, .. } = &mut *self.scratch;
+        let Scratch { normed, qkv, starts, tables, rounded, .. } = &mut *self.scratch;
         let rows = starts.len() * self.new;
-        let stride = (n_heads + 2 * n_kv_heads) * head_dim;
+        let stride = qkv_width(&self.stack.config);
         let qkv = room(qkv, rows * stride);
-        self.layer.qkv.forward(self.level, &normed[..rows * d_model], qkv);
+        self.layer.qkv.forward(self.level, &normed[..rows * d_model], rounded, qkv);
         let half = self.stack.config.rotary_dim() / 2;
         let pages = tables.len() / starts.len();
         for (row, qkv) in qkv.chunks_exact_mut(stride).enumerate() {
@@ -294,31 +332,32 @@ impl Pass<'_> {
     /// Adds the projected mixture of values to `x`.
     fn attend(&mut self, x: &mut [f32]) {
         let TransformerConfig { n_heads, n_kv_heads, head_dim, .. } = self.stack.config;
-        let Scratch { qkv, mixed, visible, starts, tables, .. } = &mut *self.scratch;
+        let Scratch { qkv, mixed, visible, starts, tables, rounded, .. } = &mut *self.scratch;
         let (batch, n_queries, page_length) = (starts.len(), self.new, self.page_length);
-        let query_stride = (n_heads + 2 * n_kv_heads) * head_dim;
+        let query_stride = qkv_width(&self.stack.config);
         let shape = AttentionShape { batch, n_queries, n_heads, n_kv_heads, head_dim, page_length, query_stride };
         let queries = &qkv[..batch * n_queries * query_stride];
         let (keys, values) = (stored(&self.held.keys), stored(&self.held.values));
         let inputs = AttentionInputs { queries, keys, values, tables };
         let mixed = room(mixed, batch * n_queries * n_heads * head_dim);
         attention(self.level, shape, inputs, visible, mixed);
-        self.layer.output.run(self.level, mixed, Activation::Identity, Store::Add, x);
+        self.layer.output.run(self.level, mixed, (Activation::Identity, Store::Add), rounded, x);
     }
 
     /// Adds the feed-forward network of `normed` to `x`.
     fn feed_forward(&mut self, x: &mut [f32]) {
         let (level, layer, activation) = (self.level, self.layer, self.stack.activation);
-        let normed = &self.scratch.normed[..x.len()];
+        let Scratch { normed, inner, rounded, .. } = &mut *self.scratch;
+        let normed = &normed[..x.len()];
         let rows = x.len() / self.stack.config.d_model;
-        let inner = room(&mut self.scratch.inner, rows * layer.up.n_outputs());
+        let inner = room(inner, rows * layer.up.n_outputs());
         match &layer.gate {
             Some(gate) => {
-                gate.run(level, normed, activation, Store::Write, inner);
-                layer.up.run(level, normed, Activation::Identity, Store::Multiply, inner);
+                gate.run(level, normed, (activation, Store::Write), rounded, inner);
+                layer.up.run(level, normed, (Activation::Identity, Store::Multiply), rounded, inner);
             }
-            None => layer.up.run(level, normed, activation, Store::Write, inner),
+            None => layer.up.run(level, normed, (activation, Store::Write), rounded, inner),
         }
-        layer.down.run(level, inner, Activation::Identity, Store::Add, x);
+        layer.down.run(level, inner, (Activation::Identity, Store::Add), rounded, x);
     }
 }

@@ -46,6 +46,11 @@ impl TokenState {
         self.cache.bytes()
     }
 
+    /// The hidden states computed last, the first `n` numbers.
+    pub(crate) fn hidden(&self, n: usize) -> &[f32] {
+        &self.x[..n]
+    }
+
     pub(crate) fn buffer_bytes(&self) -> usize {
         size_of_val(&self.expanded[..]) + size_of_val(&self.x[..])
     }
@@ -91,12 +96,14 @@ impl TokenDecoder {
         };
         let ratio = expansion.ratio();
         let ContextExpansion { layer, .. } = expansion;
+        // The largest matrices first, while little else is packed.
+        let vocabulary = Vocabulary::new(vocabulary, precision);
         Ok(Self {
             entry,
             expansion: layer.map(|layer| Linear::new(layer, precision)),
             ratio,
             stack: Stack::new(transformer, config, precision)?,
-            vocabulary: Vocabulary::new(vocabulary, precision),
+            vocabulary,
         })
     }
 
@@ -120,12 +127,19 @@ impl TokenDecoder {
     /// Begins blocks: logits of the tokens behind the first `known` of each, `[rows, tokens a row + 1 - known,
     /// vocab_size]`.
     pub(crate) fn start(&self, begin: Begin<'_>, state: &mut TokenState, tools: &mut Tools<'_>) -> Vec<f32> {
+        let n = self.begin(begin, state, tools);
+        self.project(&state.x[..n], tools)
+    }
+
+    /// The same before the projection to the vocabulary: so many numbers of the state's [hidden](TokenState::hidden) are
+    /// of `[rows, tokens a row + 1 - known, d_model]`.
+    pub(crate) fn begin(&self, begin: Begin<'_>, state: &mut TokenState, tools: &mut Tools<'_>) -> usize {
         let Begin { context, rows, tokens, known } = begin;
         let mut clock = Clock::start();
         let (d_model, positions) = (self.stack.config().d_model, state.positions);
         let expanded = room(&mut state.expanded, rows * positions * d_model);
         match &self.expansion {
-            Some(layer) => layer.forward(tools.level, context, expanded),
+            Some(layer) => layer.forward(tools.level, context, &mut tools.scratch.rounded, expanded),
             None => {
                 let each = expanded.chunks_exact_mut(self.ratio * d_model).zip(context.chunks_exact(d_model));
                 each.for_each(|(out, row)| out.chunks_exact_mut(d_model).for_each(|out| out.copy_from_slice(row)));
@@ -158,6 +172,12 @@ impl TokenDecoder {
 
     /// Takes in one token a block: logits of the next, `[batch, vocab_size]`.
     pub(crate) fn next(&self, tokens: &[u32], state: &mut TokenState, tools: &mut Tools<'_>) -> Vec<f32> {
+        let n = self.go_on(tokens, state, tools);
+        self.project(&state.x[..n], tools)
+    }
+
+    /// The same before the projection to the vocabulary, as [`begin`](Self::begin) has it: `[batch, d_model]`.
+    pub(crate) fn go_on(&self, tokens: &[u32], state: &mut TokenState, tools: &mut Tools<'_>) -> usize {
         let d_model = self.stack.config().d_model;
         let x = room(&mut state.x, tokens.len() * d_model);
         self.vocabulary.table().look_up(tokens, x);
@@ -171,24 +191,33 @@ impl TokenDecoder {
         self.run(tokens.len(), 1, 0, state, tools)
     }
 
-    /// Runs the layers on `new` positions of each block and projects those from number `first` on.
-    fn run(&self, rows: usize, new: usize, first: usize, state: &mut TokenState, tools: &mut Tools<'_>) -> Vec<f32> {
+    /// The likeliest tokens by hidden states; nothing where logits are no numbers.
+    pub(crate) fn likeliest(&self, hidden: &[f32], tools: &mut Tools<'_>) -> Vec<Option<u32>> {
+        let mut clock = Clock::start();
+        let tokens = self.vocabulary.likeliest(tools.level, hidden, tools.scratch);
+        clock.lap(&mut tools.profile.output);
+        tokens
+    }
+
+    /// Logits of hidden states.
+    pub(crate) fn project(&self, hidden: &[f32], tools: &mut Tools<'_>) -> Vec<f32> {
+        let mut clock = Clock::start();
+        let logits = self.vocabulary.logits(tools.level, hidden, tools.scratch);
+        clock.lap(&mut tools.profile.output);
+        logits
+    }
+
+    /// Runs the layers on `new` positions of each block. The hidden states of those from number `first` on are the first
+    /// numbers of `state.x`, so many.
+    fn run(&self, rows: usize, new: usize, first: usize, state: &mut TokenState, tools: &mut Tools<'_>) -> usize {
         let d_model = self.stack.config().d_model;
         let x = &mut state.x[..rows * new * d_model];
         let kv = Kv::Together { cache: &mut state.cache, sequences: 0..rows };
-        let spent = self.stack.forward(tools.level, x, Positions { new, group: 1, padded: &[] }, kv, tools.scratch);
+        let wanted = new - first;
+        let positions = Positions { new, wanted, group: 1, padded: &[] };
+        let spent = self.stack.forward(tools.level, x, positions, kv, tools.scratch);
         tools.profile.token_decoder += spent;
         state.cache.advance(new);
-        let mut clock = Clock::start();
-        let wanted = new - first;
-        if first > 0 {
-            for row in 0..rows {
-                let of = (row * new + first) * d_model..(row + 1) * new * d_model;
-                x.copy_within(of, row * wanted * d_model);
-            }
-        }
-        let logits = self.vocabulary.logits(tools.level, &x[..rows * wanted * d_model]);
-        clock.lap(&mut tools.profile.output);
-        logits
+        rows * wanted * d_model
     }
 }

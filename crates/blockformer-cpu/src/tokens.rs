@@ -1,8 +1,9 @@
 //! Token ids to embeddings, and hidden states to logits.
 
-use blockformer_kernels::{Level, Precision};
+use blockformer_kernels::{Level, Numbers, Precision};
 use blockformer_token_decoder::Vocabulary as BurnVocabulary;
 
+use crate::stack::Scratch;
 use crate::weights::{Linear, numbers};
 
 /// An embedding table and the projection back.
@@ -15,11 +16,9 @@ pub(crate) struct Vocabulary {
 impl Vocabulary {
     pub(crate) fn new(vocabulary: BurnVocabulary, precision: Precision) -> Self {
         let d_model = vocabulary.embedding.weight.dims()[1];
-        let table = Table { numbers: numbers(vocabulary.embedding.weight), width: d_model };
-        let output = match vocabulary.output {
-            Some(output) => Linear::new(output, precision),
-            None => Linear::of_table(&table.numbers, d_model, precision),
-        };
+        let output = vocabulary.output.map(|output| Linear::new(output, precision));
+        let table = Table::new(&numbers(vocabulary.embedding.weight), d_model);
+        let output = output.unwrap_or_else(|| Linear::of_table(&table.numbers, d_model, precision));
         Self { table, output }
     }
 
@@ -32,22 +31,32 @@ impl Vocabulary {
     }
 
     /// Logits of rows of hidden states, in memory of their own: they become a tensor.
-    pub(crate) fn logits(&self, level: Level, hidden: &[f32]) -> Vec<f32> {
+    pub(crate) fn logits(&self, level: Level, hidden: &[f32], scratch: &mut Scratch) -> Vec<f32> {
         let rows = hidden.len() / self.table.width;
         let mut logits = vec![0.0; rows * self.output.n_outputs()];
-        self.output.forward(level, hidden, &mut logits);
+        self.output.forward(level, hidden, &mut scratch.rounded, &mut logits);
+        scratch.logits = scratch.logits.max(size_of_val(&logits[..]));
         logits
+    }
+
+    /// The likeliest tokens of rows of hidden states; nothing where logits are no numbers.
+    pub(crate) fn likeliest(&self, level: Level, hidden: &[f32], scratch: &mut Scratch) -> Vec<Option<u32>> {
+        self.output.likeliest(level, hidden, &mut scratch.rounded)
     }
 }
 
 /// Rows of float32, one a token id.
 #[derive(Debug, Clone)]
 pub(crate) struct Table {
-    pub(crate) numbers: Vec<f32>,
+    pub(crate) numbers: Numbers,
     pub(crate) width: usize,
 }
 
 impl Table {
+    pub(crate) fn new(numbers: &[f32], width: usize) -> Self {
+        Self { numbers: numbers.into(), width }
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         size_of_val(&self.numbers[..])
     }

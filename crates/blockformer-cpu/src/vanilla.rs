@@ -27,6 +27,8 @@ pub(crate) struct VanillaState {
     x: Vec<f32>,
     last: Vec<f32>,
     scratch: Scratch,
+    /// Bytes of the buffers that the prompts took.
+    prompt_bytes: usize,
     pub(crate) profile: Profile,
 }
 
@@ -36,7 +38,8 @@ impl VanillaState {
     }
 
     pub(crate) fn buffer_bytes(&self) -> usize {
-        size_of_val(&self.x[..]) + size_of_val(&self.last[..]) + self.scratch.bytes()
+        let now = size_of_val(&self.x[..]) + size_of_val(&self.last[..]) + self.scratch.bytes();
+        now.max(self.prompt_bytes)
     }
 
     pub(crate) fn batch(&self) -> usize {
@@ -83,22 +86,46 @@ impl VanillaModel {
             x: Vec::new(),
             last: Vec::new(),
             scratch: Scratch::default(),
+            prompt_bytes: 0,
             profile: Profile::default(),
         };
         let ids: Vec<u32> = prompts.ids(device).into_data().iter::<u32>().collect();
-        let logits = self.take_in(level, &ids, &mut state);
+        self.take_in(level, &ids, &mut state);
+        let logits = self.project(level, &mut state);
         // What only a prompt needs is given back.
+        state.prompt_bytes = state.buffer_bytes();
         (state.x, state.scratch) = (Vec::new(), Scratch::default());
         (state, logits)
     }
 
     pub(crate) fn step(&self, level: Level, state: &mut VanillaState, tokens: &[u32]) -> Vec<f32> {
         assert_eq!(tokens.len(), state.batch, "one token a sequence");
-        self.take_in(level, tokens, state)
+        self.take_in(level, tokens, state);
+        self.project(level, state)
     }
 
-    /// Takes in tokens of all sequences: logits of the token after the last of each.
-    fn take_in(&self, level: Level, ids: &[u32], state: &mut VanillaState) -> Vec<f32> {
+    /// The likeliest tokens instead of logits; nothing where these are no numbers.
+    pub(crate) fn step_likeliest(&self, level: Level, state: &mut VanillaState, tokens: &[u32]) -> Vec<Option<u32>> {
+        assert_eq!(tokens.len(), state.batch, "one token a sequence");
+        self.take_in(level, tokens, state);
+        let mut clock = Clock::start();
+        let last = &state.last[..state.batch * self.stack.config().d_model];
+        let found = self.vocabulary.likeliest(level, last, &mut state.scratch);
+        clock.lap(&mut state.profile.output);
+        found
+    }
+
+    /// Logits of the token after the last of each sequence.
+    fn project(&self, level: Level, state: &mut VanillaState) -> Vec<f32> {
+        let mut clock = Clock::start();
+        let last = &state.last[..state.batch * self.stack.config().d_model];
+        let logits = self.vocabulary.logits(level, last, &mut state.scratch);
+        clock.lap(&mut state.profile.output);
+        logits
+    }
+
+    /// Takes in tokens of all sequences: `state.last` are the hidden states of the last of each.
+    fn take_in(&self, level: Level, ids: &[u32], state: &mut VanillaState) {
         let (batch, d_model) = (state.batch, self.stack.config().d_model);
         let new = ids.len() / batch;
         let at_once = (PREFILL_ROWS / new).clamp(1, batch);
@@ -110,19 +137,14 @@ impl VanillaModel {
             self.vocabulary.table().look_up(&ids[sequences.start * new..sequences.end * new], x);
             clock.lap(&mut state.profile.embedder);
             let padded = if state.padded.is_empty() { &[][..] } else { &state.padded[sequences.clone()] };
-            let positions = Positions { new, group: 1, padded };
+            let positions = Positions { new, wanted: 1, group: 1, padded };
             let kv = Kv::Together { cache: &mut state.cache, sequences: sequences.clone() };
             let spent = self.stack.forward(level, x, positions, kv, &mut state.scratch);
             state.profile.token_decoder += spent;
-            let last = x.chunks_exact(new * d_model).map(|x| &x[(new - 1) * d_model..]);
-            let kept = state.last[sequences.start * d_model..].chunks_exact_mut(d_model);
-            kept.zip(last).for_each(|(kept, last)| kept.copy_from_slice(last));
+            let last = sequences.len() * d_model;
+            state.last[sequences.start * d_model..][..last].copy_from_slice(&x[..last]);
         }
         state.cache.advance(new);
-        let mut clock = Clock::start();
-        let logits = self.vocabulary.logits(level, &state.last[..batch * d_model]);
-        clock.lap(&mut state.profile.output);
-        logits
     }
 }
 
@@ -135,37 +157,48 @@ impl VanillaModel {
 
     /// Takes in tokens of some sequences: the hidden state of the last of each, `[rows, d_model]`.
     pub(crate) fn take_in_paged(&self, level: Level, ids: &[u32], kv: Kv<'_, '_>, work: &mut Work) -> Vec<f32> {
-        let (d_model, new) = (self.stack.config().d_model, ids.len() / kv.rows());
-        let x = self.hidden(level, ids, kv, work);
-        x.chunks_exact(new * d_model).flat_map(|x| &x[(new - 1) * d_model..]).copied().collect()
+        self.hidden(level, (ids, 1), kv, work).to_vec()
     }
 
-    /// The hidden states of tokens of some sequences, which are taken in, `[rows, new, d_model]`.
-    fn hidden<'w>(&self, level: Level, ids: &[u32], kv: Kv<'_, '_>, work: &'w mut Work) -> &'w [f32] {
+    /// The hidden states of the last `wanted` tokens of some sequences, which are taken in, `[rows, wanted, d_model]`.
+    fn hidden<'w>(
+        &self,
+        level: Level,
+        (ids, wanted): (&[u32], usize),
+        kv: Kv<'_, '_>,
+        work: &'w mut Work,
+    ) -> &'w [f32] {
         assert!(!ids.is_empty(), "no tokens to take in");
         let x = room(&mut work.x, ids.len() * self.stack.config().d_model);
         self.vocabulary.table().look_up(ids, x);
-        let positions = Positions { new: ids.len() / kv.rows(), group: 1, padded: &[] };
+        let rows = kv.rows();
+        let positions = Positions { new: ids.len() / rows, wanted, group: 1, padded: &[] };
         self.stack.forward(level, x, positions, kv, &mut work.scratch);
-        x
+        &x[..rows * wanted * self.stack.config().d_model]
     }
 
     /// The hidden states of all tokens of one text, `[tokens, d_model]`.
     pub(crate) fn text_hidden(&self, level: Level, ids: &[u32]) -> Vec<f32> {
         let mut cache = Cache::new(self.stack.config(), 1, ids.len());
         let kv = Kv::Together { cache: &mut cache, sequences: 0..1 };
-        self.hidden(level, ids, kv, &mut Work::default()).to_vec()
+        self.hidden(level, (ids, ids.len()), kv, &mut Work::default()).to_vec()
     }
 
     /// Logits of rows of hidden states.
     pub(crate) fn logits(&self, level: Level, hidden: &[f32]) -> Vec<f32> {
-        self.vocabulary.logits(level, hidden)
+        self.vocabulary.logits(level, hidden, &mut Scratch::default())
     }
 
     /// Logits of every token of one text from token `from` on, `[tokens - from, vocab_size]`.
     pub(crate) fn teacher_forced(&self, level: Level, ids: &[u32], from: usize) -> Vec<f32> {
+        self.logits(level, &self.predicting(level, ids, from))
+    }
+
+    /// The hidden states that predict every token of one text from token `from` on, `[tokens - from, d_model]`.
+    pub(crate) fn predicting(&self, level: Level, ids: &[u32], from: usize) -> Vec<f32> {
         assert!(from > 0, "the first token is not predicted");
-        let (hidden, d_model) = (self.text_hidden(level, ids), self.stack.config().d_model);
-        self.logits(level, &hidden[(from - 1) * d_model..(ids.len() - 1) * d_model])
+        let (mut hidden, d_model) = (self.text_hidden(level, ids), self.stack.config().d_model);
+        hidden.truncate((ids.len() - 1) * d_model);
+        hidden.split_off((from - 1) * d_model)
     }
 }

@@ -1,6 +1,8 @@
 //! From Burn's parameters to packed weights. Each parameter is freed as soon as it is packed.
 
-use blockformer_kernels::{Activation, Epilogue, LayerNorm, Level, PackedMatrix, Precision, RmsNorm, Store, matmul};
+use blockformer_kernels::{
+    Activation, Epilogue, LayerNorm, Level, PackedMatrix, Precision, RmsNorm, Rounded, Store, likeliest, matmul,
+};
 use blockformer_nn::Norm as BurnNorm;
 use burn::module::Param;
 use burn::nn::Linear as BurnLinear;
@@ -45,12 +47,26 @@ impl Linear {
         self.matrix.bytes() + self.bias.as_deref().map_or(0, size_of_val)
     }
 
-    pub(crate) fn forward(&self, level: Level, x: &[f32], out: &mut [f32]) {
-        self.run(level, x, Activation::Identity, Store::Write, out);
+    pub(crate) fn forward(&self, level: Level, x: &[f32], rounded: &mut Rounded, out: &mut [f32]) {
+        self.run(level, x, (Activation::Identity, Store::Write), rounded, out);
     }
 
-    pub(crate) fn run(&self, level: Level, x: &[f32], activation: Activation, store: Store, out: &mut [f32]) {
-        matmul(level, x, &self.matrix, Epilogue { bias: self.bias.as_deref(), activation, store }, out);
+    /// The first of the largest outputs of each row.
+    pub(crate) fn likeliest(&self, level: Level, x: &[f32], rounded: &mut Rounded) -> Vec<Option<u32>> {
+        let found = likeliest(level, x, &self.matrix, self.bias.as_deref(), rounded);
+        found.into_iter().map(|output| output.map(|output| output as u32)).collect()
+    }
+
+    pub(crate) fn run(
+        &self,
+        level: Level,
+        x: &[f32],
+        (activation, store): (Activation, Store),
+        rounded: &mut Rounded,
+        out: &mut [f32],
+    ) {
+        let epilogue = Epilogue { bias: self.bias.as_deref(), activation, store };
+        matmul(level, x, &self.matrix, epilogue, rounded, out);
     }
 }
 

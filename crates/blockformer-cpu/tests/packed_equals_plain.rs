@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use blockformer_cpu::{CpuModel, Level, PackError, Precision};
 use blockformer_embedder::{ClsTokens, EmbedderConfig, EncoderConfig, LookupConfig, Projection};
-use blockformer_generate::{GenerateOptions, LanguageModel, generate};
+use blockformer_generate::{GenerateOptions, LanguageModel, generate, likeliest};
 use blockformer_kernels::PackedMatrix;
 use blockformer_model::{AnyModel, BlockTransformerConfig, ModelConfig, VanillaTransformerConfig, presets};
 use blockformer_nn::{Activation, Residual, TransformerConfig};
@@ -183,8 +183,13 @@ fn narrower_weights_give_the_logits_of_a_plain_model_with_rounded_weights() {
             assert!(rounding > 1e-3, "{name} in {}: nothing was rounded", precision.name());
             let packed = CpuModel::new(&config, model.clone(), precision).unwrap();
             let error = largest_difference(&logits(&packed, &device), &plain);
-            // Products with 8 and 4 bits round their inputs to 16, which changes little beside the rounding of weights.
-            let inputs = if precision == Precision::Bf16 { 0.0 } else { rounding / 50.0 };
+            // Inputs are rounded too: as finely as 8-bit weights, which together may change twice as much, and much more
+            // finely than 4-bit weights.
+            let inputs = match precision {
+                Precision::Int8 => 2.0 * rounding,
+                Precision::Int4 => rounding / 5.0,
+                _ => 0.0,
+            };
             assert!(error < 2e-5 + inputs, "{name} in {}: {error}, weights {rounding}", precision.name());
         }
     }
@@ -205,6 +210,33 @@ fn greedy_tokens_are_those_of_plain_operations() {
 fn tokens<M: LanguageModel>(model: &M, options: &GenerateOptions, device: &Device) -> Vec<Vec<u32>> {
     let generated = generate(model, &PROMPTS, options, device, |_, _| ControlFlow::Continue(())).unwrap();
     generated.into_iter().map(|generation| generation.tokens).collect()
+}
+
+#[test]
+fn the_likeliest_tokens_are_those_of_the_logits_in_every_precision() {
+    let device = Device::flex();
+    for (name, config) in models() {
+        let model = AnyModel::new(&config, &device).unwrap();
+        let prompts = model.layout().block_prompts(&PROMPTS, 7).unwrap();
+        for precision in Precision::ALL {
+            let packed = CpuModel::new(&config, model.clone(), precision).unwrap();
+            let (mut state, logits) = packed.prefill(&prompts, 7, &device);
+            let mut other = state.clone();
+            let mut next = likeliest(logits);
+            for step in 0..6 {
+                let tokens: Vec<u32> = next.iter().map(|token| token.unwrap()).collect();
+                next = packed.step_likeliest(&mut state, &tokens);
+                let logits = packed.step(&mut other, &tokens);
+                let vocab_size = logits.dims()[1];
+                let numbers: Vec<f32> = logits.into_data().iter::<f32>().collect();
+                for (row, token) in numbers.chunks(vocab_size).zip(&next) {
+                    let largest = row.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+                    let expected = row.iter().position(|logit| *logit == largest).map(|id| id as u32);
+                    assert_eq!(*token, expected, "{name} in {}, step {step}", precision.name());
+                }
+            }
+        }
+    }
 }
 
 #[test]
@@ -233,10 +265,14 @@ fn bytes_and_times_are_accounted_for() {
     let parameters = model.parameters().total;
     let prompts = model.layout().block_prompts(&PROMPTS, 8).unwrap();
     let kv = model.kv_bytes(&model.prefill(&prompts, 8, &device).0);
+    let narrow = CpuModel::new(&config, model.clone(), Precision::Int8).unwrap();
     let packed = CpuModel::new(&config, model, Precision::F32).unwrap();
     assert!(packed.weight_bytes() >= 4 * parameters);
     let (mut state, _) = packed.prefill(&prompts, 8, &device);
     assert_eq!(packed.kv_bytes(&state), kv);
+    // The prompts' logits count, and what products with quantised weights make of their inputs.
+    assert!(state.buffer_bytes() >= 4 * PROMPTS.len() * VOCAB);
+    assert!(narrow.prefill(&prompts, 8, &device).0.buffer_bytes() > state.buffer_bytes());
     let before = state.profile().total();
     packed.step(&mut state, &[1, 2, 3]);
     assert!(state.profile().total() > before && state.buffer_bytes() > 0);

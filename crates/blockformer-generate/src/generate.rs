@@ -56,14 +56,21 @@ pub fn generate<M: LanguageModel>(
     options.sampling.validate(model.layout().vocab_size)?;
     let sampler = |(index, prompt): (usize, &&[u32])| Sampler::new(options.sampling.clone(), index, prompt);
     let mut sequences: Vec<Sequence> = prompts.iter().enumerate().map(sampler).map(Sequence::new).collect();
-    let (mut state, mut logits) = model.prefill(&blocked, options.max_new_tokens, device);
+    let (mut state, logits) = model.prefill(&blocked, options.max_new_tokens, device);
+    let greedy = options.sampling.is_greedy() && options.sampling.keeps_logits();
+    let mut after = After::Logits(logits);
     let mut next = vec![model.layout().pad_token_id; prompts.len()];
     loop {
-        let cancelled = draw(&mut sequences, logits, options, &mut next, &mut on_token)?;
+        let tokens = draw(&mut sequences, after)?;
+        let cancelled = take(&mut sequences, &tokens, options, &mut next, &mut on_token);
         if cancelled || sequences.iter().all(|sequence| sequence.finish.is_some()) {
             break;
         }
-        logits = model.step(&mut state, &next);
+        after = if greedy {
+            After::Likeliest(model.step_likeliest(&mut state, &next))
+        } else {
+            After::Logits(model.step(&mut state, &next))
+        };
     }
     Ok(sequences.into_iter().map(Sequence::into_generation).collect())
 }
@@ -84,22 +91,46 @@ impl Sequence {
     }
 }
 
-/// Draws the next token of every sequence that goes on; true if the receiver wants no more.
-fn draw(
+/// What a model says of the tokens after those it was given.
+enum After {
+    Logits(Tensor<2>),
+    /// What greedy sampling would draw.
+    Likeliest(Vec<Option<u32>>),
+}
+
+/// The next token of every sequence that goes on.
+fn draw(sequences: &mut [Sequence], after: After) -> Result<Vec<Option<u32>>, GenerateError> {
+    let mut open = |draw: &mut dyn FnMut(usize, &mut Sampler) -> Result<u32, GenerateError>| {
+        let one = |(index, sequence): (usize, &mut Sequence)| {
+            if sequence.finish.is_some() { Ok(None) } else { draw(index, &mut sequence.sampler).map(Some) }
+        };
+        sequences.iter_mut().enumerate().map(one).collect()
+    };
+    match after {
+        After::Logits(logits) => {
+            let [_, vocab_size] = logits.dims();
+            let logits = logits.cast(FloatDType::F32).into_data();
+            let Ok(rows) = logits.as_slice::<f32>() else { unreachable!("they were cast to float32") };
+            open(&mut |index, sampler| sampler.sample(&rows[index * vocab_size..(index + 1) * vocab_size]))
+        }
+        After::Likeliest(tokens) => open(&mut |index, sampler| {
+            let token = tokens[index].ok_or(GenerateError::NotANumber)?;
+            sampler.push(token);
+            Ok(token)
+        }),
+    }
+}
+
+/// Adds the tokens to their sequences; true if the receiver wants no more.
+fn take(
     sequences: &mut [Sequence],
-    logits: Tensor<2>,
+    tokens: &[Option<u32>],
     options: &GenerateOptions,
     next: &mut [u32],
     on_token: &mut impl FnMut(usize, u32) -> ControlFlow<()>,
-) -> Result<bool, GenerateError> {
-    let [_, vocab_size] = logits.dims();
-    let logits = logits.cast(FloatDType::F32).into_data();
-    let Ok(rows) = logits.as_slice::<f32>() else { unreachable!("they were cast to float32") };
-    for (index, (sequence, logits)) in sequences.iter_mut().zip(rows.chunks(vocab_size)).enumerate() {
-        if sequence.finish.is_some() {
-            continue;
-        }
-        let token = sequence.sampler.sample(logits)?;
+) -> bool {
+    for (index, (sequence, token)) in sequences.iter_mut().zip(tokens).enumerate() {
+        let Some(token) = *token else { continue };
         next[index] = token;
         if options.stop_tokens.contains(&token) {
             sequence.finish = Some(FinishReason::Stop);
@@ -110,8 +141,8 @@ fn draw(
             sequence.finish = Some(FinishReason::Length);
         }
         if on_token(index, token).is_break() {
-            return Ok(true);
+            return true;
         }
     }
-    Ok(false)
+    false
 }

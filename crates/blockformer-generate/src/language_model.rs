@@ -1,7 +1,9 @@
 //! What generation asks of a model.
 
 use blockformer_model::{BlockLayout, BlockedPrompts};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
+
+use crate::sampler::argmax;
 
 /// A model that can go on from prompts, token by token, a batch of sequences at a time.
 ///
@@ -32,6 +34,25 @@ pub trait LanguageModel {
     /// If there is not one token a sequence, or if the caches cannot take more.
     fn step(&self, state: &mut Self::State, tokens: &[u32]) -> Tensor<2>;
 
+    /// Takes in one token a sequence, as [`step`](Self::step), and gives the likeliest token after it instead of logits:
+    /// of equals the smallest id, and nothing where logits are no numbers. Greedy generation asks for no more, and a model
+    /// may find it without holding all logits.
+    ///
+    /// # Panics
+    /// As [`step`](Self::step).
+    fn step_likeliest(&self, state: &mut Self::State, tokens: &[u32]) -> Vec<Option<u32>> {
+        likeliest(self.step(state, tokens))
+    }
+
     /// Bytes of the keys and values that `state` holds room for.
     fn kv_bytes(&self, state: &Self::State) -> usize;
+}
+
+/// The likeliest token of each row of logits, `[batch, vocab_size]`; of equals the smallest id, and nothing where logits
+/// are no numbers.
+pub fn likeliest(logits: Tensor<2>) -> Vec<Option<u32>> {
+    let [_, vocab_size] = logits.dims();
+    let logits = logits.cast(FloatDType::F32).into_data();
+    let Ok(rows) = logits.as_slice::<f32>() else { unreachable!("they were cast to float32") };
+    rows.chunks(vocab_size).map(|row| argmax(row).ok().flatten()).collect()
 }

@@ -55,7 +55,7 @@ pub use block::BlockState;
 pub use engine::{Engine, EngineConfig, EngineStats, RequestId, Speculation};
 pub use error::GenerateError;
 pub use generate::{GenerateOptions, Generation, generate};
-pub use language_model::LanguageModel;
+pub use language_model::{LanguageModel, likeliest};
 pub use paged::{Blocks, Context, PagedModel};
 pub use prompt::Alignment;
 pub use request::{Completion, Event, FinishReason, Request, SampleOutput, TokenEvent, Usage};

@@ -188,7 +188,7 @@ impl Sampler {
 }
 
 /// The likeliest token, if any has a finite logit.
-fn argmax(logits: &[f32]) -> Result<Option<u32>, GenerateError> {
+pub(crate) fn argmax(logits: &[f32]) -> Result<Option<u32>, GenerateError> {
     let mut best: Option<(u32, f32)> = None;
     for (id, &logit) in logits.iter().enumerate() {
         if logit.is_nan() || logit == f32::INFINITY {

@@ -4,7 +4,8 @@
 //! model can.
 //!
 //! - [`PackedMatrix`] holds weights laid out once for products, in float32, bfloat16, 8 or 4 bits; [`matmul`]
-//!   multiplies rows of float32 by it, and adds bias, activation and residual on the way out.
+//!   multiplies rows of float32 by it, and adds bias, activation and residual on the way out; [`likeliest`] finds the
+//!   largest outputs and writes none.
 //! - [`attention`] is that of few or many queries over pages of keys and values, with grouped heads; keys and values may
 //!   be [stored](Stored) in float32, half precision or eight bits.
 //! - [`LayerNorm`], [`RmsNorm`], [`Activation`], [`gated`], [`rotate`], [`softmax`], [`log_softmax`],
@@ -16,13 +17,13 @@
 //! pool it is called in; how many there are changes no result, and neither does what stands beside a row.
 //!
 //! ```
-//! use blockformer_kernels::{Activation, Epilogue, Level, PackedMatrix, Precision, matmul};
+//! use blockformer_kernels::{Activation, Epilogue, Level, PackedMatrix, Precision, Rounded, matmul};
 //!
 //! let weights = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]; // 2 inputs, 3 outputs
 //! let packed = PackedMatrix::new(&weights, 2, 3, Precision::F32);
 //! let mut out = [0.0; 3];
 //! let epilogue = Epilogue { bias: Some(&[0.0, 0.0, -100.0]), activation: Activation::Relu, ..Epilogue::default() };
-//! matmul(Level::current(), &[1.0, 10.0], &packed, epilogue, &mut out);
+//! matmul(Level::current(), &[1.0, 10.0], &packed, epilogue, &mut Rounded::default(), &mut out);
 //! assert_eq!(out, [41.0, 52.0, 0.0]);
 //! ```
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -32,6 +33,7 @@ mod attention;
 mod level;
 mod math;
 mod matmul;
+mod memory;
 mod norm;
 mod packed;
 mod quantised;
@@ -43,7 +45,8 @@ mod stored;
 pub use activation::{Activation, gated};
 pub use attention::{AttentionInputs, AttentionShape, attention};
 pub use level::{LEVEL_VARIABLE, Level};
-pub use matmul::{Epilogue, Store, matmul};
+pub use matmul::{Epilogue, Rounded, Store, likeliest, matmul};
+pub use memory::Numbers;
 pub use norm::{LayerNorm, RmsNorm};
 pub use packed::{PackedMatrix, Precision};
 pub use rotary::rotate;

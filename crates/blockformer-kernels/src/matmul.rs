@@ -9,6 +9,7 @@
 #![allow(unsafe_code)] // Threads write disjoint columns of one output.
 
 mod integer;
+mod likeliest;
 
 use std::ops::Range;
 
@@ -16,12 +17,18 @@ use rayon::prelude::*;
 
 use crate::Level;
 use crate::activation::{Activation, apply};
-use crate::packed::{Bf16Row, F32Row, PackedMatrix, Panels, Precision};
+use crate::packed::{Bf16Row, F32Row, PackedMatrix, Panels};
+use crate::quantised::{Int4Codes, Int8Codes};
 use crate::simd::{Kernel, PANEL, Simd};
-use integer::{Quantised, QuantisedRows};
+use integer::Quantised;
+pub use integer::Rounded;
+use likeliest::Candidate;
+pub use likeliest::likeliest;
 
 /// Rows of a task at most; their sums are kept on its stack.
 const MAX_ROWS: usize = 192;
+/// Rows of a task at least, where there are so many.
+const LEAST_ROWS: usize = 96;
 /// Bytes of a task's rows of `x`, which should stay in the second-level cache.
 const ROW_BYTES: usize = 384 << 10;
 /// Multiplications that are worth a thread's attention.
@@ -50,7 +57,8 @@ pub struct Epilogue<'a> {
     pub store: Store,
 }
 
-/// `out = activation(x W + bias)` for rows of `x`, with several threads where that pays; see [`Epilogue`].
+/// `out = activation(x W + bias)` for rows of `x`, with several threads where that pays; see [`Epilogue`]. `rounded` is
+/// room that products with quantised weights need.
 ///
 /// # Shapes
 /// - `x`: `[rows, n_inputs]`
@@ -58,7 +66,14 @@ pub struct Epilogue<'a> {
 ///
 /// # Panics
 /// If `x`, `out` and the bias do not fit `weights`.
-pub fn matmul(level: Level, x: &[f32], weights: &PackedMatrix, epilogue: Epilogue<'_>, out: &mut [f32]) {
+pub fn matmul(
+    level: Level,
+    x: &[f32],
+    weights: &PackedMatrix,
+    epilogue: Epilogue<'_>,
+    rounded: &mut Rounded,
+    out: &mut [f32],
+) {
     let (n_inputs, n_outputs) = (weights.n_inputs(), weights.n_outputs());
     assert!(x.len().is_multiple_of(n_inputs), "{} numbers are not rows of {n_inputs} inputs", x.len());
     let rows = x.len() / n_inputs;
@@ -69,26 +84,54 @@ pub fn matmul(level: Level, x: &[f32], weights: &PackedMatrix, epilogue: Epilogu
     if rows == 0 {
         return;
     }
-    let chunk = (ROW_BYTES / (4 * n_inputs)).clamp(24, MAX_ROWS).min(rows);
-    let n_panels = n_outputs.div_ceil(PANEL);
+    let chunk = chunk(rows, n_inputs);
     let out = Output { first: out.as_mut_ptr(), n_outputs };
-    let tasks = rows.div_ceil(chunk) * n_panels;
-    let per_task = (TASK / (chunk * n_inputs * PANEL)).max(1);
-    let product = |quantised: Option<&QuantisedRows>| {
-        let run = |range: Range<usize>| {
-            level.run(Task { x, quantised, weights, epilogue, out: &out, chunk, range });
-        };
-        if tasks <= per_task || rayon::current_num_threads() == 1 {
-            return run(0..tasks);
-        }
-        // A few pieces a thread even out what other processes take.
-        let pieces = tasks.div_ceil(per_task).min(4 * rayon::current_num_threads());
-        (0..pieces).into_par_iter().for_each(|piece| run(tasks * piece / pieces..tasks * (piece + 1) / pieces));
+    let tasks = rows.div_ceil(chunk) * n_outputs.div_ceil(PANEL);
+    let rounded = rounded_for(level, x, weights, rounded);
+    let run = |range: Range<usize>| {
+        level.run(Task { x, rounded, weights, epilogue, sink: Sink::Out(&out), chunk, range });
     };
-    match weights.precision() {
-        Precision::F32 | Precision::Bf16 => product(None),
-        Precision::Int8 | Precision::Int4 => QuantisedRows::with(level, x, n_inputs, |rows| product(Some(rows))),
+    match pieces(tasks, chunk * n_inputs * PANEL) {
+        1 => run(0..tasks),
+        pieces => (0..pieces).into_par_iter().for_each(|piece| run(part(tasks, piece, pieces))),
     }
+}
+
+/// Rows of a task: about as many in each, so many that weights are not read too often, and not more than a cache holds.
+fn chunk(rows: usize, n_inputs: usize) -> usize {
+    let most = (ROW_BYTES / (4 * n_inputs)).clamp(LEAST_ROWS, MAX_ROWS);
+    rows.div_ceil(rows.div_ceil(most))
+}
+
+/// Rounds `x` if the weights are quantised.
+fn rounded_for<'r>(level: Level, x: &[f32], weights: &PackedMatrix, rounded: &'r mut Rounded) -> &'r Rounded {
+    match &weights.panels {
+        Panels::F32(_) | Panels::Bf16(_) => {}
+        Panels::Int8 { .. } => rounded.fill::<Int8Codes>(level, x, weights.n_inputs()),
+        Panels::Int4 { .. } => rounded.fill::<Int4Codes>(level, x, weights.n_inputs()),
+    }
+    rounded
+}
+
+/// Into how many pieces tasks of so many multiplications each are cut: a few a thread even out what other processes
+/// take.
+fn pieces(tasks: usize, multiplications: usize) -> usize {
+    let per_task = (TASK / multiplications).max(1);
+    let threads = rayon::current_num_threads();
+    if tasks <= per_task || threads == 1 { 1 } else { tasks.div_ceil(per_task).min(4 * threads) }
+}
+
+/// The tasks of one piece.
+fn part(tasks: usize, piece: usize, pieces: usize) -> Range<usize> {
+    tasks * piece / pieces..tasks * (piece + 1) / pieces
+}
+
+/// Where products go.
+enum Sink<'a> {
+    /// Into the output.
+    Out(&'a Output),
+    /// Nowhere: the largest of each row is kept.
+    Largest(&'a mut [Candidate]),
 }
 
 /// Where the tasks write.
@@ -116,10 +159,10 @@ impl Output {
 struct Task<'a> {
     x: &'a [f32],
     /// The same rounded, where the weights are quantised.
-    quantised: Option<&'a QuantisedRows>,
+    rounded: &'a Rounded,
     weights: &'a PackedMatrix,
     epilogue: Epilogue<'a>,
-    out: &'a Output,
+    sink: Sink<'a>,
     chunk: usize,
     range: Range<usize>,
 }
@@ -128,20 +171,19 @@ impl Kernel for Task<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let (x, n_inputs) = (self.x, self.weights.n_inputs());
-        match (&self.weights.panels, self.quantised) {
-            (Panels::F32(rows), _) => panels(s, &self, &Plain { x, n_inputs, rows }),
-            (Panels::Bf16(rows), _) => panels(s, &self, &Plain { x, n_inputs, rows }),
-            (Panels::Int8 { codes, scales }, Some(rows)) => panels(s, &self, &Quantised { codes, scales, rows }),
-            (Panels::Int4 { codes, scales }, Some(rows)) => panels(s, &self, &Quantised { codes, scales, rows }),
-            (Panels::Int8 { .. } | Panels::Int4 { .. }, None) => unreachable!("`matmul` rounds the rows"),
+    fn run<S: Simd>(mut self, s: S) {
+        let (x, n_inputs, weights, rounded) = (self.x, self.weights.n_inputs(), self.weights, self.rounded);
+        match &weights.panels {
+            Panels::F32(rows) => panels(s, &mut self, &Plain { x, n_inputs, rows }),
+            Panels::Bf16(rows) => panels(s, &mut self, &Plain { x, n_inputs, rows }),
+            Panels::Int8 { codes, scales } => panels(s, &mut self, &Quantised { codes, scales, rows: rounded }),
+            Panels::Int4 { codes, scales } => panels(s, &mut self, &Quantised { codes, scales, rows: rounded }),
         }
     }
 }
 
 #[inline(always)]
-fn panels<S: Simd, W: Weights>(s: S, task: &Task<'_>, weights: &W) {
+fn panels<S: Simd, W: Weights>(s: S, task: &mut Task<'_>, weights: &W) {
     let (n_inputs, n_outputs) = (task.weights.n_inputs(), task.weights.n_outputs());
     if task.x.len() == n_inputs {
         return if const { PANEL / S::LANES == 2 } {
@@ -161,11 +203,8 @@ fn panels<S: Simd, W: Weights>(s: S, task: &Task<'_>, weights: &W) {
             tiles(s, weights, &Block { panel, first_row, inputs }, sums);
         }
         for (row, sums) in sums.iter_mut().enumerate() {
-            let columns = PANEL.min(n_outputs - panel * PANEL);
-            // SAFETY: row and panel lie in the output, whose size `matmul` has checked; every task index, and so
-            // every pair of a row and a panel, belongs to one task.
-            let out = unsafe { task.out.part(first_row + row, panel * PANEL, columns) };
-            finish(s, &task.epilogue, panel * PANEL, sums, out);
+            // SAFETY: row and panel belong to an index of the task.
+            unsafe { task.finish(s, (first_row + row, panel), sums) };
         }
     }
 }
@@ -173,7 +212,7 @@ fn panels<S: Simd, W: Weights>(s: S, task: &Task<'_>, weights: &W) {
 /// A single row needs the weights but once; its sums stay in registers all the way. Two panels at a time, of `C`
 /// vectors each, so that additions do not wait for each other.
 #[inline(always)]
-fn one_row<S: Simd, W: Weights, const C: usize>(s: S, task: &Task<'_>, weights: &W) {
+fn one_row<S: Simd, W: Weights, const C: usize>(s: S, task: &mut Task<'_>, weights: &W) {
     let mut panel = task.range.start;
     while panel + 2 <= task.range.end {
         row_panels::<S, W, 2, C>(s, task, weights, panel);
@@ -186,35 +225,56 @@ fn one_row<S: Simd, W: Weights, const C: usize>(s: S, task: &Task<'_>, weights: 
 
 /// `P` panels of a single row, from `first` on.
 #[inline(always)]
-fn row_panels<S: Simd, W: Weights, const P: usize, const C: usize>(s: S, task: &Task<'_>, weights: &W, first: usize) {
-    let n_outputs = task.weights.n_outputs();
+fn row_panels<S: Simd, W: Weights, const P: usize, const C: usize>(
+    s: S,
+    task: &mut Task<'_>,
+    weights: &W,
+    first: usize,
+) {
     let products: [[S::V; C]; P] = weights.row(s, first);
     for (index, product) in products.iter().enumerate() {
         let mut sums = [0.0; PANEL];
         for (v, sums) in product.iter().zip(sums.chunks_exact_mut(S::LANES)) {
             s.store(sums, *v);
         }
-        let column = (first + index) * PANEL;
-        // SAFETY: the columns lie in the only row of the output, whose size `matmul` has checked; every task index, and
-        // so every panel, belongs to one task.
-        let out = unsafe { task.out.part(0, column, PANEL.min(n_outputs - column)) };
-        finish(s, &task.epilogue, column, &mut sums, out);
+        // SAFETY: with one row, panels are indices.
+        unsafe { task.finish(s, (0, first + index), &mut sums) };
     }
 }
 
-/// Bias, activation and store for one row of a panel.
-#[inline(always)]
-fn finish<S: Simd>(s: S, epilogue: &Epilogue<'_>, first: usize, sums: &mut [f32; PANEL], out: &mut [f32]) {
-    if let Some(bias) = epilogue.bias {
-        sums.iter_mut().zip(&bias[first..]).for_each(|(sum, bias)| *sum += bias);
-    }
-    if epilogue.activation != Activation::Identity {
-        apply(s, epilogue.activation, sums);
-    }
-    match epilogue.store {
-        Store::Write => out.copy_from_slice(&sums[..out.len()]),
-        Store::Add => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += *sum),
-        Store::Multiply => out.iter_mut().zip(sums).for_each(|(out, sum)| *out *= *sum),
+impl Task<'_> {
+    /// Bias, activation and store for one row of a panel.
+    ///
+    /// # Safety
+    /// The pair of both belongs to an index in the task's range, so that no other task writes it.
+    #[inline(always)]
+    unsafe fn finish<S: Simd>(&mut self, s: S, (row, panel): (usize, usize), sums: &mut [f32; PANEL]) {
+        let first = panel * PANEL;
+        let columns = PANEL.min(self.weights.n_outputs() - first);
+        if let Some(bias) = self.epilogue.bias {
+            sums.iter_mut().zip(&bias[first..]).for_each(|(sum, bias)| *sum += bias);
+        }
+        if self.epilogue.activation != Activation::Identity {
+            apply(s, self.epilogue.activation, sums);
+        }
+        let out = match &mut self.sink {
+            Sink::Largest(candidates) => return candidates[row].take(s, first, &sums[..columns]),
+            // SAFETY: row and columns lie in the output, whose size `matmul` has checked, and belong to this task, as the
+            // caller says.
+            Sink::Out(out) => unsafe { out.part(row, first, columns) },
+        };
+        let whole = out.len() == PANEL;
+        match (self.epilogue.store, whole) {
+            // Vector by vector: the compiler would call a function to copy.
+            (Store::Write, true) => {
+                for (out, sums) in out.chunks_exact_mut(S::LANES).zip(sums.chunks_exact(S::LANES)) {
+                    s.store(out, s.load(sums));
+                }
+            }
+            (Store::Write, false) => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum),
+            (Store::Add, _) => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += *sum),
+            (Store::Multiply, _) => out.iter_mut().zip(sums).for_each(|(out, sum)| *out *= *sum),
+        }
     }
 }
 
@@ -236,13 +296,13 @@ fn tiles<S: Simd, W: Weights>(s: S, weights: &W, block: &Block, sums: &mut [[f32
             // A row that is left over would wait for its own additions, so a tile is not taken if it leaves one.
             let fits = |rows: usize| left == rows || left > rows + 1;
             // Tiles that a level has no registers for are not even compiled.
-            row += if const { S::TILE_ROWS >= 12 } && fits(12) {
+            row += if const { tile_rows::<S, W>() >= 12 } && fits(12) {
                 tile::<S, W, 12, 2>(s, weights, block, at, sums)
-            } else if const { S::TILE_ROWS >= 6 } && fits(6) {
+            } else if const { tile_rows::<S, W>() >= 6 } && fits(6) {
                 tile::<S, W, 6, 2>(s, weights, block, at, sums)
-            } else if const { S::TILE_ROWS >= 4 } && fits(4) {
+            } else if const { tile_rows::<S, W>() >= 4 } && fits(4) {
                 tile::<S, W, 4, 2>(s, weights, block, at, sums)
-            } else if const { S::TILE_ROWS >= 4 } && fits(3) {
+            } else if const { tile_rows::<S, W>() >= 4 } && fits(3) {
                 tile::<S, W, 3, 2>(s, weights, block, at, sums)
             } else if left >= 2 {
                 tile::<S, W, 2, 2>(s, weights, block, at, sums)
@@ -251,6 +311,10 @@ fn tiles<S: Simd, W: Weights>(s: S, weights: &W, block: &Block, sums: &mut [[f32
             };
         }
     }
+}
+
+const fn tile_rows<S: Simd, W: Weights>() -> usize {
+    if W::INTEGERS { S::INTEGER_ROWS } else { S::TILE_ROWS }
 }
 
 /// `R` rows and `C` vectors of columns, from `(row, vector)` on; returns `R`.
@@ -281,6 +345,8 @@ fn tile<S: Simd, W: Weights, const R: usize, const C: usize>(
 
 /// Weights of one precision, and the rows they meet.
 trait Weights {
+    /// Whether they are multiplied in integers.
+    const INTEGERS: bool;
     /// Inputs of a panel that are used for all rows before the next: so many that they stay in the first-level cache.
     const INPUTS: usize;
 
@@ -374,6 +440,7 @@ struct Plain<'a, W> {
 }
 
 impl<W: Row> Weights for Plain<'_, W> {
+    const INTEGERS: bool = false;
     /// 32 KiB of float32, of which a pass over two vectors of eight takes half.
     const INPUTS: usize = 256;
 

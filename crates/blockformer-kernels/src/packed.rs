@@ -5,7 +5,8 @@
 
 use rayon::prelude::*;
 
-use crate::quantised::{self, CodePair, GROUP, Int4Pair, Int8Pair};
+use crate::memory::{Memory, Plain};
+use crate::quantised::{self, Codes, GROUP, Int4Codes, Int8Codes};
 use crate::simd::PANEL;
 
 /// How weights are stored.
@@ -16,11 +17,11 @@ pub enum Precision {
     F32,
     /// bfloat16, rounded to nearest: half the bytes.
     Bf16,
-    /// 8 bits, symmetric, one float32 scale for 32 weights of a column: 9 bits a weight. Products are computed in
-    /// integers, with inputs rounded to 16 bits in groups of 32.
+    /// 8 bits, of which seven are used, symmetric, one float32 scale for 32 weights of a column: 9 bits a weight.
+    /// Products are computed in integers, with inputs rounded to seven bits in groups of 32.
     Int8,
     /// 4 bits, one float32 scale for 32 weights of a column, chosen for the least squared error: 5 bits a weight.
-    /// Products as with 8 bits.
+    /// Products are computed in integers, with inputs rounded to eight bits in groups of 32.
     Int4,
 }
 
@@ -51,10 +52,10 @@ pub(crate) struct Bf16Row(pub(crate) [u16; PANEL]);
 
 #[derive(Debug, Clone)]
 pub(crate) enum Panels {
-    F32(Vec<F32Row>),
-    Bf16(Vec<Bf16Row>),
-    Int8 { codes: Vec<Int8Pair>, scales: Vec<F32Row> },
-    Int4 { codes: Vec<Int4Pair>, scales: Vec<F32Row> },
+    F32(Memory<F32Row>),
+    Bf16(Memory<Bf16Row>),
+    Int8 { codes: Memory<Int8Codes>, scales: Memory<F32Row> },
+    Int4 { codes: Memory<Int4Codes>, scales: Memory<F32Row> },
 }
 
 /// A matrix of `n_inputs x n_outputs` weights, ready for [`matmul`](crate::matmul).
@@ -99,26 +100,40 @@ impl PackedMatrix {
         precision: Precision,
         fill: impl Fn(usize, usize, &mut [f32]) + Sync,
     ) -> Self {
-        let panel = |index: usize| -> Vec<F32Row> {
+        let panel = |index: usize, rows: &mut [F32Row]| {
             let first = index * PANEL;
             let columns = PANEL.min(n_outputs - first);
-            let mut rows = vec![F32Row([0.0; PANEL]); n_inputs];
             rows.iter_mut().enumerate().for_each(|(input, row)| fill(input, first, &mut row.0[..columns]));
-            rows
         };
-        let indices = (0..n_outputs.div_ceil(PANEL)).into_par_iter();
+        let n_panels = n_outputs.div_ceil(PANEL);
+        let rows = || vec![F32Row([0.0; PANEL]); n_inputs];
         let panels = match precision {
-            Precision::F32 => Panels::F32(collect(indices.map(panel))),
-            Precision::Bf16 => Panels::Bf16(collect(
-                indices.map(|index| panel(index).iter().map(|row| Bf16Row(row.0.map(bf16))).collect()),
-            )),
+            Precision::F32 => {
+                let mut panels = Memory::<F32Row>::new(n_panels * n_inputs);
+                panels.par_chunks_mut(n_inputs).enumerate().for_each(|(index, rows)| panel(index, rows));
+                Panels::F32(panels)
+            }
+            Precision::Bf16 => {
+                let mut panels = Memory::<Bf16Row>::new(n_panels * n_inputs);
+                panels.par_chunks_mut(n_inputs).enumerate().for_each_init(rows, |rows, (index, narrow)| {
+                    panel(index, rows);
+                    narrow.iter_mut().zip(rows).for_each(|(narrow, row)| narrow.0 = row.0.map(bf16));
+                });
+                Panels::Bf16(panels)
+            }
             Precision::Int8 => {
-                let (codes, scales): (Vec<_>, Vec<_>) = indices.map(|i| quantised::int8(&panel(i))).unzip();
-                Panels::Int8 { codes: codes.concat(), scales: scales.concat() }
+                let (codes, scales) = quantised(n_inputs, n_panels, |index, rows, codes, scales| {
+                    panel(index, rows);
+                    quantised::int8(rows, codes, scales);
+                });
+                Panels::Int8 { codes, scales }
             }
             Precision::Int4 => {
-                let (codes, scales): (Vec<_>, Vec<_>) = indices.map(|i| quantised::int4(&panel(i))).unzip();
-                Panels::Int4 { codes: codes.concat(), scales: scales.concat() }
+                let (codes, scales) = quantised(n_inputs, n_panels, |index, rows, codes, scales| {
+                    panel(index, rows);
+                    quantised::int4(rows, codes, scales);
+                });
+                Panels::Int4 { codes, scales }
             }
         };
         Self { n_inputs, n_outputs, panels }
@@ -147,10 +162,10 @@ impl PackedMatrix {
     /// Bytes of the weights and their scales: what a product with one row reads.
     pub fn bytes(&self) -> usize {
         match &self.panels {
-            Panels::F32(rows) => size_of_val(rows.as_slice()),
-            Panels::Bf16(rows) => size_of_val(rows.as_slice()),
-            Panels::Int8 { codes, scales } => size_of_val(codes.as_slice()) + size_of_val(scales.as_slice()),
-            Panels::Int4 { codes, scales } => size_of_val(codes.as_slice()) + size_of_val(scales.as_slice()),
+            Panels::F32(rows) => size_of_val(&rows[..]),
+            Panels::Bf16(rows) => size_of_val(&rows[..]),
+            Panels::Int8 { codes, scales } => size_of_val(&codes[..]) + size_of_val(&scales[..]),
+            Panels::Int4 { codes, scales } => size_of_val(&codes[..]) + size_of_val(&scales[..]),
         }
     }
 
@@ -168,25 +183,40 @@ impl PackedMatrix {
     fn weight(&self, input: usize, output: usize) -> f32 {
         let (panel, column) = (output / PANEL, output % PANEL);
         let index = panel * self.n_inputs + input;
-        let pair = panel * self.n_inputs.div_ceil(2) + input / 2;
-        let scale = |scales: &[F32Row]| scales[panel * self.n_inputs.div_ceil(GROUP) + input / GROUP].0[column];
         match &self.panels {
             Panels::F32(rows) => rows[index].0[column],
             Panels::Bf16(rows) => f32::from_bits(u32::from(rows[index].0[column]) << 16),
-            Panels::Int8 { codes, scales } => f32::from(codes[pair].code(column, input % 2)) * scale(scales),
-            Panels::Int4 { codes, scales } => f32::from(codes[pair].code(column, input % 2)) * scale(scales),
+            Panels::Int8 { codes, scales } => self.quantised(codes, scales, input, output),
+            Panels::Int4 { codes, scales } => self.quantised(codes, scales, input, output),
         }
     }
+
+    fn quantised<C: Codes>(&self, codes: &[C], scales: &[F32Row], input: usize, output: usize) -> f32 {
+        let (panel, column) = (output / PANEL, output % PANEL);
+        let scale = scales[panel * self.n_inputs.div_ceil(GROUP) + input / GROUP].0[column];
+        let codes = &codes[panel * quantised::n_codes::<C>(self.n_inputs) + input / C::INPUTS];
+        f32::from(codes.code(column, input % C::INPUTS)) * scale
+    }
+}
+
+/// Codes and scales of all panels. `quantise(index, room for its rows, codes, scales)` makes those of one.
+fn quantised<C: Codes + Plain>(
+    n_inputs: usize,
+    n_panels: usize,
+    quantise: impl Fn(usize, &mut [F32Row], &mut [C], &mut [F32Row]) + Sync,
+) -> (Memory<C>, Memory<F32Row>) {
+    let (n_codes, n_groups) = (quantised::n_codes::<C>(n_inputs), n_inputs.div_ceil(GROUP));
+    let mut codes = Memory::<C>::new(n_panels * n_codes);
+    let mut scales = Memory::<F32Row>::new(n_panels * n_groups);
+    let rows = || vec![F32Row([0.0; PANEL]); n_inputs];
+    let each = codes.par_chunks_mut(n_codes).zip(scales.par_chunks_mut(n_groups)).enumerate();
+    each.for_each_init(rows, |rows, (index, (codes, scales))| quantise(index, rows, codes, scales));
+    (codes, scales)
 }
 
 fn check(weights: &[f32], n_inputs: usize, n_outputs: usize) {
     assert!(n_inputs > 0 && n_outputs > 0, "a matrix of {n_inputs} x {n_outputs} weights");
     assert_eq!(weights.len(), n_inputs * n_outputs, "weights of a matrix of {n_inputs} x {n_outputs}");
-}
-
-fn collect<T: Clone + Send + Sync>(panels: impl ParallelIterator<Item = Vec<T>>) -> Vec<T> {
-    let panels: Vec<Vec<T>> = panels.collect();
-    panels.concat()
 }
 
 /// Rounds to the nearest bfloat16, ties to even.

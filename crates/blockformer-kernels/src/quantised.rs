@@ -1,97 +1,130 @@
 //! Weights of 8 and 4 bits, in groups that share a scale.
+//!
+//! A code is stored plus an offset, as a byte or half a byte without sign. Inputs are bytes with sign, and so small that
+//! some products of both can be summed in 16 bits ([`Codes::TOGETHER`]), which CPUs multiply and add twice as many of at
+//! a time. That is why 8-bit codes use but seven bits: their rounding costs next to nothing
+//! beside that of four.
 
 use crate::packed::F32Row;
 use crate::simd::{PANEL, Simd};
 
 /// Consecutive inputs of one column that share a scale.
 pub(crate) const GROUP: usize = 32;
+/// Inputs that lie next to each other in a column.
+pub(crate) const QUAD: usize = 4;
 
-/// 32 columns at two inputs, -127 to 127, column by column.
+/// 32 columns at four inputs, -63 to 63, each plus 64, column by column.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-pub(crate) struct Int8Pair(pub(crate) [i8; 2 * PANEL]);
+pub(crate) struct Int8Codes(pub(crate) [u8; QUAD * PANEL]);
 
-/// The same, -8 to 7, each plus 8: columns 0 to 15 in the low halves, 16 to 31 in the high halves.
+/// 32 columns at eight inputs, -8 to 7, each plus 8: the first four in the low halves, the others in the high halves.
 #[derive(Debug, Clone, Copy)]
-#[repr(C, align(32))]
-pub(crate) struct Int4Pair(pub(crate) [u8; PANEL]);
+#[repr(C, align(64))]
+pub(crate) struct Int4Codes(pub(crate) [u8; QUAD * PANEL]);
 
-/// Codes of a panel's columns at two consecutive inputs. Where there is no second input its codes are zero.
-pub(crate) trait CodePair: Copy + Send + Sync {
+/// Codes of a panel's columns at one or two times four consecutive inputs. Where there are no more inputs codes are
+/// zero.
+pub(crate) trait Codes: Copy + Send + Sync {
+    /// Inputs.
+    const INPUTS: usize;
+    /// What a stored code is too large by.
+    const OFFSET: i32;
+    /// The largest code of an input that it may meet, either sign.
+    const LARGEST_INPUT: f32;
+    /// Quads of inputs whose products are summed in 16 bits, two or all of a group: so many of the largest fit.
+    const TOGETHER: usize;
     /// All codes zero.
     const ZERO: Self;
 
-    /// The code of a column at the pair's first or second input.
+    /// A code.
     fn code(&self, column: usize, input: usize) -> i8;
 
     /// Sets a code that was zero.
     fn set(&mut self, column: usize, input: usize, code: i8);
 
-    /// The codes of the columns of vector `index`.
-    fn load<S: Simd>(&self, s: S, index: usize) -> S::P;
+    /// The stored codes of the columns of vector `index` at quad `quad` of its inputs.
+    fn load<S: Simd>(&self, s: S, index: usize, quad: usize) -> S::B;
 }
 
-impl CodePair for Int8Pair {
-    const ZERO: Self = Self([0; 2 * PANEL]);
+const fn fits_16_bits<C: Codes>(largest_stored: usize) -> bool {
+    2 * C::TOGETHER * largest_stored * C::LARGEST_INPUT as usize <= i16::MAX as usize
+}
+
+const _: () = assert!(fits_16_bits::<Int8Codes>(127) && fits_16_bits::<Int4Codes>(15));
+
+impl Codes for Int8Codes {
+    const INPUTS: usize = QUAD;
+    const OFFSET: i32 = 64;
+    const LARGEST_INPUT: f32 = 63.0;
+    const TOGETHER: usize = 2;
+    const ZERO: Self = Self([64; QUAD * PANEL]);
 
     fn code(&self, column: usize, input: usize) -> i8 {
-        self.0[2 * column + input]
+        self.0[QUAD * column + input] as i8 - 64
     }
 
     fn set(&mut self, column: usize, input: usize, code: i8) {
-        self.0[2 * column + input] = code;
+        self.0[QUAD * column + input] = (code + 64) as u8;
     }
 
     #[inline(always)]
-    fn load<S: Simd>(&self, s: S, index: usize) -> S::P {
-        s.load_pairs(&self.0[2 * index * S::LANES..])
+    fn load<S: Simd>(&self, s: S, index: usize, _: usize) -> S::B {
+        s.load_bytes(&self.0[QUAD * index * S::LANES..])
     }
 }
 
-impl CodePair for Int4Pair {
-    const ZERO: Self = Self([0x88; PANEL]);
+impl Codes for Int4Codes {
+    const INPUTS: usize = 2 * QUAD;
+    const OFFSET: i32 = 8;
+    const LARGEST_INPUT: f32 = 127.0;
+    const TOGETHER: usize = 8;
+    const ZERO: Self = Self([0x88; QUAD * PANEL]);
 
     fn code(&self, column: usize, input: usize) -> i8 {
-        let index = 2 * column + input;
-        let byte = self.0[index % PANEL];
-        (if index < PANEL { byte & 15 } else { byte >> 4 }) as i8 - 8
+        let byte = self.0[QUAD * column + input % QUAD];
+        (if input < QUAD { byte & 15 } else { byte >> 4 }) as i8 - 8
     }
 
     fn set(&mut self, column: usize, input: usize, code: i8) {
-        let index = 2 * column + input;
         let nibble = (code + 8) as u8;
-        let byte = &mut self.0[index % PANEL];
-        *byte = if index < PANEL { *byte & 0xf0 | nibble } else { *byte & 0x0f | nibble << 4 };
+        let byte = &mut self.0[QUAD * column + input % QUAD];
+        *byte = if input < QUAD { *byte & 0xf0 | nibble } else { *byte & 0x0f | nibble << 4 };
     }
 
     #[inline(always)]
-    fn load<S: Simd>(&self, s: S, index: usize) -> S::P {
-        let first = 2 * index * S::LANES;
-        if first < PANEL { s.load_low_nibbles(&self.0[first..]) } else { s.load_high_nibbles(&self.0[first - PANEL..]) }
+    fn load<S: Simd>(&self, s: S, index: usize, quad: usize) -> S::B {
+        let both = s.load_bytes(&self.0[QUAD * index * S::LANES..]);
+        if quad == 0 { s.low_halves(both) } else { s.high_halves(both) }
     }
 }
 
-/// The codes of a panel and its scales, one row of scales a group.
-pub(crate) fn int8(panel: &[F32Row]) -> (Vec<Int8Pair>, Vec<F32Row>) {
-    let scale = |weights: &[f32]| weights.iter().fold(0.0f32, |max, w| max.max(w.abs())) / 127.0;
+/// Writes the codes of a panel and its scales, one row of scales a group.
+pub(crate) fn int8(panel: &[F32Row], codes: &mut [Int8Codes], scales: &mut [F32Row]) {
+    let scale = |weights: &[f32]| weights.iter().fold(0.0f32, |max, w| max.max(w.abs())) / 63.0;
     let code = |weight: f32, scale: f32| if scale > 0.0 { (weight * scale.recip()).round() as i8 } else { 0 };
-    quantise(panel, scale, code)
+    quantise(panel, scale, code, (codes, scales));
 }
 
 /// The same with 4 bits.
-pub(crate) fn int4(panel: &[F32Row]) -> (Vec<Int4Pair>, Vec<F32Row>) {
-    quantise(panel, int4_scale, |weight, scale| int4_code(weight, scale) as i8)
+pub(crate) fn int4(panel: &[F32Row], codes: &mut [Int4Codes], scales: &mut [F32Row]) {
+    quantise(panel, int4_scale, |weight, scale| int4_code(weight, scale) as i8, (codes, scales));
 }
 
-fn quantise<C: CodePair>(
+/// How many elements hold the codes of a panel: those of whole groups.
+pub(crate) fn n_codes<C: Codes>(n_inputs: usize) -> usize {
+    n_inputs.div_ceil(GROUP) * GROUP / C::INPUTS
+}
+
+fn quantise<C: Codes>(
     panel: &[F32Row],
     scale: impl Fn(&[f32]) -> f32,
     code: impl Fn(f32, f32) -> i8,
-) -> (Vec<C>, Vec<F32Row>) {
-    let mut codes = vec![C::ZERO; panel.len().div_ceil(2)];
-    let mut scales = vec![F32Row([0.0; PANEL]); panel.len().div_ceil(GROUP)];
+    (codes, scales): (&mut [C], &mut [F32Row]),
+) {
     let mut weights = [0.0; GROUP];
-    for ((group, codes), scales) in panel.chunks(GROUP).zip(codes.chunks_mut(GROUP / 2)).zip(&mut scales) {
+    codes.fill(C::ZERO);
+    for ((group, codes), scales) in panel.chunks(GROUP).zip(codes.chunks_mut(GROUP / C::INPUTS)).zip(scales) {
         let weights = &mut weights[..group.len()];
         for column in 0..PANEL {
             weights.iter_mut().zip(group).for_each(|(weight, row)| *weight = row.0[column]);
@@ -99,11 +132,10 @@ fn quantise<C: CodePair>(
             let scale = if weights.iter().all(|weight| weight.is_finite()) { scale(weights) } else { f32::NAN };
             scales.0[column] = scale;
             for (input, weight) in weights.iter().enumerate() {
-                codes[input / 2].set(column, input % 2, code(*weight, scale));
+                codes[input / C::INPUTS].set(column, input % C::INPUTS, code(*weight, scale));
             }
         }
     }
-    (codes, scales)
 }
 
 fn int4_code(weight: f32, scale: f32) -> f32 {

@@ -54,18 +54,26 @@ pub(crate) trait Simd: Copy {
     type I: Copy;
     /// Pairs of 16-bit integers, as many as a vector has numbers.
     type P: Copy;
-    /// Zeros.
-    fn zeros(self) -> Self::I;
-    /// The pair in every place.
-    fn splat_pair(self, x: &[i16; 2]) -> Self::P;
-    /// The first `2 · LANES` of `x`.
-    fn load_pairs(self, x: &[i8]) -> Self::P;
-    /// The low halves of the first `2 · LANES` bytes, less 8.
-    fn load_low_nibbles(self, x: &[u8]) -> Self::P;
-    /// The high halves of the first `2 · LANES` bytes, less 8.
-    fn load_high_nibbles(self, x: &[u8]) -> Self::P;
-    /// Adds the products of a pair's numbers, `a.0 · b.0 + a.1 · b.1 + c`.
-    fn dot_add(self, a: Self::P, b: Self::P, c: Self::I) -> Self::I;
+    /// Quads of bytes, as many as a vector has numbers.
+    type B: Copy;
+    /// Rows of the largest tile of a product in integers.
+    const INTEGER_ROWS: usize;
+    /// The integer in every place.
+    fn splat_integer(self, x: i32) -> Self::I;
+    /// The quad in every place.
+    fn splat_quad(self, x: &[i8; 4]) -> Self::B;
+    /// The first `4 · LANES` of `x`.
+    fn load_bytes(self, x: &[u8]) -> Self::B;
+    /// The low halves of bytes.
+    fn low_halves(self, x: Self::B) -> Self::B;
+    /// The high halves of bytes.
+    fn high_halves(self, x: Self::B) -> Self::B;
+    /// Products of bytes without sign and bytes with sign, each two neighbours summed. The sums fit 16 bits.
+    fn dot_bytes(self, a: Self::B, b: Self::B) -> Self::P;
+    /// The sum, which fits.
+    fn add_pairs(self, a: Self::P, b: Self::P) -> Self::P;
+    /// Adds both numbers of each pair.
+    fn add_both(self, pairs: Self::P, to: Self::I) -> Self::I;
     fn to_float(self, x: Self::I) -> Self::V;
 
     fn add(self, a: Self::V, b: Self::V) -> Self::V;

@@ -2,7 +2,9 @@
 
 mod common;
 
-use blockformer_kernels::{Activation, Epilogue, Level, PackedMatrix, Precision, Store, matmul};
+use blockformer_kernels::{
+    Activation, Epilogue, Level, PackedMatrix, Precision, Rounded, Store, argmax, likeliest, matmul,
+};
 use common::{assert_close, levels, noise, size};
 
 struct Case {
@@ -31,17 +33,18 @@ impl Case {
         (0..self.rows * self.n_outputs).map(|i| entry(i / self.n_outputs, i % self.n_outputs)).collect()
     }
 
-    /// What rounding each group of 32 inputs to 16 bits, as products with quantised weights do, can change at most in
+    /// What rounding each group of 32 inputs as products with quantised weights do, to 63 steps either side with 8-bit weights and 127 with 4-bit ones, can change at most in
     /// each entry.
     fn rounding(&self, packed: &PackedMatrix) -> Vec<f64> {
         let (x, weights) = (self.x(), packed.to_f32());
+        let steps = if packed.precision() == Precision::Int8 { 63.0 } else { 127.0 };
         let entry = |row: usize, column: usize| -> f64 {
             let groups = x[row * self.n_inputs..(row + 1) * self.n_inputs].chunks(32).enumerate();
             groups
                 .map(|(group, x)| {
-                    let step = f64::from(x.iter().fold(0.0f32, |max, x| max.max(x.abs()))) / 32767.0;
+                    let step = f64::from(x.iter().fold(0.0f32, |max, x| max.max(x.abs()))) / steps;
                     let weights = (0..x.len()).map(|k| weights[(group * 32 + k) * self.n_outputs + column]);
-                    0.505 * step * weights.map(|w| f64::from(w.abs())).sum::<f64>()
+                    0.50001 * step * weights.map(|w| f64::from(w.abs())).sum::<f64>()
                 })
                 .sum()
         };
@@ -49,7 +52,7 @@ impl Case {
     }
 
     fn product(&self, level: Level, packed: &PackedMatrix, epilogue: Epilogue<'_>, out: &mut [f32]) {
-        matmul(level, &self.x(), packed, epilogue, out);
+        matmul(level, &self.x(), packed, epilogue, &mut Rounded::default(), out);
     }
 }
 
@@ -102,7 +105,7 @@ fn stored_weights_are_the_given_ones_up_to_their_precision() {
     for (precision, step) in [
         (Precision::F32, 0.0),
         (Precision::Bf16, 1.0 / 256.0),
-        (Precision::Int8, 1.01 / 254.0),
+        (Precision::Int8, 1.01 / 126.0),
         (Precision::Int4, 0.15),
     ] {
         let stored = PackedMatrix::new(&weights, k, n, precision).to_f32();
@@ -144,11 +147,11 @@ fn what_is_not_finite_makes_products_not_finite_in_every_precision() {
                 let what = format!("{} {} {bad}", level.name(), precision.name());
                 let mut out = vec![0.0; 40];
                 let packed = PackedMatrix::new(&bad_weights, 70, 40, precision);
-                matmul(level, &noise(70, 7), &packed, Epilogue::default(), &mut out);
+                matmul(level, &noise(70, 7), &packed, Epilogue::default(), &mut Rounded::default(), &mut out);
                 let not_finite: Vec<usize> = (0..40).filter(|column| !out[*column].is_finite()).collect();
                 assert_eq!(not_finite, [5], "{what} as a weight");
                 let packed = PackedMatrix::new(&weights, 70, 40, precision);
-                matmul(level, &bad_x, &packed, Epilogue::default(), &mut out);
+                matmul(level, &bad_x, &packed, Epilogue::default(), &mut Rounded::default(), &mut out);
                 assert!(out.iter().all(|y| !y.is_finite()), "{what} as an input");
             }
         }
@@ -218,7 +221,7 @@ fn the_rows_beside_a_row_change_no_bit_of_it() {
             let product = |x: &[f32]| {
                 let mut out = vec![0.5; x.len() / n_inputs * n_outputs];
                 let epilogue = Epilogue { bias: Some(&bias), activation: Activation::Gelu, store: Store::Add };
-                matmul(level, x, &packed, epilogue, &mut out);
+                matmul(level, x, &packed, epilogue, &mut Rounded::default(), &mut out);
                 out
             };
             let alone: Vec<Vec<f32>> = x.chunks(n_inputs).map(product).collect();
@@ -241,9 +244,49 @@ fn a_row_that_is_left_over_gets_the_bits_it_gets_alone() {
         let packed = PackedMatrix::new(&noise(n_inputs * n_outputs, 3), n_inputs, n_outputs, precision);
         for level in levels() {
             let (mut all, mut last) = (vec![0.0; rows * n_outputs], vec![0.0; n_outputs]);
-            matmul(level, &x, &packed, Epilogue::default(), &mut all);
-            matmul(level, &x[(rows - 1) * n_inputs..], &packed, Epilogue::default(), &mut last);
+            matmul(level, &x, &packed, Epilogue::default(), &mut Rounded::default(), &mut all);
+            matmul(
+                level,
+                &x[(rows - 1) * n_inputs..],
+                &packed,
+                Epilogue::default(),
+                &mut Rounded::default(),
+                &mut last,
+            );
             assert_eq!(all[(rows - 1) * n_outputs..], last, "{} {}", level.name(), precision.name());
+        }
+    }
+}
+
+#[test]
+fn the_largest_outputs_are_found_without_writing_any() {
+    let (n_inputs, n_outputs) = (size(70), size(1333));
+    for rows in [1, 2, size(30)] {
+        let x = noise(rows * n_inputs, 1);
+        for precision in Precision::ALL {
+            let mut weights = noise(n_inputs * n_outputs, 3);
+            // Equal columns: the first counts.
+            for row in weights.chunks_mut(n_outputs) {
+                row[n_outputs - 1] = row[7];
+            }
+            let packed = PackedMatrix::new(&weights, n_inputs, n_outputs, precision);
+            for level in levels() {
+                for (bias, nothing) in
+                    [(0.0, false), (f32::NAN, true), (f32::INFINITY, true), (f32::NEG_INFINITY, false)]
+                {
+                    let mut biases = noise(n_outputs, 4);
+                    biases[n_outputs / 2] += bias;
+                    let mut out = vec![0.0; rows * n_outputs];
+                    let epilogue = Epilogue { bias: Some(&biases), ..Epilogue::default() };
+                    matmul(level, &x, &packed, epilogue, &mut Rounded::default(), &mut out);
+                    let expected: Vec<_> = out.chunks(n_outputs).map(|row| argmax(level, row)).collect();
+                    let found = likeliest(level, &x, &packed, Some(&biases), &mut Rounded::default());
+                    assert_eq!(found, expected, "{} {} {rows} {bias}", level.name(), precision.name());
+                    assert_eq!(found[0].is_none(), nothing);
+                }
+                let same = likeliest(level, &vec![0.0; rows * n_inputs], &packed, None, &mut Rounded::default());
+                assert_eq!(same, vec![Some(0); rows]);
+            }
         }
     }
 }
@@ -252,12 +295,12 @@ fn a_row_that_is_left_over_gets_the_bits_it_gets_alone() {
 #[should_panic(expected = "7 numbers are not rows of 3 inputs")]
 fn inputs_of_another_length_panic() {
     let packed = PackedMatrix::new(&[1.0; 6], 3, 2, Precision::F32);
-    matmul(Level::PORTABLE, &[0.0; 7], &packed, Epilogue::default(), &mut [0.0; 4]);
+    matmul(Level::PORTABLE, &[0.0; 7], &packed, Epilogue::default(), &mut Rounded::default(), &mut [0.0; 4]);
 }
 
 #[test]
 #[should_panic(expected = "the output of 2 rows of 2")]
 fn an_output_of_another_length_panics() {
     let packed = PackedMatrix::new(&[1.0; 6], 3, 2, Precision::F32);
-    matmul(Level::PORTABLE, &[0.0; 6], &packed, Epilogue::default(), &mut [0.0; 3]);
+    matmul(Level::PORTABLE, &[0.0; 6], &packed, Epilogue::default(), &mut Rounded::default(), &mut [0.0; 3]);
 }

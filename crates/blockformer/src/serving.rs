@@ -1,11 +1,13 @@
 //! The form in which a model serves fastest.
 
 use blockformer_cpu::{CpuBlock, CpuModel, PackError, Precision};
+use blockformer_eval::Scorable;
 use blockformer_generate::{Blocks, Context, PagedModel};
 use blockformer_kv_cache::{KvStorage, PagedBatch, PoolConfig};
 use blockformer_model::{AnyModel, BlockLayout, ModelConfig};
 use blockformer_token_decoder::AnyTokenCache;
-use burn::tensor::{Device, Tensor};
+use blockformer_train::Batch;
+use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::devices::is_cpu;
 
@@ -127,4 +129,54 @@ impl PagedModel for ServingModel {
     fn context_embeddings(&self, blocks: Blocks<'_>) -> Tensor<2> {
         inner!(self, model => model.context_embeddings(blocks))
     }
+}
+
+impl Scorable for ServingModel {
+    fn hidden(&self, batch: &Batch) -> Tensor<3> {
+        match self {
+            Self::Plain(model) => Scorable::hidden(model, batch),
+            Self::Packed(model) => hidden(model, batch),
+        }
+    }
+
+    fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
+        match self {
+            Self::Plain(model) => Scorable::logits(model, hidden),
+            Self::Packed(model) => {
+                let ([rows, n, _], device) = (hidden.dims(), hidden.device());
+                let hidden: Vec<f32> = hidden.into_data().iter::<f32>().collect();
+                let shape = [rows, n, model.layout().vocab_size];
+                Tensor::from_data(TensorData::new(model.logits(&hidden), shape), &device)
+            }
+        }
+    }
+
+    fn layout(&self) -> BlockLayout {
+        PagedModel::layout(self)
+    }
+}
+
+/// Text after text, `[batch, n_predicted_blocks · block_length, d_model]`.
+fn hidden(model: &CpuModel, batch: &Batch) -> Tensor<3> {
+    let ([rows, n_blocks, length], device) = (batch.ids.dims(), batch.ids.device());
+    let from = batch.first_predicted_block * length;
+    let ids: Vec<u32> = batch.ids.clone().into_data().iter::<u32>().collect();
+    let real: Option<Vec<bool>> = batch.mask.clone().map(|mask| mask.into_data().iter::<bool>().collect());
+    let of = |row: usize| row * n_blocks * length..(row + 1) * n_blocks * length;
+    let one = |row: usize| {
+        let ids = &ids[of(row)];
+        // Padding behind a text changes no prediction within it.
+        let real = real.as_ref().map(|real| [&real[of(row)][..length], &vec![true; ids.len() - length]].concat());
+        // A block that begins with padding is asked for nothing.
+        let padded = real.as_ref().is_some_and(|real| !real[0]);
+        let first = if padded { from.max(length) } else { from };
+        let blocks = Blocks { ids, real: real.as_deref(), rows: 1, begin: true, device: &device };
+        let hidden = model.predicting(blocks, first);
+        let d_model = hidden.len() / (ids.len() - first);
+        [vec![0.0; (first - from) * d_model], hidden].concat()
+    };
+    let hidden: Vec<f32> = (0..rows).flat_map(one).collect();
+    let n = n_blocks * length - from;
+    let d_model = hidden.len() / (rows * n);
+    Tensor::from_data(TensorData::new(hidden, [rows, n, d_model]), &device)
 }

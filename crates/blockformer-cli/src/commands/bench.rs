@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use blockformer::ServingModel;
 use blockformer::bench::{
-    Limits, MeasureOptions, Measurement, Report, Subject, Workload, largest_batch, measure, required_bytes,
+    Limits, MeasureOptions, Measurement, Report, Subject, Workload, largest_batch, measure, peak_bytes, required_bytes,
+    reset_peak, settle,
 };
 use blockformer::model::{AnyModel, ModelConfig, presets};
 use burn::tensor::Device;
@@ -89,12 +90,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
             chosen => chosen.iter().copied().map(Some).collect(),
         };
         for choice in choices {
+            settle();
+            reset_peak();
             let (config, model) = open(name, &workloads, &device)?;
             let model = precision::prepare(&config, model, choice, (&device, &arguments.device))?;
             let subject = match &model {
                 ServingModel::Plain(model) => Subject::new(name, model),
                 ServingModel::Packed(model) => Subject::packed(name, model),
             };
+            let subject = subject.with_loading_peak(peak_bytes());
             for workload in &workloads {
                 all_batches(arguments, &subject, workload, &device, &mut report)?;
             }
@@ -121,6 +125,8 @@ fn all_batches(
         }
     };
     for batch in batches {
+        // What the measurement before took is not this one's.
+        settle();
         let Arguments { repeats, warm_up, seed, .. } = *arguments;
         let options = MeasureOptions { batch, repeats, seed, warm_up };
         let measured = measure(subject, workload, &options, device)?;
@@ -168,7 +174,7 @@ fn print(m: &Measurement) -> Result<(), CliError> {
     writeln!(
         std::io::stdout(),
         "{} {} {} batch {}: {:.1} tokens/s ({:.1} to {:.1}), first token {:.1} ms, then {:.2} ms a token; \
-         weights {:.1} MiB, KV {:.1} MiB{}",
+         weights {:.1} MiB, KV {:.1} MiB{}{}{}",
         m.model,
         m.precision,
         m.workload,
@@ -180,7 +186,9 @@ fn print(m: &Measurement) -> Result<(), CliError> {
         m.token_ms.median,
         mebibytes(m.weight_bytes),
         mebibytes(m.kv_bytes),
+        m.buffer_bytes.map_or(String::new(), |bytes| format!(", buffers {:.1} MiB", mebibytes(bytes))),
         m.peak_bytes.map_or(String::new(), |bytes| format!(", process peak {:.1} MiB", mebibytes(bytes))),
+        m.peak_by_stated().map_or(String::new(), |ratio| format!(" ({ratio:.2} times their sum)")),
     )
     .map_err(|source| CliError::Stdout { source })
 }

@@ -4,16 +4,17 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use blockformer::ServingModel;
 use blockformer::data::{Documents, Tokenizer};
 use blockformer::eval::{
     EvalError, LossByPosition, Perplexity, PerplexityConfig, ScoreConfig, Task, TaskResult, WordCount, perplexity,
 };
-use blockformer::model::{AnyModel, ModelConfig};
 use blockformer_files::write_atomically;
 use burn::tensor::Device;
 use clap::Args;
 
 use crate::error::CliError;
+use crate::precision::{self, Choice};
 
 /// Points of the curve over the context.
 const CONTEXT_POINTS: usize = 64;
@@ -54,6 +55,9 @@ pub(crate) struct Arguments {
     /// Ask the first questions of each task only
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
+    /// How weights are stored on a CPU; plain runs on Burn's operations, as other devices always do. By default f32
+    #[arg(long, value_enum)]
+    precision: Option<Choice>,
     /// Sequences computed at once
     #[arg(long, default_value_t = 16)]
     batch_size: usize,
@@ -69,12 +73,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
         return Err(CliError::Option { option: "--text", reason });
     }
     let device = blockformer::device(&arguments.device)?;
-    let model = blockformer::open(arguments.model.as_deref(), &device)?;
-    let measured = if arguments.text.is_empty() { None } else { Some(measure(arguments, &model, &device)?) };
+    let (config, model, tokenizer) = blockformer::open(arguments.model.as_deref(), &device)?;
+    let model = precision::prepare(&config, model, arguments.precision, (&device, &arguments.device))?;
+    let measured =
+        if arguments.text.is_empty() { None } else { Some(measure(arguments, &model, &tokenizer, &device)?) };
     let mut results = Vec::new();
     for task in tasks {
         eprintln!("{}: {} questions", task.name, task.items.len().min(arguments.limit.unwrap_or(usize::MAX)));
-        results.push(task.run(&model.1, &model.2, arguments.limit, &scoring(arguments), &device)?);
+        results.push(task.run(&model, &tokenizer, arguments.limit, &scoring(arguments), &device)?);
     }
     if let Some(folder) = &arguments.output {
         write(folder, measured.as_ref(), &results)?;
@@ -104,7 +110,8 @@ fn tasks(arguments: &Arguments) -> Result<Vec<Task>, EvalError> {
 
 fn measure(
     arguments: &Arguments,
-    (_, model, tokenizer): &(ModelConfig, AnyModel, Tokenizer),
+    model: &ServingModel,
+    tokenizer: &Tokenizer,
     device: &Device,
 ) -> Result<Perplexity, CliError> {
     let words = if arguments.line_ends_are_words { WordCount::WhitespaceAndLineEnds } else { WordCount::Whitespace };

@@ -1,188 +1,255 @@
 //! Products with weights of 8 and 4 bits, in integers.
 //!
-//! A row of `x` is first rounded to 16 bits, in the groups of inputs that share a scale in the weights, with a scale of
-//! its own for each: an error of about 2⁻¹⁶ of the largest number of the group. Products of such numbers with weights
-//! of 8 bits and their sum over a group are integers of 32 bits, so the sum is exact, and rounded once when it becomes a
-//! float; it is multiplied by both scales and added to those before it, in float32. Integers of 16 bits are multiplied twice as
-//! many at a time as float32.
-
-use std::cell::Cell;
+//! A row of `x` is first rounded to 7 or 8 bits, in the groups of inputs that share a scale in the weights, with a scale
+//! of its own for each: an error of a 126th or a 254th of the largest number of the group, about what rounding the weights
+//! to 8 bits changes. Products of these codes are summed in 16 bits as far as they surely fit, then in 32, so the
+//! sum over a group is exact; it becomes a float, is multiplied by both scales and added to those before it.
+//!
+//! Weights are stored plus an offset, without sign, which makes every sum too large by the offset times the sum of the
+//! row's codes: a number that is known when the row is rounded, and that sums begin with, negative.
 
 use rayon::prelude::*;
 
 use super::{Block, Weights};
 use crate::Level;
 use crate::packed::F32Row;
-use crate::quantised::{CodePair, GROUP};
+use crate::quantised::{Codes, GROUP, QUAD};
 use crate::simd::{Kernel, Simd};
 
 /// Numbers of `x` that are worth a thread's attention.
 const PART: usize = 1 << 15;
-/// The largest 16-bit integer.
-const LARGEST: f32 = 32767.0;
+/// Quads of a group.
+const QUADS: usize = GROUP / QUAD;
 
-/// Rows of `x`, rounded.
-#[derive(Debug, Default)]
-pub(super) struct QuantisedRows {
-    /// `[rows, 2 · n_pairs]`; behind an odd number of inputs stands a zero.
-    codes: Vec<i16>,
+/// Room for rows of `x`, rounded for products with weights of 8 or 4 bits. It grows as needed and can be used for one
+/// product after the other; products with other weights leave it alone.
+#[derive(Debug, Clone, Default)]
+pub struct Rounded {
+    /// `[rows, n_groups, GROUP]`; behind the inputs stand zeros.
+    codes: Vec<i8>,
     /// `[rows, n_groups]`.
-    scales: Vec<f32>,
-    n_inputs: usize,
+    groups: Vec<Group>,
+    n_groups: usize,
+    /// Steps of a group, always the same; that the compiler does not know keeps it from unrolling them all, which costs
+    /// more registers than there are.
+    n_steps: usize,
 }
 
-thread_local! {
-    /// Taken and put back by every product, so that none allocates.
-    static ROWS: Cell<QuantisedRows> = Cell::default();
+/// A group of a row.
+#[derive(Debug, Clone, Copy, Default)]
+struct Group {
+    scale: f32,
+    /// The sum of its codes times the weights' offset, negative.
+    start: i32,
 }
 
-impl QuantisedRows {
-    /// Rounds the rows of `x`, calls `f` with them, and keeps the room for the next product.
-    pub(super) fn with<T>(level: Level, x: &[f32], n_inputs: usize, f: impl FnOnce(&Self) -> T) -> T {
-        let mut rows = ROWS.take();
-        rows.fill(level, x, n_inputs);
-        let result = f(&rows);
-        ROWS.set(rows);
-        result
+impl Rounded {
+    /// Bytes of the room.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&self.codes[..]) + size_of_val(&self.groups[..])
     }
 
-    fn fill(&mut self, level: Level, x: &[f32], n_inputs: usize) {
-        self.n_inputs = n_inputs;
-        let (n_codes, n_groups) = (2 * self.n_pairs(), self.n_groups());
-        let n_rows = x.len() / n_inputs;
-        self.codes.resize(n_rows * n_codes, 0);
-        self.scales.resize(n_rows * n_groups, 0.0);
+    /// Rounds the rows of `x` for weights `C`.
+    pub(super) fn fill<C: Codes>(&mut self, level: Level, x: &[f32], n_inputs: usize) {
+        self.n_groups = n_inputs.div_ceil(GROUP);
+        self.n_steps = QUADS / 2;
+        let (n_rows, n_groups) = (x.len() / n_inputs, self.n_groups);
+        grow(&mut self.codes, n_rows * n_groups * GROUP);
+        grow(&mut self.groups, n_rows * n_groups);
+        let (codes, groups) = (&mut self.codes[..n_rows * n_groups * GROUP], &mut self.groups[..n_rows * n_groups]);
+        let (largest, offset) = (C::LARGEST_INPUT, C::OFFSET);
+        let round = |((x, codes), groups)| level.run(Round { x, n_inputs, codes, groups, largest, offset });
         let rows = (PART / n_inputs).max(1);
-        let quantise = |((x, codes), scales)| level.run(Quantise { x, n_inputs, codes, scales });
         if n_rows <= rows {
-            return quantise(((x, &mut self.codes[..]), &mut self.scales[..]));
+            return round(((x, codes), groups));
         }
-        let codes = self.codes.par_chunks_mut(rows * n_codes);
-        let scales = self.scales.par_chunks_mut(rows * n_groups);
-        x.par_chunks(rows * n_inputs).zip(codes).zip(scales).for_each(quantise);
+        let codes = codes.par_chunks_mut(rows * n_groups * GROUP);
+        let groups = groups.par_chunks_mut(rows * n_groups);
+        x.par_chunks(rows * n_inputs).zip(codes).zip(groups).for_each(round);
     }
 
-    fn n_pairs(&self) -> usize {
-        self.n_inputs.div_ceil(2)
-    }
-
-    fn n_groups(&self) -> usize {
-        self.n_inputs.div_ceil(GROUP)
-    }
-
-    /// The pairs of a row.
+    /// The codes of a row.
     #[inline(always)]
-    fn row(&self, row: usize) -> &[[i16; 2]] {
-        self.codes[row * 2 * self.n_pairs()..][..2 * self.n_pairs()].as_chunks().0
+    fn row(&self, row: usize) -> &[[i8; QUAD]] {
+        self.codes[row * self.n_groups * GROUP..][..self.n_groups * GROUP].as_chunks().0
     }
 
-    /// The scales of a row.
+    /// The groups of a row.
     #[inline(always)]
-    fn row_scales(&self, row: usize) -> &[f32] {
-        &self.scales[row * self.n_groups()..][..self.n_groups()]
+    fn row_groups(&self, row: usize) -> &[Group] {
+        &self.groups[row * self.n_groups..][..self.n_groups]
     }
 }
 
-struct Quantise<'a> {
+fn grow<T: Clone + Default>(buffer: &mut Vec<T>, n: usize) {
+    if buffer.len() < n {
+        buffer.resize(n, T::default());
+    }
+}
+
+struct Round<'a> {
     x: &'a [f32],
     n_inputs: usize,
-    codes: &'a mut [i16],
-    scales: &'a mut [f32],
+    codes: &'a mut [i8],
+    groups: &'a mut [Group],
+    largest: f32,
+    offset: i32,
 }
 
-impl Kernel for Quantise<'_> {
+impl Kernel for Round<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let codes = self.codes.chunks_exact_mut(self.n_inputs.next_multiple_of(2));
-        let scales = self.scales.chunks_exact_mut(self.n_inputs.div_ceil(GROUP));
-        for ((x, codes), scales) in self.x.chunks_exact(self.n_inputs).zip(codes).zip(scales) {
-            for ((x, codes), scale) in x.chunks(GROUP).zip(codes.chunks_mut(GROUP)).zip(scales) {
-                *scale = group(x, codes);
+        let n_groups = self.n_inputs.div_ceil(GROUP);
+        let (codes, groups) = (self.codes.chunks_exact_mut(n_groups * GROUP), self.groups.chunks_exact_mut(n_groups));
+        for ((x, codes), groups) in self.x.chunks_exact(self.n_inputs).zip(codes).zip(groups) {
+            let codes = codes.as_chunks_mut::<GROUP>().0;
+            let (whole, rest) = x.as_chunks::<GROUP>();
+            for ((x, codes), group) in whole.iter().zip(&mut *codes).zip(&mut *groups) {
+                *group = round(x, codes, self.largest, self.offset);
+            }
+            if let (Some(codes), Some(group)) = (codes.get_mut(whole.len()), groups.get_mut(whole.len())) {
+                let mut padded = [0.0; GROUP];
+                padded[..rest.len()].copy_from_slice(rest);
+                *group = round(&padded, codes, self.largest, self.offset);
             }
         }
     }
 }
 
-/// Rounds a group; its scale, which is not finite where a number is not, and so makes the product not finite.
+/// Rounds a group. Its scale is not finite where a number is not, and so makes the product not finite.
 #[inline(always)]
-fn group(x: &[f32], codes: &mut [i16]) -> f32 {
+fn round(x: &[f32; GROUP], codes: &mut [i8; GROUP], largest_code: f32, offset: i32) -> Group {
     // Adding 1.5 · 2²³ leaves an integer in the low bits.
     const SHIFT: f32 = 12_582_912.0;
     // Without signs, floats are ordered as their bits are, and what is not a number comes last.
     let largest = f32::from_bits(x.iter().fold(0, |largest, x| largest.max(x.to_bits() & 0x7fff_ffff)));
-    let scale = largest / LARGEST;
+    let scale = largest / largest_code;
     // Numbers too small to divide by count as zeros.
     let inverse = if scale >= f32::MIN_POSITIVE { scale.recip() } else { 0.0 };
+    let mut sum = 0i32;
     for (code, x) in codes.iter_mut().zip(x) {
-        *code = ((x * inverse + SHIFT).to_bits() as i32).wrapping_sub(SHIFT.to_bits() as i32) as i16;
+        let integer = ((x * inverse + SHIFT).to_bits() as i32).wrapping_sub(SHIFT.to_bits() as i32);
+        *code = integer as i8;
+        sum = sum.wrapping_add(i32::from(*code));
     }
-    if let Some(code) = codes.get_mut(x.len()) {
-        *code = 0;
-    }
-    scale
+    Group { scale, start: -offset * sum }
 }
 
 /// Codes of all panels and their scales, and the rows they meet.
 pub(super) struct Quantised<'a, C> {
     pub(super) codes: &'a [C],
     pub(super) scales: &'a [F32Row],
-    pub(super) rows: &'a QuantisedRows,
+    pub(super) rows: &'a Rounded,
 }
 
 /// Rows of `x` that meet the same weights.
 struct Rows<'a, const R: usize> {
-    pairs: [&'a [[i16; 2]]; R],
-    scales: [&'a [f32]; R],
+    quads: [&'a [[i8; QUAD]]; R],
+    groups: [&'a [Group]; R],
 }
 
 /// One panel of weights.
-struct Panel<'a, K> {
-    codes: &'a [K],
+struct Panel<'a, C> {
+    codes: &'a [C],
     scales: &'a [F32Row],
+    n_steps: usize,
 }
 
-impl<'a, K: CodePair> Quantised<'a, K> {
+impl<'a, C: Codes> Quantised<'a, C> {
     #[inline(always)]
     fn rows<const R: usize>(&self, first: usize) -> Rows<'a, R> {
-        let mut rows = Rows { pairs: [self.rows.row(first); R], scales: [self.rows.row_scales(first); R] };
+        let mut rows = Rows { quads: [self.rows.row(first); R], groups: [self.rows.row_groups(first); R] };
         for index in 1..R {
-            rows.pairs[index] = self.rows.row(first + index);
-            rows.scales[index] = self.rows.row_scales(first + index);
+            rows.quads[index] = self.rows.row(first + index);
+            rows.groups[index] = self.rows.row_groups(first + index);
         }
         rows
     }
 
     #[inline(always)]
-    fn panel(&self, index: usize) -> Panel<'a, K> {
-        let (n_pairs, n_groups) = (self.rows.n_pairs(), self.rows.n_groups());
-        let codes = &self.codes[index * n_pairs..][..n_pairs];
-        Panel { codes, scales: &self.scales[index * n_groups..][..n_groups] }
+    fn panel(&self, index: usize) -> Panel<'a, C> {
+        let n_groups = self.rows.n_groups;
+        let n_codes = n_groups * (GROUP / C::INPUTS);
+        Panel {
+            codes: &self.codes[index * n_codes..][..n_codes],
+            scales: &self.scales[index * n_groups..][..n_groups],
+            n_steps: self.rows.n_steps,
+        }
     }
 }
 
 /// Adds the scaled sums of one group, with `C` vectors of columns from `vector` on.
 #[inline(always)]
-fn add_group<S: Simd, K: CodePair, const R: usize, const C: usize>(
+fn add_group<S: Simd, K: Codes, const R: usize, const C: usize>(
     s: S,
     rows: &Rows<'_, R>,
     panel: &Panel<'_, K>,
     (group, vector): (usize, usize),
     acc: &mut [[S::V; C]; R],
 ) {
-    let pairs = group * (GROUP / 2)..((group + 1) * (GROUP / 2)).min(panel.codes.len());
-    let products = dot::<S, K, R, C>(s, &rows.pairs, panel.codes, pairs, vector);
-    for ((acc, products), scales) in acc.iter_mut().zip(&products).zip(&rows.scales) {
-        let x_scale = s.splat(scales[group]);
-        for (c, (acc, product)) in acc.iter_mut().zip(products).enumerate() {
-            let scale = s.mul(x_scale, s.load(&panel.scales[group].0[(vector + c) * S::LANES..]));
-            *acc = s.mul_add(s.to_float(*product), scale, *acc);
+    let mut quads = [&[[0; QUAD]; QUADS]; R];
+    let mut sums = [[s.splat_integer(0); C]; R];
+    for row in 0..R {
+        quads[row] = &rows.quads[row].as_chunks().0[group];
+        sums[row] = [s.splat_integer(rows.groups[row][group].start); C];
+    }
+    dot(s, &quads, panel, (group, vector), &mut sums);
+    let mut scales = [s.splat(0.0); C];
+    for (c, scale) in scales.iter_mut().enumerate() {
+        *scale = s.load(&panel.scales[group].0[(vector + c) * S::LANES..]);
+    }
+    for (row, (acc, sums)) in acc.iter_mut().zip(&sums).enumerate() {
+        let x_scale = s.splat(rows.groups[row][group].scale);
+        for ((acc, sum), scale) in acc.iter_mut().zip(sums).zip(&scales) {
+            *acc = s.mul_add(s.to_float(*sum), s.mul(x_scale, *scale), *acc);
         }
     }
 }
 
-impl<K: CodePair> Weights for Quantised<'_, K> {
+/// Adds the products of a group, two quads at a time.
+#[inline(always)]
+fn dot<S: Simd, K: Codes, const R: usize, const C: usize>(
+    s: S,
+    x: &[&[[i8; QUAD]; QUADS]; R],
+    panel: &Panel<'_, K>,
+    (group, vector): (usize, usize),
+    sums: &mut [[S::I; C]; R],
+) {
+    assert!(panel.n_steps <= QUADS / 2, "two quads a step");
+    let codes = &panel.codes[group * (GROUP / K::INPUTS)..][..GROUP / K::INPUTS];
+    let zero = s.dot_bytes(s.splat_quad(&[0; QUAD]), s.splat_quad(&[0; QUAD]));
+    let mut pairs = [[zero; C]; R];
+    for step in 0..panel.n_steps {
+        let mut w = [[s.splat_quad(&[0; QUAD]); C]; 2];
+        for (quad, w) in w.iter_mut().enumerate() {
+            let quad = 2 * step + quad;
+            for (c, w) in w.iter_mut().enumerate() {
+                *w = codes[quad * QUAD / K::INPUTS].load(s, vector + c, quad % (K::INPUTS / QUAD));
+            }
+        }
+        for ((sums, pairs), x) in sums.iter_mut().zip(&mut pairs).zip(x) {
+            let x = [s.splat_quad(&x[2 * step]), s.splat_quad(&x[2 * step + 1])];
+            for (c, (sum, pairs)) in sums.iter_mut().zip(pairs).enumerate() {
+                let both = s.add_pairs(s.dot_bytes(w[0][c], x[0]), s.dot_bytes(w[1][c], x[1]));
+                if const { K::TOGETHER == 2 } {
+                    *sum = s.add_both(both, *sum);
+                } else {
+                    *pairs = s.add_pairs(*pairs, both);
+                }
+            }
+        }
+    }
+    if const { K::TOGETHER == QUADS } {
+        for (sum, pairs) in sums.as_flattened_mut().iter_mut().zip(pairs.as_flattened()) {
+            *sum = s.add_both(*pairs, *sum);
+        }
+    }
+}
+
+impl<K: Codes> Weights for Quantised<'_, K> {
+    const INTEGERS: bool = true;
     /// 16 KiB of 8-bit weights.
     const INPUTS: usize = 16 * GROUP;
 
@@ -206,7 +273,7 @@ impl<K: CodePair> Weights for Quantised<'_, K> {
         let mut acc = [[s.splat(0.0); C]; P];
         for (index, acc) in acc.iter_mut().enumerate() {
             let panel = self.panel(first + index);
-            for group in 0..self.rows.n_groups() {
+            for group in 0..self.rows.n_groups {
                 add_group(s, &rows, &panel, (group, 0), std::array::from_mut(acc));
             }
         }
@@ -214,64 +281,40 @@ impl<K: CodePair> Weights for Quantised<'_, K> {
     }
 }
 
-/// The products of some pairs of inputs with `C` vectors of columns.
-#[inline(always)]
-fn dot<S: Simd, K: CodePair, const R: usize, const C: usize>(
-    s: S,
-    x: &[&[[i16; 2]]; R],
-    codes: &[K],
-    pairs: std::ops::Range<usize>,
-    vector: usize,
-) -> [[S::I; C]; R] {
-    for x in x {
-        assert!(pairs.end <= x.len(), "as many inputs as weights");
-    }
-    let mut acc = [[s.zeros(); C]; R];
-    for (codes, pair) in codes[pairs.clone()].iter().zip(pairs) {
-        let mut w = [s.splat_pair(&[0; 2]); C];
-        for (c, w) in w.iter_mut().enumerate() {
-            *w = codes.load(s, vector + c);
-        }
-        for (acc, x) in acc.iter_mut().zip(x) {
-            // SAFETY: `pair < pairs.end <= x.len()`, asserted above.
-            let x = s.splat_pair(unsafe { x.get_unchecked(pair) });
-            for (acc, w) in acc.iter_mut().zip(&w) {
-                *acc = s.dot_add(x, *w, *acc);
-            }
-        }
-    }
-    acc
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quantised::{Int4Codes, Int8Codes};
 
-    fn rounded(x: &[f32]) -> (Vec<i16>, Vec<f32>) {
-        let mut rows = QuantisedRows::default();
-        rows.fill(Level::current(), x, x.len());
-        (rows.codes, rows.scales)
+    fn rounded<C: Codes>(x: &[f32]) -> Rounded {
+        let mut rows = Rounded::default();
+        rows.fill::<C>(Level::current(), x, x.len());
+        rows
     }
 
     #[test]
     fn a_group_is_rounded_to_within_half_a_step_of_its_own_scale() {
         let x: Vec<f32> = (0..77).map(|i| (i as f32 * 0.7).sin() * [1.0, 1e-4, 1e6][i / 32]).collect();
-        let (codes, scales) = rounded(&x);
-        assert_eq!((codes.len(), scales.len(), codes[77]), (78, 3, 0));
-        for (i, x) in x.iter().enumerate() {
-            let error = (f64::from(codes[i]) * f64::from(scales[i / 32]) - f64::from(*x)).abs();
-            // Half a step, and what scaling to 15 bits rounds in float32's 24.
-            assert!(error <= 0.505 * f64::from(scales[i / 32]), "{x}: {error}");
-        }
-        for (group, codes) in codes.chunks(32).enumerate() {
-            assert_eq!(codes.iter().map(|code| code.unsigned_abs()).max(), Some(32767), "group {group}");
+        for (rows, largest, offset) in [(rounded::<Int8Codes>(&x), 63, 64), (rounded::<Int4Codes>(&x), 127, 8)] {
+            assert_eq!((rows.codes.len(), rows.groups.len()), (96, 3));
+            assert!(rows.codes[77..].iter().all(|code| *code == 0));
+            for (i, x) in x.iter().enumerate() {
+                let scale = f64::from(rows.groups[i / 32].scale);
+                let error = (f64::from(rows.codes[i]) * scale - f64::from(*x)).abs();
+                // Half a step, and what scaling rounds in float32's 24 bits.
+                assert!(error <= 0.50001 * scale, "{x}: {error}");
+            }
+            for (group, codes) in rows.groups.iter().zip(rows.codes.chunks(32)) {
+                assert_eq!(codes.iter().map(|code| i32::from(*code).abs()).max(), Some(largest));
+                assert_eq!(group.start, -offset * codes.iter().map(|code| i32::from(*code)).sum::<i32>());
+            }
         }
     }
 
     #[test]
     fn numbers_without_size_or_beyond_measure_are_no_surprise() {
-        assert_eq!(rounded(&[0.0, -0.0, f32::MIN_POSITIVE / 8.0]).0, [0, 0, 0, 0]);
-        assert!(rounded(&[1.0, f32::NAN, 2.0]).1[0].is_nan());
-        assert!(rounded(&[1.0, f32::NEG_INFINITY, 2.0]).1[0].is_infinite());
+        assert_eq!(rounded::<Int8Codes>(&[0.0, -0.0, f32::MIN_POSITIVE / 8.0]).codes, [0; 32]);
+        assert!(rounded::<Int8Codes>(&[1.0, f32::NAN, 2.0]).groups[0].scale.is_nan());
+        assert!(rounded::<Int8Codes>(&[1.0, f32::NEG_INFINITY, 2.0]).groups[0].scale.is_infinite());
     }
 }

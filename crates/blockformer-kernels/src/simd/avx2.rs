@@ -29,29 +29,14 @@ macro_rules! register {
     };
 }
 
-impl Avx2 {
-    /// The first 16 of `x`, a byte a word.
-    #[inline(always)]
-    fn load_bytes(self, x: &[u8]) -> __m256i {
-        let x = &x[..2 * LANES];
-        // SAFETY: SSE2 is enabled where `self` exists; `x` has 16 bytes.
-        let bytes = unsafe { _mm_loadu_si128(x.as_ptr().cast()) };
-        register!(_mm256_cvtepu8_epi16(bytes))
-    }
-
-    /// Nibbles, one a word, less 8.
-    #[inline(always)]
-    fn centred(self, x: __m256i) -> __m256i {
-        register!(_mm256_sub_epi16(x, _mm256_set1_epi16(8)))
-    }
-}
-
 impl Simd for Avx2 {
     type V = __m256;
     type I = __m256i;
     type P = __m256i;
+    type B = __m256i;
     const LANES: usize = LANES;
     const TILE_ROWS: usize = 6;
+    const INTEGER_ROWS: usize = 4;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
@@ -77,35 +62,38 @@ impl Simd for Avx2 {
         register!(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves))))
     }
     #[inline(always)]
-    fn zeros(self) -> __m256i {
-        register!(_mm256_setzero_si256())
+    fn splat_integer(self, x: i32) -> __m256i {
+        register!(_mm256_set1_epi32(x))
     }
     #[inline(always)]
-    fn splat_pair(self, x: &[i16; 2]) -> __m256i {
-        // SAFETY: `x` has 4 bytes.
-        let pair = unsafe { x.as_ptr().cast::<i32>().read_unaligned() };
-        register!(_mm256_set1_epi32(pair))
+    fn splat_quad(self, x: &[i8; 4]) -> __m256i {
+        register!(_mm256_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8))))
     }
     #[inline(always)]
-    fn load_pairs(self, x: &[i8]) -> __m256i {
-        let x = &x[..2 * LANES];
-        // SAFETY: SSE2 is enabled where `self` exists; `x` has 16 bytes.
-        let bytes = unsafe { _mm_loadu_si128(x.as_ptr().cast()) };
-        register!(_mm256_cvtepi8_epi16(bytes))
+    fn load_bytes(self, x: &[u8]) -> __m256i {
+        let x = &x[..4 * LANES];
+        // SAFETY: AVX2 is enabled where `self` exists; `x` has 32 bytes.
+        unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
     }
     #[inline(always)]
-    fn load_low_nibbles(self, x: &[u8]) -> __m256i {
-        let words = self.load_bytes(x);
-        self.centred(register!(_mm256_and_si256(words, _mm256_set1_epi16(15))))
+    fn low_halves(self, x: __m256i) -> __m256i {
+        register!(_mm256_and_si256(x, _mm256_set1_epi8(15)))
     }
     #[inline(always)]
-    fn load_high_nibbles(self, x: &[u8]) -> __m256i {
-        let words = self.load_bytes(x);
-        self.centred(register!(_mm256_srli_epi16::<4>(words)))
+    fn high_halves(self, x: __m256i) -> __m256i {
+        register!(_mm256_and_si256(_mm256_srli_epi16::<4>(x), _mm256_set1_epi8(15)))
     }
     #[inline(always)]
-    fn dot_add(self, a: __m256i, b: __m256i, c: __m256i) -> __m256i {
-        register!(_mm256_add_epi32(_mm256_madd_epi16(a, b), c))
+    fn dot_bytes(self, a: __m256i, b: __m256i) -> __m256i {
+        register!(_mm256_maddubs_epi16(a, b))
+    }
+    #[inline(always)]
+    fn add_pairs(self, a: __m256i, b: __m256i) -> __m256i {
+        register!(_mm256_add_epi16(a, b))
+    }
+    #[inline(always)]
+    fn add_both(self, pairs: __m256i, to: __m256i) -> __m256i {
+        register!(_mm256_add_epi32(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)), to))
     }
     #[inline(always)]
     fn to_float(self, x: __m256i) -> __m256 {

@@ -29,29 +29,14 @@ macro_rules! register {
     };
 }
 
-impl Avx512 {
-    /// The first 32 of `x`, a byte a word.
-    #[inline(always)]
-    fn load_bytes(self, x: &[u8]) -> __m512i {
-        let x = &x[..2 * LANES];
-        // SAFETY: AVX2 is enabled where `self` exists; `x` has 32 bytes.
-        let bytes = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
-        register!(_mm512_cvtepu8_epi16(bytes))
-    }
-
-    /// Nibbles, one a word, less 8.
-    #[inline(always)]
-    fn centred(self, x: __m512i) -> __m512i {
-        register!(_mm512_sub_epi16(x, _mm512_set1_epi16(8)))
-    }
-}
-
 impl Simd for Avx512 {
     type V = __m512;
     type I = __m512i;
     type P = __m512i;
+    type B = __m512i;
     const LANES: usize = LANES;
     const TILE_ROWS: usize = 12;
+    const INTEGER_ROWS: usize = 6;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -77,35 +62,38 @@ impl Simd for Avx512 {
         register!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves))))
     }
     #[inline(always)]
-    fn zeros(self) -> __m512i {
-        register!(_mm512_setzero_si512())
+    fn splat_integer(self, x: i32) -> __m512i {
+        register!(_mm512_set1_epi32(x))
     }
     #[inline(always)]
-    fn splat_pair(self, x: &[i16; 2]) -> __m512i {
-        // SAFETY: `x` has 4 bytes.
-        let pair = unsafe { x.as_ptr().cast::<i32>().read_unaligned() };
-        register!(_mm512_set1_epi32(pair))
+    fn splat_quad(self, x: &[i8; 4]) -> __m512i {
+        register!(_mm512_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8))))
     }
     #[inline(always)]
-    fn load_pairs(self, x: &[i8]) -> __m512i {
-        let x = &x[..2 * LANES];
-        // SAFETY: AVX2 is enabled where `self` exists; `x` has 32 bytes.
-        let bytes = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
-        register!(_mm512_cvtepi8_epi16(bytes))
+    fn load_bytes(self, x: &[u8]) -> __m512i {
+        let x = &x[..4 * LANES];
+        // SAFETY: AVX-512F is enabled where `self` exists; `x` has 64 bytes.
+        unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
     }
     #[inline(always)]
-    fn load_low_nibbles(self, x: &[u8]) -> __m512i {
-        let words = self.load_bytes(x);
-        self.centred(register!(_mm512_and_si512(words, _mm512_set1_epi16(15))))
+    fn low_halves(self, x: __m512i) -> __m512i {
+        register!(_mm512_and_si512(x, _mm512_set1_epi8(15)))
     }
     #[inline(always)]
-    fn load_high_nibbles(self, x: &[u8]) -> __m512i {
-        let words = self.load_bytes(x);
-        self.centred(register!(_mm512_srli_epi16::<4>(words)))
+    fn high_halves(self, x: __m512i) -> __m512i {
+        register!(_mm512_and_si512(_mm512_srli_epi16::<4>(x), _mm512_set1_epi8(15)))
     }
     #[inline(always)]
-    fn dot_add(self, a: __m512i, b: __m512i, c: __m512i) -> __m512i {
-        register!(_mm512_add_epi32(_mm512_madd_epi16(a, b), c))
+    fn dot_bytes(self, a: __m512i, b: __m512i) -> __m512i {
+        register!(_mm512_maddubs_epi16(a, b))
+    }
+    #[inline(always)]
+    fn add_pairs(self, a: __m512i, b: __m512i) -> __m512i {
+        register!(_mm512_add_epi16(a, b))
+    }
+    #[inline(always)]
+    fn add_both(self, pairs: __m512i, to: __m512i) -> __m512i {
+        register!(_mm512_add_epi32(_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)), to))
     }
     #[inline(always)]
     fn to_float(self, x: __m512i) -> __m512 {

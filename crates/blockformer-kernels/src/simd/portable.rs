@@ -11,6 +11,7 @@ pub(crate) struct Portable;
 
 type V = [f32; LANES];
 type P = [[i16; 2]; LANES];
+type B = [[u8; 4]; LANES];
 
 #[inline(always)]
 fn map2(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
@@ -30,21 +31,14 @@ fn gather<T: Copy>(x: &[T], f: impl Fn(T) -> f32) -> V {
     out
 }
 
-#[inline(always)]
-fn pairs<T: Copy>(x: &[T], f: impl Fn(T) -> i16) -> P {
-    let mut out = [[0; 2]; LANES];
-    for (y, x) in out.iter_mut().zip(x[..2 * LANES].chunks_exact(2)) {
-        *y = [f(x[0]), f(x[1])];
-    }
-    out
-}
-
 impl Simd for Portable {
     type V = V;
     type I = [i32; LANES];
     type P = P;
+    type B = B;
     const LANES: usize = LANES;
     const TILE_ROWS: usize = 2;
+    const INTEGER_ROWS: usize = 2;
 
     #[inline(always)]
     fn splat(self, x: f32) -> V {
@@ -63,30 +57,51 @@ impl Simd for Portable {
         gather(x, |x| f32::from_bits(u32::from(x) << 16))
     }
     #[inline(always)]
-    fn zeros(self) -> [i32; LANES] {
-        [0; LANES]
+    fn splat_integer(self, x: i32) -> [i32; LANES] {
+        [x; LANES]
     }
     #[inline(always)]
-    fn splat_pair(self, x: &[i16; 2]) -> P {
-        [*x; LANES]
+    fn splat_quad(self, x: &[i8; 4]) -> B {
+        [x.map(|x| x as u8); LANES]
     }
     #[inline(always)]
-    fn load_pairs(self, x: &[i8]) -> P {
-        pairs(x, i16::from)
+    fn load_bytes(self, x: &[u8]) -> B {
+        let mut out = [[0; 4]; LANES];
+        for (y, x) in out.iter_mut().zip(x[..4 * LANES].as_chunks().0) {
+            *y = *x;
+        }
+        out
     }
     #[inline(always)]
-    fn load_low_nibbles(self, x: &[u8]) -> P {
-        pairs(x, |x| i16::from(x & 15) - 8)
+    fn low_halves(self, x: B) -> B {
+        x.map(|x| x.map(|x| x & 15))
     }
     #[inline(always)]
-    fn load_high_nibbles(self, x: &[u8]) -> P {
-        pairs(x, |x| i16::from(x >> 4) - 8)
+    fn high_halves(self, x: B) -> B {
+        x.map(|x| x.map(|x| x >> 4))
     }
     #[inline(always)]
-    fn dot_add(self, a: P, b: P, c: [i32; LANES]) -> [i32; LANES] {
-        let mut out = c;
-        for ((sum, a), b) in out.iter_mut().zip(a).zip(b) {
-            *sum += i32::from(a[0]) * i32::from(b[0]) + i32::from(a[1]) * i32::from(b[1]);
+    fn dot_bytes(self, a: B, b: B) -> P {
+        let mut out = [[0; 2]; LANES];
+        for ((sums, a), b) in out.iter_mut().zip(a).zip(b) {
+            let product = |i: usize| i16::from(a[i]) * i16::from(b[i] as i8);
+            *sums = [product(0).wrapping_add(product(1)), product(2).wrapping_add(product(3))];
+        }
+        out
+    }
+    #[inline(always)]
+    fn add_pairs(self, a: P, b: P) -> P {
+        let mut out = a;
+        for (sums, b) in out.iter_mut().zip(b) {
+            *sums = [sums[0].wrapping_add(b[0]), sums[1].wrapping_add(b[1])];
+        }
+        out
+    }
+    #[inline(always)]
+    fn add_both(self, pairs: P, to: [i32; LANES]) -> [i32; LANES] {
+        let mut out = to;
+        for (sum, pair) in out.iter_mut().zip(pairs) {
+            *sum = sum.wrapping_add(i32::from(pair[0]) + i32::from(pair[1]));
         }
         out
     }
