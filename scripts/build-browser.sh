@@ -4,7 +4,7 @@
 #   python3 -m http.server --directory target/browser
 # Needs, beside Rust:
 #   rustup target add wasm32-unknown-unknown
-#   cargo install wasm-bindgen-cli --version 0.2.130 --locked     (the version that Cargo.toml pins)
+#   cargo install wasm-bindgen-cli --version 0.2.130     (the version that Cargo.toml pins)
 # and makes the modules smaller if there is wasm-opt of Binaryen 116 or newer (npm install -g binaryen).
 # WEBGPU=0 leaves out the build for GPUs; WASM_BINDGEN and WASM_OPT name the programs if they are not on the PATH.
 set -euo pipefail
@@ -16,7 +16,7 @@ opt=${WASM_OPT:-wasm-opt}
 
 version=$(sed -n 's/^wasm-bindgen = "=\(.*\)"$/\1/p' Cargo.toml)
 if [[ $("$bindgen" --version 2>/dev/null) != "wasm-bindgen $version" ]]; then
-  echo "this needs wasm-bindgen $version: cargo install wasm-bindgen-cli --version $version --locked" >&2
+  echo "this needs wasm-bindgen $version: cargo install wasm-bindgen-cli --version $version" >&2
   exit 1
 fi
 

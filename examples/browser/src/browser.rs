@@ -13,7 +13,7 @@ pub struct BrowserModel(AnySession);
 
 /// Makes panics errors with their message, instead of `unreachable executed`. The module is of no use after one.
 #[wasm_bindgen(start)]
-pub fn start() {
+fn show_panics() {
     std::panic::set_hook(Box::new(|panic| wasm_bindgen::throw_str(&panic.to_string())));
 }
 
@@ -27,6 +27,11 @@ impl BrowserModel {
             "cpu" => AnySession::packed(config, weights, tokenizer, &Device::flex()),
             #[cfg(feature = "flex")]
             "flex" => AnySession::plain(config, weights, tokenizer, &Device::flex()),
+            #[cfg(feature = "webgpu")]
+            "webgpu" => {
+                let device = Device::wgpu_options().init_async().await?;
+                AnySession::plain(config, weights, tokenizer, &device)
+            }
             _ => return Err(JsError::new(&format!("this build has no backend {backend:?}"))),
         };
         Ok(Self(session?))
