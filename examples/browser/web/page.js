@@ -6,8 +6,9 @@ const $ = (id) => document.getElementById(id);
 const NAMES = { cpu: "CPU", flex: "CPU, plain", webgpu: "GPU" };
 
 let worker = null;
-let backend = null;
-let description = null;
+let backend = null; // the one chosen, once it is
+let description = null; // of the model, once it is ready
+let note = ""; // why it is not the one that was asked for
 let generating = false;
 
 // What ?backend=flex asks for is not in the list, since it is there for comparisons only.
@@ -18,14 +19,14 @@ if (asked) {
   }
   $("backend").value = asked;
 }
-start();
+start($("backend").value);
 
 $("form").addEventListener("submit", (event) => {
   event.preventDefault();
   generate();
 });
 $("stop").addEventListener("click", stop);
-$("backend").addEventListener("change", start);
+$("backend").addEventListener("change", () => start($("backend").value));
 document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
@@ -36,9 +37,11 @@ document.addEventListener("keydown", (event) => {
 });
 
 // Begins anew with a worker of its own, which is also the way out of whatever state a worker was in.
-function start() {
+function start(wanted, why = "") {
   worker?.terminate();
+  note = why;
   generating = false;
+  backend = null;
   description = null;
   hideError();
   showStatus("Loading the model");
@@ -49,7 +52,7 @@ function start() {
     event.preventDefault();
     handlers.failed({ message: event.message || "The worker could not be started" });
   };
-  worker.postMessage({ type: "load", backend: $("backend").value });
+  worker.postMessage({ type: "load", backend: wanted });
 }
 
 function generate() {
@@ -68,7 +71,8 @@ function stop() {
 }
 
 const handlers = {
-  progress({ what, megabytes, share }) {
+  progress({ what, megabytes, share, ...more }) {
+    backend = more.backend ?? null;
     // The status is read out when it changes, the megabytes are not.
     if ($("status").textContent !== what) showStatus(what);
     $("loaded").textContent = megabytes ? `${megabytes.toFixed(1)} MB` : "";
@@ -79,27 +83,28 @@ const handlers = {
 
   ready(ready) {
     ({ backend, description } = ready);
-    $("length").max = description.max_length - description.block_length;
-    buttons();
     const { block_length, max_length } = description;
+    $("length").max = max_length - block_length;
+    buttons();
     const ran = `Ready, on the ${NAMES[backend]}: blocks of ${block_length} tokens, a context of ${max_length}.`;
-    showStatus([ready.note, ran].filter(Boolean).join(" "));
+    showStatus([note, ready.note, ran].filter(Boolean).join(" "));
   },
 
   prompt({ pieces }) {
     $("text").replaceChildren();
     $("text").setAttribute("aria-busy", "true");
-    for (const id of ["speed", "first", "count"]) $(id).textContent = "–";
+    for (const id of ["speed", "first", "tokens", "blocks"]) $(id).textContent = "–";
     $("ran-on").textContent = NAMES[backend];
     $("result").hidden = false;
     show(pieces, "prompt");
+    $("result").scrollIntoView({ block: "nearest" });
     showStatus("Writing");
   },
 
   step({ pieces, total, speed, first }) {
     show(pieces, "new");
-    const blocks = $("text").querySelectorAll(".new").length;
-    $("count").textContent = `${count(total, "token")}, ${count(blocks, "block")}`;
+    $("tokens").textContent = total;
+    $("blocks").textContent = $("text").querySelectorAll(".new").length;
     $("first").textContent = `${first < 10 ? first.toFixed(1) : Math.round(first)} ms`;
     if (speed !== null) $("speed").textContent = `${speed < 10 ? speed.toFixed(1) : Math.round(speed)} tokens/s`;
   },
@@ -108,7 +113,7 @@ const handlers = {
     handlers.step(done);
     ended();
     const why = { length: "Done", stop: "Done: the text has ended", cancelled: "Stopped" };
-    showStatus(`${why[done.finish]}, after ${count(done.total, "token")}.`);
+    showStatus(`${why[done.finish]}, after ${done.total} token${done.total === 1 ? "" : "s"}.`);
   },
 
   refused({ message }) {
@@ -120,6 +125,8 @@ const handlers = {
   },
 
   failed({ message }) {
+    // A GPU that cannot be used is found out while the model is opened.
+    if (backend === "webgpu" && !description) return start("cpu", `The GPU could not be used (${message}).`);
     worker.terminate();
     description = null;
     ended();
@@ -128,8 +135,8 @@ const handlers = {
     const again = document.createElement("button");
     again.type = "button";
     again.textContent = "Try again";
-    again.addEventListener("click", start);
-    $("error").append(" ", again);
+    again.addEventListener("click", () => start($("backend").value));
+    $("error").append(again);
   },
 };
 
@@ -183,15 +190,11 @@ function showStatus(text) {
 }
 
 function showError(text) {
-  $("error").textContent = text;
+  $("error").textContent = text.charAt(0).toUpperCase() + text.slice(1);
   $("error").hidden = false;
 }
 
 function hideError() {
   $("error").hidden = true;
   $("prompt").removeAttribute("aria-invalid");
-}
-
-function count(n, what) {
-  return `${n} ${what}${n === 1 ? "" : "s"}`;
 }

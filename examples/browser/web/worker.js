@@ -35,18 +35,8 @@ function isPanic(error) {
 
 async function load(wanted) {
   const files = await downloadModel();
-  const [choice, note] = await choose(wanted);
-  try {
-    model = await open(choice, files);
-    ready(choice, note);
-  } catch (error) {
-    if (choice !== "webgpu") throw error;
-    model = await open("cpu", files);
-    ready("cpu", `The GPU could not be used (${describe(error)}).`);
-  }
-}
-
-function ready(backend, note) {
+  const [backend, note] = await choose(wanted);
+  model = await open(backend, files);
   self.postMessage({ type: "ready", backend, note, description: JSON.parse(model.description()) });
 }
 
@@ -65,7 +55,7 @@ async function whyNoGpu() {
 }
 
 async function open(backend, [config, tokenizer, weights]) {
-  self.postMessage({ type: "progress", what: "Starting the model", share: null });
+  self.postMessage({ type: "progress", what: "Starting the model", backend, share: null });
   const build = backend === "webgpu" ? "webgpu" : "cpu";
   let module;
   try {
