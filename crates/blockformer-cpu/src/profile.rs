@@ -1,7 +1,9 @@
 //! Where the time goes.
 
 use std::ops::AddAssign;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use web_time::Instant; // the standard library's, except in browsers, where that one panics
 
 /// Time spent in the parts of a model since its state was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

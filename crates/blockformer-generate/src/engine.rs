@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use blockformer_data::Tokenizer;
 use blockformer_kv_cache::{KvPool, PoolUsage};
-use burn::tensor::Device;
+use burn::tensor::{Device, read_sync};
 
 use beams::BeamSearch;
 pub(crate) use config::Limits;
@@ -192,10 +192,18 @@ impl<M: PagedModel> Engine<M> {
     /// One round: admits requests, takes in a part of the prompts, decodes a block of every running sequence. Returns
     /// what has happened.
     pub fn step(&mut self) -> Vec<(RequestId, Event)> {
+        read_sync(self.step_async())
+    }
+
+    /// The same without blocking while a device computes. On WebGPU in a browser, where nothing may block, it is the
+    /// only way; on CPUs it waits for nothing.
+    ///
+    /// The future must run to its end: if it is dropped before, requests that were running never end.
+    pub async fn step_async(&mut self) -> Vec<(RequestId, Event)> {
         self.admit();
         self.prefill();
-        self.decode();
-        self.search();
+        self.decode().await;
+        self.search().await;
         std::mem::take(&mut self.events)
     }
 

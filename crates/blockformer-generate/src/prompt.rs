@@ -27,6 +27,19 @@ impl Alignment {
             _ => Self::PadFirstBlock,
         }
     }
+
+    /// Places of the first block in which padding stands before a prompt of `tokens`; with them, block boundaries lie
+    /// at the multiples of the block length.
+    pub fn padding(self, tokens: usize, layout: &BlockLayout) -> usize {
+        let whole = tokens - self.rest(tokens, layout);
+        whole.next_multiple_of(layout.block_length) - whole
+    }
+
+    /// Tokens at the end of a prompt that are forced.
+    fn rest(self, tokens: usize, layout: &BlockLayout) -> usize {
+        let forced = self == Self::ForceRest && (tokens >= layout.block_length || layout.predict_first_block);
+        if forced { tokens % layout.block_length } else { 0 }
+    }
 }
 
 /// A prompt in whole blocks, and what is left of it.
@@ -53,10 +66,8 @@ impl AlignedPrompt {
         let BlockLayout { block_length, max_length, .. } = *layout;
         let index = 0;
         layout.check_prompt(index, prompt)?;
-        let forced = alignment == Alignment::ForceRest && (prompt.len() >= block_length || layout.predict_first_block);
-        let rest = if forced { prompt.len() % block_length } else { 0 };
-        let (whole, rest) = prompt.split_at(prompt.len() - rest);
-        let padding = whole.len().next_multiple_of(block_length) - whole.len();
+        let padding = alignment.padding(prompt.len(), layout);
+        let (whole, rest) = prompt.split_at(prompt.len() - alignment.rest(prompt.len(), layout));
         let blocks =
             layout.n_blocks(whole.len()).saturating_add(layout.n_blocks(rest.len().saturating_add(new_tokens)));
         if blocks.saturating_mul(block_length) > max_length {
@@ -89,9 +100,11 @@ mod tests {
             |prompt: &[u32], alignment, layout: &BlockLayout| AlignedPrompt::new(prompt, 1, alignment, layout).unwrap();
         let padded = new(&[1, 2, 3, 4, 5, 6], Alignment::PadFirstBlock, &LAYOUT);
         assert_eq!((padded.ids.as_slice(), padded.rest.len()), (&[0, 0, 1, 2, 3, 4, 5, 6][..], 0));
+        assert_eq!(Alignment::PadFirstBlock.padding(6, &LAYOUT), 2);
         assert_eq!(padded.contents(&LAYOUT), [[PADDING, PADDING, 1, 2], [3, 4, 5, 6]]);
         let forced = new(&[1, 2, 3, 4, 5, 6], Alignment::ForceRest, &LAYOUT);
         assert_eq!((forced.ids.as_slice(), forced.rest.as_slice()), (&[1, 2, 3, 4][..], &[5, 6][..]));
+        assert_eq!([6, 2].map(|tokens| Alignment::ForceRest.padding(tokens, &LAYOUT)), [0, 2]);
         let short = new(&[1, 2], Alignment::ForceRest, &LAYOUT);
         assert_eq!((short.ids.as_slice(), short.rest.len()), (&[0, 0, 1, 2][..], 0));
         let start = BlockLayout { predict_first_block: true, ..LAYOUT };

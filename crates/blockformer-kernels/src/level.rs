@@ -29,6 +29,7 @@ impl Level {
 
     /// Every level this CPU has, narrowest first.
     pub fn supported() -> Vec<Self> {
+        #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut, reason = "there is no other level"))]
         let mut levels = vec![Self::PORTABLE];
         #[cfg(target_arch = "x86_64")]
         {

@@ -117,10 +117,10 @@ impl BeamSearch {
 
 impl<M: PagedModel> Engine<M> {
     /// Decodes a block of every search.
-    pub(super) fn search(&mut self) {
+    pub(super) async fn search(&mut self) {
         for mut search in std::mem::take(&mut self.searches) {
             let id = search.id;
-            let going_on = self.search_block(&mut search).and_then(|()| {
+            let going_on = self.search_block(&mut search).await.and_then(|()| {
                 if search.is_over() { Ok(false) } else { self.take_in_beams(&mut search).map(|()| true) }
             });
             match going_on {
@@ -134,12 +134,12 @@ impl<M: PagedModel> Engine<M> {
         }
     }
 
-    fn search_block(&mut self, search: &mut BeamSearch) -> Result<(), GenerateError> {
+    async fn search_block(&mut self, search: &mut BeamSearch) -> Result<(), GenerateError> {
         while !search.is_over() && search.hypotheses[0].block.len() < self.limits.layout.block_length {
             let known = search.hypotheses[0].block.len();
             let windows = search.hypotheses.iter().map(|h| search.beams[h.origin].context.window.clone()).collect();
             let tokens: Vec<u32> = search.hypotheses.iter().flat_map(|h| h.block.iter().copied()).collect();
-            let logits = Logits::new(self.model.decode_whole(Tensor::cat(windows, 0), &tokens, known));
+            let logits = Logits::read(self.model.decode_whole(Tensor::cat(windows, 0), &tokens, known)).await;
             search.advance(&logits)?;
             self.counters.generated += search.hypotheses.len() as u64;
             if let Some(job) = self.jobs.get_mut(&search.id) {

@@ -21,6 +21,18 @@ impl Logits {
         Self { data: logits.cast(FloatDType::F32).into_data(), vocab_size }
     }
 
+    /// The same, where the device's answer cannot be waited for but comes later.
+    ///
+    /// # Panics
+    /// If the device fails, as `into_data` does.
+    pub(crate) async fn read<const D: usize>(logits: Tensor<D>) -> Self {
+        let vocab_size = logits.dims()[D - 1];
+        match logits.cast(FloatDType::F32).into_data_async().await {
+            Ok(data) => Self { data, vocab_size },
+            Err(error) => panic!("the device failed: {error}"),
+        }
+    }
+
     /// Row `index`, all dimensions but the last counted together.
     pub(crate) fn row(&self, index: usize) -> &[f32] {
         let Ok(values) = self.data.as_slice::<f32>() else { unreachable!("they were cast to float32") };
@@ -29,7 +41,7 @@ impl Logits {
 }
 
 impl<M: PagedModel> Engine<M> {
-    pub(super) fn decode(&mut self) {
+    pub(super) async fn decode(&mut self) {
         let mut rows = std::mem::take(&mut self.running);
         if rows.is_empty() {
             return;
@@ -38,20 +50,20 @@ impl<M: PagedModel> Engine<M> {
         let mut failed = Vec::new();
         match self.config.speculation {
             Some(speculation) if self.limits.layout.block_length > 1 => {
-                self.decode_by_drafts(&mut rows, speculation, &mut failed);
+                self.decode_by_drafts(&mut rows, speculation, &mut failed).await;
             }
-            _ => self.decode_token_by_token(&mut rows, &mut failed),
+            _ => self.decode_token_by_token(&mut rows, &mut failed).await,
         }
         self.counters.generated += (rows.iter().map(|row| row.generated).sum::<usize>() - before) as u64;
         self.settle(rows, failed);
     }
 
     /// All rows are at the same place of their blocks, so one cache of the token decoder serves them all.
-    fn decode_token_by_token(&self, rows: &mut [Row], failed: &mut Vec<(usize, GenerateError)>) {
+    async fn decode_token_by_token(&self, rows: &mut [Row], failed: &mut Vec<(usize, GenerateError)>) {
         let layout = &self.limits.layout;
         let window = Tensor::cat(rows.iter().map(|row| row.context.window.clone()).collect(), 0);
         let (mut block, logits) = self.model.begin_blocks(window);
-        let mut logits = Logits::new(logits);
+        let mut logits = Logits::read(logits).await;
         for place in 0..layout.block_length {
             for (index, row) in rows.iter_mut().enumerate() {
                 let given = place < row.block.len(); // the rest of a prompt
@@ -71,12 +83,12 @@ impl<M: PagedModel> Engine<M> {
             // A sequence that ended goes on with padding, which nobody reads.
             let tokens: Vec<u32> =
                 rows.iter().map(|row| row.block.get(place).copied().unwrap_or(layout.pad_token_id)).collect();
-            logits = Logits::new(self.model.step(&mut block, &tokens, &self.device));
+            logits = Logits::read(self.model.step(&mut block, &tokens, &self.device)).await;
         }
     }
 
     /// Each pass of the token decoder gives the logits of all tokens of the blocks, good as far as the drafts are.
-    fn decode_by_drafts(
+    async fn decode_by_drafts(
         &mut self,
         rows: &mut [Row],
         speculation: Speculation,
@@ -100,7 +112,7 @@ impl<M: PagedModel> Engine<M> {
                 tokens.extend(row.block.iter().copied().chain(draft.iter().copied()).chain(padding));
             }
             let window = Tensor::cat(open.iter().map(|index| rows[*index].context.window.clone()).collect(), 0);
-            let logits = Logits::new(self.model.decode_whole(window, &tokens, known)); // [open, length - known, vocab_size]
+            let logits = Logits::read(self.model.decode_whole(window, &tokens, known)).await; // [open, length - known, vocab_size]
             self.counters.verifications += 1;
             for (place, &index) in open.iter().enumerate() {
                 let tokens = &tokens[place * (length - 1)..(place + 1) * (length - 1)];
