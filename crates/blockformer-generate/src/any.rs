@@ -2,7 +2,7 @@
 
 use blockformer_model::{AnyModel, BlockLayout, BlockedPrompts};
 use blockformer_token_decoder::AnyTokenCache;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
 use crate::{BlockState, LanguageModel, VanillaState};
 
@@ -39,6 +39,22 @@ impl LanguageModel for AnyModel {
         match (self, state) {
             (Self::Block(model), AnyState::Block(state)) => model.step(state, tokens),
             (Self::Vanilla(model), AnyState::Vanilla(state)) => model.step(state, tokens),
+            _ => panic!("the state of another kind of model"),
+        }
+    }
+
+    fn step_on_device(&self, state: &mut AnyState, tokens: Tensor<2, Int>) -> Tensor<2> {
+        match (self, state) {
+            (Self::Block(model), AnyState::Block(state)) => model.step_on_device(state, tokens),
+            (Self::Vanilla(model), AnyState::Vanilla(state)) => model.step_on_device(state, tokens),
+            _ => panic!("the state of another kind of model"),
+        }
+    }
+
+    fn round_positions(&self, state: &mut AnyState, multiple: usize) {
+        match (self, state) {
+            (Self::Block(model), AnyState::Block(state)) => model.round_positions(state, multiple),
+            (Self::Vanilla(model), AnyState::Vanilla(state)) => model.round_positions(state, multiple),
             _ => panic!("the state of another kind of model"),
         }
     }

@@ -15,8 +15,8 @@ pub struct BlockState<C> {
     blocks: KvCache,
     /// The block being decoded.
     tokens: C,
-    /// Its tokens so far, one list a sequence.
-    current: Vec<Vec<u32>>,
+    /// Its tokens so far, `[batch, 1]` each.
+    current: Vec<Tensor<2, Int>>,
     /// Blocks at the start of each sequence that are nothing but padding.
     padded_blocks: Vec<usize>,
     /// Blocks taken in, padding and the start of text included.
@@ -53,7 +53,7 @@ impl<E: Embedder, T: TokenDecoder> LanguageModel for BlockTransformer<E, T> {
         let mut state = BlockState {
             blocks: self.block_decoder.new_cache(batch, capacity, device),
             tokens: self.token_decoder.new_cache(batch, device),
-            current: vec![Vec::with_capacity(self.layout().block_length); batch],
+            current: Vec::with_capacity(self.layout().block_length),
             padded_blocks: prompts.padded_blocks(),
             n_blocks: 0,
             recent: None,
@@ -68,20 +68,24 @@ impl<E: Embedder, T: TokenDecoder> LanguageModel for BlockTransformer<E, T> {
     }
 
     fn step(&self, state: &mut Self::State, tokens: &[u32]) -> Tensor<2> {
-        assert_eq!(tokens.len(), state.current.len(), "one token a sequence");
-        for (block, token) in state.current.iter_mut().zip(tokens) {
-            block.push(*token);
-        }
-        let length = state.current[0].len();
-        let batch = tokens.len();
-        if length == self.layout().block_length {
-            let ids = id_tensor(state.current.iter().flatten(), [batch, 1, length], &state.device);
-            state.current.iter_mut().for_each(Vec::clear);
+        let ids = id_tensor(tokens.iter(), [tokens.len(), 1], &state.device);
+        self.step_on_device(state, ids)
+    }
+
+    fn step_on_device(&self, state: &mut Self::State, tokens: Tensor<2, Int>) -> Tensor<2> {
+        let (batch, length) = (state.padded_blocks.len(), self.layout().block_length);
+        assert_eq!(tokens.dims(), [batch, 1], "one token a sequence");
+        state.current.push(tokens.clone());
+        if state.current.len() == length {
+            let ids = Tensor::cat(std::mem::take(&mut state.current), 1).reshape([batch, 1, length]);
             return take_in(self, state, self.embedder.forward(ids, None), None);
         }
-        let ids = id_tensor(tokens.iter(), [batch, 1], &state.device);
-        let hidden = self.token_decoder.forward(TokenInput::next(ids), Some(&mut state.tokens)); // [batch, 1, d_model]
+        let hidden = self.token_decoder.forward(TokenInput::next(tokens), Some(&mut state.tokens)); // [batch, 1, d_model]
         self.logits(hidden).squeeze_dim(1)
+    }
+
+    fn round_positions(&self, state: &mut Self::State, multiple: usize) {
+        state.blocks.round_views(multiple * self.block_decoder.n_embedding_tokens());
     }
 
     fn kv_bytes(&self, state: &Self::State) -> usize {

@@ -1,10 +1,17 @@
-//! The loop: prefill, then sample and step.
+//! The loop: prefill, then draw and step.
+
+mod rounds;
 
 use std::ops::ControlFlow;
 
-use burn::tensor::{Device, FloatDType, Tensor};
+use blockformer_model::BlockedPrompts;
+use burn::tensor::Device;
 
-use crate::{FinishReason, GenerateError, LanguageModel, Sampler, Sampling};
+use crate::device_sampler::token;
+use crate::engine::Logits;
+use crate::read_back::read_tokens;
+use crate::{Decoding, FinishReason, GenerateError, LanguageModel, Sampler, Sampling};
+use rounds::Rounds;
 
 /// What is to be generated.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,12 +22,15 @@ pub struct GenerateOptions {
     pub sampling: Sampling,
     /// Tokens that end a sequence; they are not part of it.
     pub stop_tokens: Vec<u32>,
+    /// Where they are drawn.
+    pub decoding: Decoding,
 }
 
 impl Default for GenerateOptions {
-    /// 128 tokens, greedy, no stop tokens.
+    /// 128 tokens, greedy, no stop tokens, drawn on the host.
     fn default() -> Self {
-        Self { max_new_tokens: 128, sampling: Sampling::default(), stop_tokens: Vec::new() }
+        let (sampling, decoding) = (Sampling::default(), Decoding::default());
+        Self { max_new_tokens: 128, sampling, stop_tokens: Vec::new(), decoding }
     }
 }
 
@@ -37,17 +47,18 @@ pub struct Generation {
 /// [`ControlFlow::Break`] ends all sequences.
 ///
 /// Prompts of different lengths may be mixed. Each gets the logits it would get alone, up to rounding; sampled tokens
-/// also depend on the prompt's place in the batch, which has random numbers of its own.
+/// also depend on the prompt's place in the batch, which has random numbers of its own. Where
+/// [`decoding`](GenerateOptions::decoding) draws them on the device, they come several at a time.
 ///
 /// # Errors
-/// [`GenerateError`] if a prompt is empty (unless the model predicts first blocks), too long or out of vocabulary, if no tokens are asked for, or if a sampling
-/// option is out of range; nothing is generated then. Also if the model's logits are not numbers.
+/// [`GenerateError`] if a prompt is empty (unless the model predicts first blocks), too long or out of vocabulary, if no
+/// tokens are asked for, or if a sampling option is out of range; nothing is generated then. Also if the model's logits are not numbers.
 pub fn generate<M: LanguageModel>(
     model: &M,
     prompts: &[&[u32]],
     options: &GenerateOptions,
     device: &Device,
-    mut on_token: impl FnMut(usize, u32) -> ControlFlow<()>,
+    on_token: impl FnMut(usize, u32) -> ControlFlow<()>,
 ) -> Result<Vec<Generation>, GenerateError> {
     if options.max_new_tokens == 0 {
         return Err(GenerateError::NothingToGenerate);
@@ -55,94 +66,126 @@ pub fn generate<M: LanguageModel>(
     let blocked = model.layout().block_prompts(prompts, options.max_new_tokens)?;
     options.sampling.validate(model.layout().vocab_size)?;
     let sampler = |(index, prompt): (usize, &&[u32])| Sampler::new(options.sampling.clone(), index, prompt);
-    let mut sequences: Vec<Sequence> = prompts.iter().enumerate().map(sampler).map(Sequence::new).collect();
-    let (mut state, logits) = model.prefill(&blocked, options.max_new_tokens, device);
-    let greedy = options.sampling.is_greedy() && options.sampling.keeps_logits();
-    let mut after = After::Logits(logits);
-    let mut next = vec![model.layout().pad_token_id; prompts.len()];
+    let samplers: Vec<Sampler> = prompts.iter().enumerate().map(sampler).collect();
+    let mut batch = Batch { sequences: vec![Sequence::default(); prompts.len()], options, on_token };
+    match options.decoding.on_device(&options.sampling) {
+        None => on_host(model, &blocked, samplers, &mut batch, device)?,
+        Some(decoding) => on_device(Rounds::new(model, blocked, samplers, (options, decoding), device), &mut batch)?,
+    }
+    Ok(batch.sequences.into_iter().map(Sequence::into_generation).collect())
+}
+
+/// Looks at the logits of every token.
+fn on_host<M: LanguageModel, F: FnMut(usize, u32) -> ControlFlow<()>>(
+    model: &M,
+    prompts: &BlockedPrompts,
+    mut samplers: Vec<Sampler>,
+    batch: &mut Batch<'_, F>,
+    device: &Device,
+) -> Result<(), GenerateError> {
+    let (mut state, logits) = model.prefill(prompts, batch.options.max_new_tokens, device);
+    let sampling = &batch.options.sampling;
+    let greedy = sampling.is_greedy() && sampling.keeps_logits();
+    let mut after = After::Logits(Logits::new(logits));
+    let mut next = vec![model.layout().pad_token_id; samplers.len()];
     loop {
-        let tokens = draw(&mut sequences, after)?;
-        let cancelled = take(&mut sequences, &tokens, options, &mut next, &mut on_token);
-        if cancelled || sequences.iter().all(|sequence| sequence.finish.is_some()) {
-            break;
+        let sample = |index: usize| {
+            next[index] = after.draw(index, &mut samplers[index])?;
+            Ok(next[index])
+        };
+        if batch.take(sample)?.is_break() {
+            return Ok(());
         }
         after = if greedy {
             After::Likeliest(model.step_likeliest(&mut state, &next))
         } else {
-            After::Logits(model.step(&mut state, &next))
+            After::Logits(Logits::new(model.step(&mut state, &next)))
         };
-    }
-    Ok(sequences.into_iter().map(Sequence::into_generation).collect())
-}
-
-struct Sequence {
-    sampler: Sampler,
-    tokens: Vec<u32>,
-    finish: Option<FinishReason>,
-}
-
-impl Sequence {
-    fn new(sampler: Sampler) -> Self {
-        Self { sampler, tokens: Vec::new(), finish: None }
-    }
-
-    fn into_generation(self) -> Generation {
-        Generation { tokens: self.tokens, finish: self.finish.unwrap_or(FinishReason::Cancelled) }
     }
 }
 
 /// What a model says of the tokens after those it was given.
 enum After {
-    Logits(Tensor<2>),
+    Logits(Logits),
     /// What greedy sampling would draw.
     Likeliest(Vec<Option<u32>>),
 }
 
-/// The next token of every sequence that goes on.
-fn draw(sequences: &mut [Sequence], after: After) -> Result<Vec<Option<u32>>, GenerateError> {
-    let mut open = |draw: &mut dyn FnMut(usize, &mut Sampler) -> Result<u32, GenerateError>| {
-        let one = |(index, sequence): (usize, &mut Sequence)| {
-            if sequence.finish.is_some() { Ok(None) } else { draw(index, &mut sequence.sampler).map(Some) }
-        };
-        sequences.iter_mut().enumerate().map(one).collect()
-    };
-    match after {
-        After::Logits(logits) => {
-            let [_, vocab_size] = logits.dims();
-            let logits = logits.cast(FloatDType::F32).into_data();
-            let Ok(rows) = logits.as_slice::<f32>() else { unreachable!("they were cast to float32") };
-            open(&mut |index, sampler| sampler.sample(&rows[index * vocab_size..(index + 1) * vocab_size]))
+impl After {
+    /// The next token of sequence `index`.
+    fn draw(&self, index: usize, sampler: &mut Sampler) -> Result<u32, GenerateError> {
+        match self {
+            Self::Logits(logits) => sampler.sample(logits.row(index)),
+            Self::Likeliest(tokens) => {
+                let token = tokens[index].ok_or(GenerateError::NotANumber)?;
+                sampler.push(token);
+                Ok(token)
+            }
         }
-        After::Likeliest(tokens) => open(&mut |index, sampler| {
-            let token = tokens[index].ok_or(GenerateError::NotANumber)?;
-            sampler.push(token);
-            Ok(token)
-        }),
     }
 }
 
-/// Adds the tokens to their sequences; true if the receiver wants no more.
-fn take(
-    sequences: &mut [Sequence],
-    tokens: &[Option<u32>],
-    options: &GenerateOptions,
-    next: &mut [u32],
-    on_token: &mut impl FnMut(usize, u32) -> ControlFlow<()>,
-) -> bool {
-    for (index, (sequence, token)) in sequences.iter_mut().zip(tokens).enumerate() {
-        let Some(token) = *token else { continue };
-        next[index] = token;
-        if options.stop_tokens.contains(&token) {
-            sequence.finish = Some(FinishReason::Stop);
-            continue;
-        }
-        sequence.tokens.push(token);
-        if sequence.tokens.len() == options.max_new_tokens {
-            sequence.finish = Some(FinishReason::Length);
-        }
-        if on_token(index, token).is_break() {
-            return true;
+/// Looks at the tokens of a round together.
+fn on_device<M: LanguageModel, F: FnMut(usize, u32) -> ControlFlow<()>>(
+    mut rounds: Rounds<'_, M>,
+    batch: &mut Batch<'_, F>,
+) -> Result<(), GenerateError> {
+    while let Some(round) = rounds.next_round() {
+        let n = round.dims()[1];
+        let tokens = read_tokens(round); // the one place where the host waits
+        for place in 0..n {
+            if batch.take(|index| token(tokens[index * n + place]))?.is_break() {
+                return Ok(());
+            }
         }
     }
-    false
+    Ok(())
+}
+
+/// The sequences that advance together, and who is told of their tokens.
+struct Batch<'a, F> {
+    sequences: Vec<Sequence>,
+    options: &'a GenerateOptions,
+    on_token: F,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Sequence {
+    tokens: Vec<u32>,
+    finish: Option<FinishReason>,
+}
+
+impl Sequence {
+    fn into_generation(self) -> Generation {
+        Generation { tokens: self.tokens, finish: self.finish.unwrap_or(FinishReason::Cancelled) }
+    }
+}
+
+impl<F: FnMut(usize, u32) -> ControlFlow<()>> Batch<'_, F> {
+    /// Takes the next token of every sequence that goes on; breaks if none goes on behind it, or if the receiver wants
+    /// no more.
+    fn take(
+        &mut self,
+        mut token: impl FnMut(usize) -> Result<u32, GenerateError>,
+    ) -> Result<ControlFlow<()>, GenerateError> {
+        for (index, sequence) in self.sequences.iter_mut().enumerate() {
+            if sequence.finish.is_some() {
+                continue;
+            }
+            let token = token(index)?;
+            if self.options.stop_tokens.contains(&token) {
+                sequence.finish = Some(FinishReason::Stop);
+                continue;
+            }
+            sequence.tokens.push(token);
+            if sequence.tokens.len() == self.options.max_new_tokens {
+                sequence.finish = Some(FinishReason::Length);
+            }
+            if (self.on_token)(index, token).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        let ended = self.sequences.iter().all(|sequence| sequence.finish.is_some());
+        Ok(if ended { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    }
 }

@@ -1,8 +1,9 @@
 //! What generation asks of a model.
 
 use blockformer_model::{BlockLayout, BlockedPrompts};
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::{Device, FloatDType, Int, Tensor};
 
+use crate::read_back::read_tokens;
 use crate::sampler::argmax;
 
 /// A model that can go on from prompts, token by token, a batch of sequences at a time.
@@ -43,6 +44,24 @@ pub trait LanguageModel {
     fn step_likeliest(&self, state: &mut Self::State, tokens: &[u32]) -> Vec<Option<u32>> {
         likeliest(self.step(state, tokens))
     }
+
+    /// Takes in one token a sequence, of ids that are on the device and stay there: the same as
+    /// [`step`](Self::step), without a host that waits for them. Unless a model says otherwise, they are read back.
+    ///
+    /// # Shapes
+    /// - `tokens`: `[batch, 1]`
+    /// - returns: logits of the token after it, `[batch, vocab_size]`
+    ///
+    /// # Panics
+    /// As [`step`](Self::step).
+    fn step_on_device(&self, state: &mut Self::State, tokens: Tensor<2, Int>) -> Tensor<2> {
+        let tokens: Vec<u32> = read_tokens(tokens).iter().map(|id| *id as u32).collect();
+        self.step(state, &tokens)
+    }
+
+    /// From now on attention covers a number of cached positions that is a multiple of `multiple`, hiding those that
+    /// hold nothing, so that a device sees few shapes. The logits stay the same, up to rounding. A model may ignore it.
+    fn round_positions(&self, _state: &mut Self::State, _multiple: usize) {}
 
     /// Bytes of the keys and values that `state` holds room for.
     fn kv_bytes(&self, state: &Self::State) -> usize;

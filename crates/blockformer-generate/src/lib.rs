@@ -35,6 +35,8 @@
 
 mod any;
 mod block;
+mod decoding;
+mod device_sampler;
 mod draft;
 mod engine;
 mod error;
@@ -42,6 +44,7 @@ mod generate;
 mod language_model;
 mod paged;
 mod prompt;
+mod read_back;
 mod request;
 mod sampler;
 mod sampling;
@@ -52,6 +55,7 @@ mod vanilla;
 
 pub use any::AnyState;
 pub use block::BlockState;
+pub use decoding::{Decoding, DeviceDecoding};
 pub use engine::{Engine, EngineConfig, EngineStats, RequestId, Speculation};
 pub use error::GenerateError;
 pub use generate::{GenerateOptions, Generation, generate};

@@ -87,6 +87,16 @@ impl Sampler {
         &self.tokens
     }
 
+    /// Its options.
+    pub(crate) fn sampling(&self) -> &Sampling {
+        &self.sampling
+    }
+
+    /// The random number of the next token, from 0 to less than 1.
+    pub(crate) fn uniform(&mut self) -> f64 {
+        self.rng.random()
+    }
+
     /// Draws a token, which becomes part of the sequence. Among equal logits the smallest id is the likeliest.
     ///
     /// # Errors
@@ -149,7 +159,7 @@ impl Sampler {
         self.candidates.clear();
         self.candidates.extend(logits.iter().enumerate().map(weight));
         self.narrow();
-        let mut left = self.rng.random::<f64>() * total(&self.candidates);
+        let mut left = self.uniform() * total(&self.candidates);
         for (weight, id) in &self.candidates {
             left -= f64::from(*weight);
             if left < 0.0 {

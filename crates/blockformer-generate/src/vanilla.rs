@@ -2,7 +2,7 @@
 
 use blockformer_kv_cache::KvCache;
 use blockformer_model::{BlockLayout, BlockedPrompts, VanillaTransformer};
-use burn::tensor::{Bool, Device, Tensor, TensorData, s};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData, s};
 
 use crate::LanguageModel;
 use crate::block::id_tensor;
@@ -48,10 +48,18 @@ impl LanguageModel for VanillaTransformer {
     }
 
     fn step(&self, state: &mut VanillaState, tokens: &[u32]) -> Tensor<2> {
-        assert_eq!(tokens.len(), state.padded.len(), "one token a sequence");
         let ids = id_tensor(tokens.iter(), [tokens.len(), 1], &state.device);
+        self.step_on_device(state, ids)
+    }
+
+    fn step_on_device(&self, state: &mut VanillaState, tokens: Tensor<2, Int>) -> Tensor<2> {
+        assert_eq!(tokens.dims(), [state.padded.len(), 1], "one token a sequence");
         let mask = state.mask(state.cache.len() + 1);
-        self.logits(self.forward(ids, mask, Some(&mut state.cache))).squeeze_dim(1)
+        self.logits(self.forward(tokens, mask, Some(&mut state.cache))).squeeze_dim(1)
+    }
+
+    fn round_positions(&self, state: &mut VanillaState, multiple: usize) {
+        state.cache.round_views(multiple);
     }
 
     fn kv_bytes(&self, state: &VanillaState) -> usize {

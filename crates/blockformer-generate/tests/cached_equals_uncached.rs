@@ -165,7 +165,7 @@ fn sampled_tokens_follow_the_seed() {
     let model = block_model(TransformerConfig::gpt_neox);
     let with_seed = |seed| {
         let sampling = Sampling { temperature: 1.0, top_k: Some(20), top_p: Some(0.9), seed, ..Sampling::default() };
-        let options = GenerateOptions { max_new_tokens: 20, sampling, stop_tokens: Vec::new() };
+        let options = GenerateOptions { max_new_tokens: 20, sampling, ..GenerateOptions::default() };
         run(&model, &[&prompt(5, 0)], &options)
     };
     assert_eq!(with_seed(1), with_seed(1));

@@ -72,6 +72,19 @@ impl KvCache {
         self.config.bytes(value)
     }
 
+    /// From now on views cover a multiple of `multiple` positions, as [`LayerCache::round_views`] says.
+    ///
+    /// # Panics
+    /// If `multiple` is zero.
+    pub fn round_views(&mut self, multiple: usize) {
+        self.layers.iter_mut().for_each(|layer| layer.round_views(multiple));
+    }
+
+    /// Positions that views cover once `new` more are held.
+    pub fn view_len(&self, new: usize) -> usize {
+        self.layers.first().map_or(new, |layer| layer.view_len(new))
+    }
+
     /// The cache of layer `index`.
     ///
     /// # Panics

@@ -14,6 +14,8 @@ pub struct LayerCache {
     keys: Tensor<4>,
     values: Tensor<4>,
     len: usize,
+    /// Views cover a multiple of so many positions.
+    view_multiple: usize,
 }
 
 impl LayerCache {
@@ -23,7 +25,7 @@ impl LayerCache {
     /// Holds `[batch, n_kv_heads, capacity, head_dim]` twice.
     pub fn new(batch: usize, n_kv_heads: usize, capacity: usize, head_dim: usize, device: &Device) -> Self {
         let zeros = || Tensor::zeros([batch, n_kv_heads, capacity, head_dim], device);
-        Self { keys: zeros(), values: zeros(), len: 0 }
+        Self { keys: zeros(), values: zeros(), len: 0, view_multiple: 1 }
     }
 
     /// Positions held.
@@ -56,11 +58,29 @@ impl LayerCache {
         self.keys.dtype().size()
     }
 
+    /// From now on views cover a number of positions that is a multiple of `multiple`, as far as the capacity goes, so
+    /// that few shapes come up while the cache fills. What stands behind the positions held are numbers without a
+    /// meaning, which attention has to hide.
+    ///
+    /// # Panics
+    /// If `multiple` is zero.
+    pub fn round_views(&mut self, multiple: usize) {
+        assert!(multiple > 0, "views of a multiple of no positions");
+        self.view_multiple = multiple;
+    }
+
+    /// Positions that views cover once `new` more are held.
+    pub fn view_len(&self, new: usize) -> usize {
+        let len = self.len + new;
+        len.next_multiple_of(self.view_multiple).min(self.capacity()).max(len)
+    }
+
     /// Writes the keys and values of new positions behind those held and returns views of everything held.
     ///
     /// # Shapes
     /// - `keys`, `values`: `[batch, n_kv_heads, new, head_dim]`
-    /// - returns: two views `[batch, n_kv_heads, len + new, head_dim]`
+    /// - returns: two views `[batch, n_kv_heads, len + new, head_dim]`, or longer ones where
+    ///   [views are rounded](Self::round_views)
     ///
     /// # Errors
     /// [`CacheError::Full`] and [`CacheError::Shape`]; the cache is then unchanged.
@@ -96,7 +116,7 @@ impl LayerCache {
     }
 
     fn view(&self, held: &Tensor<4>) -> Tensor<4> {
-        held.clone().slice(s![.., .., 0..self.len, ..])
+        held.clone().slice(s![.., .., 0..self.view_len(0), ..])
     }
 
     fn check(&self, name: &'static str, got: [usize; 4], new: usize) -> Result<(), CacheError> {
@@ -163,6 +183,18 @@ mod tests {
         cache.reset();
         let (k, _) = cache.append(positions(&[5.0]), positions(&[5.0])).unwrap();
         k.into_data().assert_eq(&positions(&[5.0]).into_data(), true);
+    }
+
+    #[test]
+    fn rounded_views_cover_multiples_up_to_the_capacity() {
+        let mut cache = cache(7);
+        cache.round_views(3);
+        assert_eq!((cache.view_len(1), cache.view_len(3), cache.view_len(4), cache.view_len(7)), (3, 3, 6, 7));
+        let (k, _) = cache.append(positions(&[1.0, 2.0]), positions(&[1.0, 2.0])).unwrap();
+        k.into_data().assert_eq(&positions(&[1.0, 2.0, 0.0]).into_data(), true);
+        let (k, _) = cache.append(positions(&[3.0, 4.0]), positions(&[3.0, 4.0])).unwrap();
+        k.into_data().assert_eq(&positions(&[1.0, 2.0, 3.0, 4.0, 0.0, 0.0]).into_data(), true);
+        assert_eq!((cache.len(), cache.remaining()), (4, 3));
     }
 
     #[test]

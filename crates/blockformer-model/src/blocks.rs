@@ -24,6 +24,7 @@ pub struct BlockLayout {
 pub struct BlockedPrompts {
     ids: Vec<u32>,
     real: Vec<bool>,
+    pad: u32,
     batch: usize,
     n_blocks: usize,
     block_length: usize,
@@ -50,7 +51,8 @@ impl BlockLayout {
             ids.extend(std::iter::repeat_n(self.pad_token_id, padding).chain(prompt.iter().copied()));
             real.extend((0..padded).map(|position| position >= padding));
         }
-        Ok(BlockedPrompts { ids, real, batch: prompts.len(), n_blocks, block_length: self.block_length })
+        let (batch, block_length, pad) = (prompts.len(), self.block_length, self.pad_token_id);
+        Ok(BlockedPrompts { ids, real, pad, batch, n_blocks, block_length })
     }
 
     /// The first block that is predicted: 0 or, where a text's beginning is not, 1.
@@ -117,6 +119,24 @@ impl BlockedPrompts {
         self.real.chunks(self.n_blocks * self.block_length).map(padded).collect()
     }
 
+    /// The same with more rows, which repeat the first prompt, and more blocks, of padding, in front.
+    ///
+    /// # Panics
+    /// If there are more rows or blocks already.
+    pub fn fill_up(mut self, rows: usize, n_blocks: usize) -> Self {
+        let [batch, held, length] = self.shape();
+        assert!(batch <= rows && held <= n_blocks, "{batch} rows of {held} blocks do not fit in {rows} of {n_blocks}");
+        let row = |row: usize| if row < batch { row } else { 0 };
+        let range = |row: usize| row * held * length..(row + 1) * held * length;
+        let padding = (n_blocks - held) * length;
+        let ids =
+            (0..rows).flat_map(|r| std::iter::repeat_n(self.pad, padding).chain(self.ids[range(row(r))].to_vec()));
+        let real = (0..rows).flat_map(|r| std::iter::repeat_n(false, padding).chain(self.real[range(row(r))].to_vec()));
+        (self.ids, self.real) = (ids.collect(), real.collect());
+        (self.batch, self.n_blocks) = (rows, n_blocks);
+        self
+    }
+
     /// `[batch, n_blocks, block_length]`.
     pub fn shape(&self) -> [usize; 3] {
         [self.batch, self.n_blocks, self.block_length]
@@ -138,6 +158,19 @@ mod tests {
         assert_eq!(blocked.ids, expected);
         assert_eq!(blocked.padded_blocks(), [0, 1, 1]);
         assert_eq!(blocked.real.iter().filter(|real| **real).count(), 11);
+    }
+
+    #[test]
+    fn filled_up_prompts_have_padding_in_front_and_copies_behind() {
+        let layout = BlockLayout { pad_token_id: 9, ..LAYOUT };
+        let blocked = layout.block_prompts(&[&[1, 2, 3, 4], &[5, 6]], 8).unwrap();
+        let filled = blocked.clone().fill_up(3, 2);
+        assert_eq!(filled.shape(), [3, 2, 4]);
+        let first = [9, 9, 9, 9, 1, 2, 3, 4];
+        assert_eq!(filled.ids, [first, [9, 9, 9, 9, 9, 9, 5, 6], first].concat());
+        assert_eq!(filled.padded_blocks(), [1, 1, 1]);
+        assert_eq!(filled.real.iter().filter(|real| **real).count(), 4 + 2 + 4);
+        assert_eq!(blocked.clone().fill_up(2, 1), blocked);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use core::ops::Range;
 
-use blockformer_kv_cache::{LayerCache, PagedBatch};
+use blockformer_kv_cache::{KvCache, LayerCache, PagedBatch};
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::activation::softmax;
@@ -56,13 +56,23 @@ struct Sight {
 }
 
 impl AttentionContext {
-    /// For `positions` new positions of `x` behind `start` others.
-    pub(crate) fn new(x: &Tensor<3>, mask: &AttentionMask, rotary: Option<&RotaryTable>, start: usize) -> Self {
+    /// For the new positions of `x` behind those of a cache.
+    pub(crate) fn new(
+        x: &Tensor<3>,
+        mask: &AttentionMask,
+        rotary: Option<&RotaryTable>,
+        cache: Option<&KvCache>,
+    ) -> Self {
         let positions = x.dims()[1];
-        let n_keys = start + positions;
+        let start = cache.map_or(0, KvCache::len);
+        let n_keys = cache.map_or(positions, |cache| cache.view_len(positions));
         let fused = positions * n_keys >= FUSED_FROM_SCORES && !x.is_autodiff();
-        let plain_causal = mask.is_plain_causal();
-        let hidden = if fused && plain_causal { None } else { mask.hidden(positions, n_keys, &x.device()) };
+        let plain_causal = mask.is_plain_causal() && n_keys == start + positions;
+        let hidden = if fused && plain_causal {
+            None
+        } else {
+            mask.hidden_among(positions, start + positions, n_keys, &x.device())
+        };
         let sight = Sight { queries: 0..positions, n_keys, hidden, fused, plain_causal };
         let rotation = rotary.map(|rotary| rotary.rotation(&[start], positions, x.dtype()));
         Self { rotation, sight: vec![vec![sight]] }

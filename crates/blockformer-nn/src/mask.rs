@@ -53,6 +53,33 @@ impl AttentionMask {
     /// # Panics
     /// If the key mask does not cover `n_keys` positions.
     pub(crate) fn hidden(&self, n_queries: usize, n_keys: usize, device: &Device) -> Option<Tensor<4, Bool>> {
+        self.hidden_among(n_queries, n_keys, n_keys, device)
+    }
+
+    /// The same where `n_positions` stand in a cache whose last ones, behind the first `n_keys`, hold nothing.
+    ///
+    /// # Shapes
+    /// - returns: `[batch or 1, 1, queries, positions]`
+    ///
+    /// # Panics
+    /// If the key mask does not cover `n_keys` positions.
+    pub(crate) fn hidden_among(
+        &self,
+        n_queries: usize,
+        n_keys: usize,
+        n_positions: usize,
+        device: &Device,
+    ) -> Option<Tensor<4, Bool>> {
+        let hidden = self.hidden_keys(n_queries, n_keys, device);
+        if n_positions == n_keys {
+            return hidden;
+        }
+        let held = hidden.unwrap_or_else(|| bool_matrix(n_queries, n_keys, |_, _| false, device));
+        let empty = Tensor::full([held.dims()[0], 1, n_queries, n_positions - n_keys], true, device);
+        Some(Tensor::cat(vec![held, empty], 3))
+    }
+
+    fn hidden_keys(&self, n_queries: usize, n_keys: usize, device: &Device) -> Option<Tensor<4, Bool>> {
         let future = self.future(n_queries, n_keys, device);
         let Some(keys) = &self.keys else { return future };
         let [batch, covered] = keys.dims();
@@ -117,6 +144,16 @@ mod tests {
         assert_eq!(rows(AttentionMask::causal().hidden(2, 4, &device)), ["xxx.", "xxxx"]);
         assert!(AttentionMask::causal().hidden(1, 7, &device).is_none());
         assert!(AttentionMask::bidirectional().hidden(3, 3, &device).is_none());
+    }
+
+    #[test]
+    fn places_that_hold_nothing_are_hidden() {
+        let device = Device::flex();
+        assert_eq!(rows(AttentionMask::causal().hidden_among(1, 2, 4, &device)), ["xx.."]);
+        assert_eq!(rows(AttentionMask::causal().hidden_among(2, 3, 5, &device)), ["xx...", "xxx.."]);
+        assert!(AttentionMask::causal().hidden_among(1, 4, 4, &device).is_none());
+        let keys = Tensor::<2, Bool>::from_data(TensorData::new(vec![false, true, true], [1, 3]), &device);
+        assert_eq!(rows(AttentionMask::causal().with_keys(Some(keys)).hidden_among(1, 3, 4, &device)), [".xx."]);
     }
 
     #[test]

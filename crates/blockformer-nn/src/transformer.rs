@@ -32,8 +32,7 @@ impl Transformer {
     /// If shapes do not fit, if positions run beyond the rotary tables, or if the cache cannot take them (ask
     /// [`KvCache::ensure_room`] first).
     pub fn forward(&self, x: Tensor<3>, mask: &AttentionMask, cache: Option<&mut KvCache>) -> Tensor<3> {
-        let start = cache.as_ref().map_or(0, |cache| cache.len());
-        let context = AttentionContext::new(&x, mask, self.rotary.as_ref(), start);
+        let context = AttentionContext::new(&x, mask, self.rotary.as_ref(), cache.as_deref());
         self.layers_forward(x, &context, &mut cache.map_or(Kv::None, Kv::Contiguous))
     }
 
@@ -148,6 +147,33 @@ mod tests {
                     .map(|range| stack.forward(x.clone().slice(s![.., range, ..]), &mask, Some(&mut cache)));
                 let error = difference(Tensor::cat(parts.to_vec(), 1), full);
                 assert!(error < 1e-5, "{name}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn rounded_views_of_a_cache_change_no_output() {
+        let device = Device::flex();
+        for (name, config) in styles() {
+            let stack = config.init(&device);
+            let x = Tensor::<3>::random([2, 9, 32], Distribution::Normal(0.0, 1.0), &device);
+            let real: Vec<bool> = (0..18).map(|i| i >= 9 || i > 1).collect(); // the first sequence begins with padding
+            let real = Tensor::<2, Bool>::from_data(TensorData::new(real, [2, 9]), &device);
+            for group in [1, 3] {
+                let run = |multiple: usize, padded: bool| {
+                    let mut cache = stack.new_cache(2, 10, &device);
+                    cache.round_views(multiple);
+                    let parts = [0..3, 3..6, 6..9].map(|range| {
+                        let keys = padded.then(|| real.clone().slice(s![.., 0..range.end]));
+                        let mask = AttentionMask::causal_groups(group).with_keys(keys);
+                        stack.forward(x.clone().slice(s![.., range, ..]), &mask, Some(&mut cache))
+                    });
+                    Tensor::cat(parts.to_vec(), 1)
+                };
+                for (multiple, padded) in [(4, false), (4, true), (16, false), (16, true)] {
+                    let error = difference(run(multiple, padded), run(1, padded));
+                    assert!(error < 1e-5, "{name}, multiples of {multiple}: {error}");
+                }
             }
         }
     }

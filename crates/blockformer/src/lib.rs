@@ -31,6 +31,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod bundled;
+mod decoding;
 mod devices;
 mod open;
 mod serving;
@@ -51,6 +52,7 @@ pub use blockformer_model as model;
 pub use blockformer_nn as nn;
 pub use blockformer_token_decoder as token_decoder;
 pub use blockformer_train as train;
+pub use decoding::decoding;
 pub use devices::{DeviceError, available_devices, default_device, device, is_cpu};
 pub use open::{OpenError, check_tokenizer, open};
 pub use serving::{ServingBlock, ServingModel};

@@ -20,7 +20,9 @@ pub enum SessionError {
     #[error(transparent)]
     Pack(#[from] blockformer_cpu::PackError),
     /// The tokenizer knows tokens that the model does not.
-    #[error("the tokenizer has {tokenizer} tokens, but the model's vocabulary has {model}: they do not belong together")]
+    #[error(
+        "the tokenizer has {tokenizer} tokens, but the model's vocabulary has {model}: they do not belong together"
+    )]
     Vocabulary {
         /// Ids that the tokenizer knows.
         tokenizer: usize,

@@ -68,12 +68,7 @@ impl<M: PagedModel> Session<M> {
     ///
     /// # Errors
     /// [`SessionError::Vocabulary`] if the tokenizer is not the model's.
-    pub fn new(
-        config: &ModelConfig,
-        model: M,
-        tokenizer: Tokenizer,
-        device: &Device,
-    ) -> Result<Self, SessionError> {
+    pub fn new(config: &ModelConfig, model: M, tokenizer: Tokenizer, device: &Device) -> Result<Self, SessionError> {
         let layout = model.layout();
         let known = tokenizer.max_token_id().map_or(0, |id| id as usize + 1);
         if known > layout.vocab_size {

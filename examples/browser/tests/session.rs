@@ -111,7 +111,9 @@ fn a_stopped_prompt_makes_room_for_the_next() {
 fn seeds_decide_what_is_drawn() {
     let mut session = packed();
     let mut draw = |seed| {
-        session.start("The whale", &Options { seed, max_new_tokens: 24, temperature: 1.0, ..Options::default() }).unwrap();
+        session
+            .start("The whale", &Options { seed, max_new_tokens: 24, temperature: 1.0, ..Options::default() })
+            .unwrap();
         text(steps(&mut session).iter().flat_map(|step| &step.pieces))
     };
     let (first, again, other) = (draw(1), draw(1), draw(2));

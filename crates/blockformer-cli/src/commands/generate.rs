@@ -85,6 +85,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
         max_new_tokens: arguments.max_new_tokens,
         sampling,
         stop_tokens: config.eos_token_id().into_iter().collect(),
+        decoding: blockformer::decoding(&device),
     };
     match precision::prepare(&config, model, arguments.precision, (&device, &arguments.device))? {
         ServingModel::Plain(model) => stream(&model, &tokenizer, &ids, &options, &device),

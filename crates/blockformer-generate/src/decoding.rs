@@ -1,0 +1,55 @@
+//! Where tokens are drawn, and how often they are looked at.
+
+use std::num::NonZeroUsize;
+
+use blockformer_model::BlockLayout;
+
+use crate::Sampling;
+
+/// Tokens of a vanilla transformer that are decoded between two looks at them.
+const TOKENS_PER_READ: usize = 16;
+
+/// Where tokens are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Decoding {
+    /// On the host, which looks at the logits of every token. Right for CPUs, where looking costs nothing.
+    #[default]
+    Host,
+    /// On the device, where the logits are: the host enqueues the steps of several tokens and then waits once. Right
+    /// for GPUs. The tokens are those of [`Host`](Self::Host), up to rounding. Options that need the host
+    /// ([`Sampling::typical_p`]) are drawn there nevertheless.
+    Device(DeviceDecoding),
+}
+
+/// How tokens are decoded on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DeviceDecoding {
+    /// Tokens of each sequence that are decoded between two looks at them. What comes behind a stop token is dropped, so
+    /// more of them waste more at the end of texts and wait less often. `None`: a block, or 16 tokens of a vanilla
+    /// transformer.
+    pub tokens_per_read: Option<NonZeroUsize>,
+    /// Whether batch, prompts and caches are filled up to sizes of which there are few, so that a device that compiles
+    /// or tunes its kernels for each shape is asked for few of them.
+    pub static_shapes: bool,
+}
+
+impl DeviceDecoding {
+    /// Tokens decoded between two looks at them.
+    pub(crate) fn tokens_per_read(&self, layout: &BlockLayout) -> usize {
+        match self.tokens_per_read {
+            Some(tokens) => tokens.get(),
+            None if layout.block_length > 1 => layout.block_length,
+            None => TOKENS_PER_READ,
+        }
+    }
+}
+
+impl Decoding {
+    /// How tokens are drawn on the device, if they are.
+    pub(crate) fn on_device(&self, sampling: &Sampling) -> Option<DeviceDecoding> {
+        match self {
+            Self::Device(decoding) if sampling.typical_p.is_none_or(|p| p >= 1.0) => Some(*decoding),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Rounds of tokens that are decoded without a look at them.
+
+use blockformer_model::{BlockLayout, BlockedPrompts};
+use burn::tensor::{Device, Int, Tensor, s};
+
+use crate::device_sampler::DeviceSampler;
+use crate::{DeviceDecoding, GenerateOptions, LanguageModel, Sampler};
+
+/// Cached positions are attended to in multiples of this where shapes are static.
+const POSITIONS: usize = 64;
+
+/// Decodes a batch on its device, some tokens of all sequences at a time.
+pub(super) struct Rounds<'a, M: LanguageModel> {
+    model: &'a M,
+    state: M::State,
+    next: Next,
+    sampler: DeviceSampler,
+    /// Sequences; rows behind them fill up the batch.
+    n_sequences: usize,
+    tokens_per_read: usize,
+    left: usize,
+}
+
+/// What the next token comes from.
+enum Next {
+    /// `[batch, vocab_size]`.
+    Logits(Tensor<2>),
+    /// The token before it, `[batch, 1]`.
+    Token(Tensor<2, Int>),
+}
+
+impl<'a, M: LanguageModel> Rounds<'a, M> {
+    /// Takes in the prompts.
+    pub(super) fn new(
+        model: &'a M,
+        prompts: BlockedPrompts,
+        samplers: Vec<Sampler>,
+        (options, decoding): (&GenerateOptions, DeviceDecoding),
+        device: &Device,
+    ) -> Self {
+        let layout = model.layout();
+        let (n_sequences, left) = (samplers.len(), options.max_new_tokens);
+        let (prompts, room) = if decoding.static_shapes { fill_up(prompts, left, &layout) } else { (prompts, left) };
+        let (mut state, logits) = model.prefill(&prompts, room, device);
+        if decoding.static_shapes {
+            model.round_positions(&mut state, POSITIONS);
+        }
+        let [batch, vocab_size] = logits.dims();
+        let sampler = DeviceSampler::new(samplers, batch, vocab_size, device);
+        let tokens_per_read = decoding.tokens_per_read(&layout);
+        Self { model, state, next: Next::Logits(logits), sampler, n_sequences, tokens_per_read, left }
+    }
+
+    /// Enqueues the next tokens of all sequences, `[sequences, tokens]`, for [`token`](crate::device_sampler::token) to
+    /// look at; nothing once there are as many as were asked for.
+    pub(super) fn next_round(&mut self) -> Option<Tensor<2, Int>> {
+        let n = self.tokens_per_read.min(self.left);
+        self.left -= n;
+        let uniforms = (n > 0).then(|| self.sampler.uniforms(n))?;
+        let mut tokens = Vec::with_capacity(n);
+        for place in 0..n {
+            let logits = match &self.next {
+                Next::Logits(logits) => logits.clone(),
+                Next::Token(ids) => self.model.step_on_device(&mut self.state, ids.clone()),
+            };
+            let uniform = uniforms.as_ref().map(|uniforms| uniforms.clone().slice(s![.., place..place + 1]));
+            let drawn = self.sampler.draw(logits, uniform);
+            tokens.push(drawn.checked);
+            self.next = Next::Token(drawn.ids);
+        }
+        Some(Tensor::cat(tokens, 1).slice(s![0..self.n_sequences, ..]))
+    }
+}
+
+/// Fills batch and blocks up to sizes of which there are few; and the new tokens to make room for, so that caches have
+/// one of few sizes too. Nothing goes beyond the context.
+fn fill_up(prompts: BlockedPrompts, new_tokens: usize, layout: &BlockLayout) -> (BlockedPrompts, usize) {
+    let [batch, n_blocks, block_length] = prompts.shape();
+    let new_blocks = layout.n_blocks(new_tokens);
+    let free = layout.max_length / block_length - n_blocks - new_blocks; // as `block_prompts` checked
+    let filled = size_class(n_blocks).min(n_blocks + free);
+    // Positions of the cache: a learned start, the prompt, and all new blocks but the last, which is never taken in.
+    let positions = usize::from(layout.predict_first_block) + filled + new_blocks - 1;
+    let more = (positions.next_multiple_of(POSITIONS) - positions).min(free + n_blocks - filled);
+    (prompts.fill_up(size_class(batch), filled), new_tokens + more * block_length)
+}
+
+/// The next of 1, 2, 4, 8 and, from there on, four sizes to each doubling.
+fn size_class(n: usize) -> usize {
+    let power = n.next_power_of_two();
+    if n <= 8 { power } else { n.next_multiple_of(power / 8) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_few_and_near() {
+        let classes: Vec<usize> = [1, 2, 3, 5, 8, 9, 13, 17, 33, 100, 512, 513].map(size_class).into();
+        assert_eq!(classes, [1, 2, 4, 8, 8, 10, 14, 20, 40, 112, 512, 640]);
+        let mut distinct: Vec<usize> = (1..=1024).map(size_class).collect();
+        distinct.dedup();
+        assert_eq!(distinct.len(), 4 + 7 * 4);
+        assert!((9..5000).all(|n| size_class(n) >= n && size_class(n) * 4 <= n * 5));
+    }
+
+    #[test]
+    fn nothing_is_filled_up_beyond_the_context() {
+        let layout = |max_length| BlockLayout {
+            block_length: 4,
+            max_length,
+            pad_token_id: 0,
+            vocab_size: 10,
+            predict_first_block: false,
+        };
+        let prompt = [1u32; 35]; // 9 blocks
+        for (max_length, blocks, room) in [(4096, 10, 7 + 4 * 53), (48, 10, 7), (44, 9, 7), (52, 10, 11)] {
+            let layout = layout(max_length);
+            let prompts = layout.block_prompts(&[&prompt, &prompt, &prompt], 7).unwrap();
+            let (filled, tokens) = fill_up(prompts, 7, &layout);
+            assert_eq!((filled.shape(), tokens), ([4, blocks, 4], room), "a context of {max_length}");
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! The one place where decoding waits for a device.
+
+use burn::tensor::{Int, Tensor};
+
+/// Reads token ids, row after row. Everything that leads to them has been computed then.
+pub(crate) fn read_tokens<const D: usize>(ids: Tensor<D, Int>) -> Vec<i64> {
+    ids.into_data().iter::<i64>().collect()
+}

@@ -1,0 +1,211 @@
+//! Decoding on the device against decoding on the host.
+
+mod models;
+
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+
+use blockformer_generate::{
+    Decoding, DeviceDecoding, GenerateError, GenerateOptions, Generation, LanguageModel, Sampling, generate,
+};
+use blockformer_model::{AnyModel, BlockLayout, BlockedPrompts};
+use burn::tensor::{Device, Int, Tensor};
+use models::{all_models, block_model, prompt};
+
+fn device(tokens_per_read: Option<usize>, static_shapes: bool) -> Decoding {
+    Decoding::Device(DeviceDecoding { tokens_per_read: tokens_per_read.and_then(NonZeroUsize::new), static_shapes })
+}
+
+fn sampled(seed: u64) -> Sampling {
+    Sampling { temperature: 1.1, top_k: Some(60), top_p: Some(0.95), seed, ..Sampling::default() }
+}
+
+/// What was generated, and the tokens in the order they were handed out.
+type Outcome = (Vec<Generation>, Vec<(usize, u32)>);
+
+fn run<M: LanguageModel>(
+    model: &M,
+    prompts: &[Vec<u32>],
+    options: &GenerateOptions,
+    decoding: Decoding,
+) -> Result<Outcome, GenerateError> {
+    let slices: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    let options = GenerateOptions { decoding, ..options.clone() };
+    let mut handed_out = Vec::new();
+    let generated = generate(model, &slices, &options, &Device::flex(), |row, token| {
+        handed_out.push((row, token));
+        ControlFlow::Continue(())
+    })?;
+    Ok((generated, handed_out))
+}
+
+fn prompts() -> Vec<Vec<u32>> {
+    vec![prompt(11, 0), prompt(2, 1), prompt(5, 2)]
+}
+
+fn assert_all_the_same(model: &AnyModel, name: &str, prompts: &[Vec<u32>], options: &GenerateOptions) {
+    let expected = run(model, prompts, options, Decoding::Host).unwrap();
+    for tokens_per_read in [None, Some(1), Some(3), Some(8), Some(100)] {
+        for static_shapes in [false, true] {
+            let got = run(model, prompts, options, device(tokens_per_read, static_shapes)).unwrap();
+            assert_eq!(got, expected, "{name}, a look each {tokens_per_read:?}, static {static_shapes}");
+        }
+    }
+}
+
+#[test]
+fn every_model_generates_on_the_device_what_it_generates_on_the_host() {
+    for (name, model) in all_models() {
+        for sampling in [Sampling::greedy(), sampled(1)] {
+            let options = GenerateOptions { max_new_tokens: 14, sampling, ..GenerateOptions::default() };
+            assert_all_the_same(&model, name, &prompts(), &options);
+        }
+    }
+}
+
+#[test]
+fn sequences_that_stop_at_different_places_stop_where_they_should() {
+    for (name, model) in all_models() {
+        let options = GenerateOptions { max_new_tokens: 18, sampling: sampled(2), ..GenerateOptions::default() };
+        let (free, _) = run(&model, &prompts(), &options, Decoding::Host).unwrap();
+        // Tokens from the middle of two of the texts, of different places in their blocks.
+        let stop_tokens = vec![free[0].tokens[6], free[1].tokens[9]];
+        let options = GenerateOptions { stop_tokens, ..options };
+        let (stopped, _) = run(&model, &prompts(), &options, Decoding::Host).unwrap();
+        assert!(stopped[0].tokens.len() < 7 && stopped[1].tokens.len() < 10, "{name}");
+        assert_all_the_same(&model, name, &prompts(), &options);
+    }
+}
+
+#[test]
+fn limits_inside_a_block_are_kept() {
+    let model = AnyModel::Block(block_model());
+    for max_new_tokens in 1..=9 {
+        let options = GenerateOptions { max_new_tokens, ..GenerateOptions::default() };
+        for prompt_len in [1, 4, 6] {
+            let (expected, _) = run(&model, &[prompt(prompt_len, 0)], &options, Decoding::Host).unwrap();
+            for static_shapes in [false, true] {
+                let (got, _) = run(&model, &[prompt(prompt_len, 0)], &options, device(None, static_shapes)).unwrap();
+                assert_eq!(got, expected, "{max_new_tokens} tokens behind {prompt_len}");
+                assert_eq!(got[0].tokens.len(), max_new_tokens);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_context_that_is_full_leaves_no_room_to_fill_up() {
+    let model = AnyModel::Block(block_model());
+    let options = GenerateOptions { max_new_tokens: 9, ..GenerateOptions::default() };
+    assert_all_the_same(&model, "full", &[prompt(114, 0), prompt(3, 1), prompt(115, 2)], &options);
+}
+
+#[test]
+fn empty_prompts_are_continued_where_the_first_block_is_predicted() {
+    let (name, model) = all_models().into_iter().find(|(_, model)| model.layout().predict_first_block).unwrap();
+    let options = GenerateOptions { max_new_tokens: 7, sampling: sampled(5), ..GenerateOptions::default() };
+    assert_all_the_same(&model, name, &[vec![], prompt(9, 0), vec![]], &options);
+}
+
+#[test]
+fn penalties_and_bias_are_those_of_the_host() {
+    let (name, model) = all_models().remove(0);
+    let penalties = Sampling { repetition_penalty: 1.5, presence_penalty: 0.3, frequency_penalty: 0.2, ..sampled(6) };
+    let bias = Sampling { logit_bias: vec![(3, 4.0), (9, f32::NEG_INFINITY)], ..Sampling::greedy() };
+    for sampling in [penalties, bias] {
+        let options = GenerateOptions { max_new_tokens: 14, sampling, ..GenerateOptions::default() };
+        assert_all_the_same(&model, name, &prompts(), &options);
+    }
+}
+
+#[test]
+fn options_that_need_the_host_are_drawn_there() {
+    let model = AnyModel::Block(block_model());
+    let sampling = Sampling { typical_p: Some(0.5), ..sampled(7) };
+    let options = GenerateOptions { max_new_tokens: 14, sampling, ..GenerateOptions::default() };
+    assert_all_the_same(&model, "typical", &prompts(), &options);
+}
+
+#[test]
+fn a_receiver_that_wants_no_more_is_given_no_more() {
+    let model = block_model();
+    let decoding = device(Some(8), false);
+    let options = GenerateOptions { max_new_tokens: 12, decoding, ..GenerateOptions::default() };
+    let mut n = 0;
+    let generated = generate(&model, &[&prompt(5, 0)], &options, &Device::flex(), |_, _| {
+        n += 1;
+        if n == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    assert_eq!((n, generated.unwrap()[0].tokens.len()), (3, 3));
+}
+
+/// Counts how often the host asks for logits, and how often it hands in tokens that it has seen.
+struct Watched<'a, M> {
+    model: &'a M,
+    steps: std::cell::Cell<usize>,
+    host_steps: std::cell::Cell<usize>,
+    shapes: std::cell::RefCell<Vec<[usize; 2]>>,
+}
+
+impl<'a, M> Watched<'a, M> {
+    fn new(model: &'a M) -> Self {
+        Self { model, steps: Default::default(), host_steps: Default::default(), shapes: Default::default() }
+    }
+}
+
+impl<M: LanguageModel> LanguageModel for Watched<'_, M> {
+    type State = M::State;
+
+    fn layout(&self) -> BlockLayout {
+        self.model.layout()
+    }
+
+    fn prefill(&self, prompts: &BlockedPrompts, new_tokens: usize, device: &Device) -> (M::State, Tensor<2>) {
+        let [rows, n_blocks, _] = prompts.shape();
+        self.shapes.borrow_mut().push([rows, n_blocks]);
+        self.model.prefill(prompts, new_tokens, device)
+    }
+
+    fn step(&self, state: &mut M::State, tokens: &[u32]) -> Tensor<2> {
+        self.host_steps.set(self.host_steps.get() + 1);
+        self.model.step(state, tokens)
+    }
+
+    fn step_on_device(&self, state: &mut M::State, tokens: Tensor<2, Int>) -> Tensor<2> {
+        self.steps.set(self.steps.get() + 1);
+        self.model.step_on_device(state, tokens)
+    }
+
+    fn kv_bytes(&self, state: &M::State) -> usize {
+        self.model.kv_bytes(state)
+    }
+}
+
+#[test]
+fn no_token_goes_through_the_host_and_no_step_is_wasted_behind_the_last() {
+    let model = block_model();
+    let watched = Watched::new(&model);
+    let options = GenerateOptions { max_new_tokens: 11, ..GenerateOptions::default() };
+    run(&watched, &prompts(), &options, device(None, false)).unwrap();
+    assert_eq!((watched.steps.get(), watched.host_steps.get()), (10, 0));
+    assert_eq!(watched.shapes.into_inner(), [[3, 3]]);
+}
+
+#[test]
+fn batches_and_prompts_of_many_sizes_run_in_few_shapes() {
+    let model = block_model();
+    let watched = Watched::new(&model);
+    let options = GenerateOptions { max_new_tokens: 2, ..GenerateOptions::default() };
+    for batch in [5, 6, 7, 8] {
+        for prompt_len in [33, 40, 41] {
+            let prompts: Vec<_> = (0..batch).map(|row| prompt(prompt_len - row, row)).collect();
+            run(&watched, &prompts, &options, device(None, true)).unwrap();
+        }
+    }
+    let mut shapes = watched.shapes.into_inner();
+    shapes.dedup();
+    assert_eq!(shapes.iter().map(|shape| shape[0]).collect::<Vec<_>>(), vec![8; shapes.len()]);
+    shapes.sort();
+    shapes.dedup();
+    assert_eq!(shapes, [[8, 10], [8, 12]]);
+}
