@@ -121,6 +121,12 @@ fn largest_difference(a: &[Tensor<2>], b: &[Tensor<2>]) -> f32 {
     a.iter().zip(b).map(one).fold(0.0, f32::max)
 }
 
+fn mean_square_difference(a: &[Tensor<2>], b: &[Tensor<2>]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let one = |(a, b): (&Tensor<2>, &Tensor<2>)| (a.clone() - b.clone()).square().mean().into_scalar::<f32>();
+    a.iter().zip(b).map(one).sum::<f32>() / a.len() as f32
+}
+
 #[test]
 fn float32_logits_are_those_of_plain_operations_on_every_level() {
     let device = Device::flex();
@@ -179,15 +185,21 @@ fn narrower_weights_give_the_logits_of_a_plain_model_with_rounded_weights() {
         for precision in [Precision::Bf16, Precision::Int8, Precision::Int4] {
             let rounded = model.clone().map(&mut Rounding { precision, path: Vec::new() });
             let plain = logits(&rounded, &device);
-            let rounding = largest_difference(&plain, &exact);
-            assert!(rounding > 1e-3, "{name} in {}: nothing was rounded", precision.name());
+            // Of all logits together: the worst of so few rounded sums is chance.
+            let rounding = mean_square_difference(&plain, &exact).sqrt();
+            assert!(rounding > 1e-4, "{name} in {}: nothing was rounded", precision.name());
             let packed = CpuModel::new(&config, model.clone(), precision).unwrap();
-            let error = largest_difference(&logits(&packed, &device), &plain);
-            // Inputs are rounded too: as finely as 8-bit weights, which together may change twice as much, and much more
+            let packed = logits(&packed, &device);
+            if precision == Precision::Bf16 {
+                let error = largest_difference(&packed, &plain);
+                assert!(error < 2e-5, "{name} in bf16: {error}");
+            }
+            let error = mean_square_difference(&packed, &plain).sqrt();
+            // Inputs are rounded too: as finely as 8-bit weights, which together change as much again, and much more
             // finely than 4-bit weights.
             let inputs = match precision {
-                Precision::Int8 => 2.0 * rounding,
-                Precision::Int4 => rounding / 5.0,
+                Precision::Int8 => 1.5 * rounding,
+                Precision::Int4 => 0.15 * rounding,
                 _ => 0.0,
             };
             assert!(error < 2e-5 + inputs, "{name} in {}: {error}, weights {rounding}", precision.name());
