@@ -1,5 +1,7 @@
 //! The feed-forward network of a layer.
 
+use std::ops::ControlFlow;
+
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::activation::{gelu, gelu_approximate, relu, silu};
@@ -11,8 +13,8 @@ impl Activation {
     /// Applies the non-linearity to every element.
     pub fn forward<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
         let x = match host::activation(self, x) {
-            Ok(y) => return y,
-            Err(x) => x,
+            ControlFlow::Break(y) => return y,
+            ControlFlow::Continue(x) => x,
         };
         match self {
             Self::Gelu => gelu(x),

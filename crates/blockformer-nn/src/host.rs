@@ -4,6 +4,8 @@
 //! are its own (feature `flex`), `blockformer-kernels` does it instead, by vectors and in one pass; everywhere else Burn
 //! does.
 
+use std::ops::ControlFlow;
+
 #[cfg(feature = "flex")]
 use burn::tensor::DType;
 use burn::tensor::{Device, GradientCheckpointingStrategy, Tensor};
@@ -40,12 +42,12 @@ pub fn constant<const D: usize>(value: Tensor<D>, strategy: Option<GradientCheck
     }
 }
 
-/// The activation by kernels; gives the tensor back where they do not serve it or gain nothing.
+/// The activation by kernels; goes on with the tensor where they do not serve it or gain nothing.
 ///
 /// In a graph the activation is its tangent: `slope · x + offset`, with constants of which `slope` alone is kept for the
 /// backward pass, and the derivative is exact.
 #[cfg(feature = "flex")]
-pub(crate) fn activation<const D: usize>(activation: Activation, x: Tensor<D>) -> Result<Tensor<D>, Tensor<D>> {
+pub(crate) fn activation<const D: usize>(activation: Activation, x: Tensor<D>) -> ControlFlow<Tensor<D>, Tensor<D>> {
     use blockformer_kernels::{Activation as Kernel, Level};
     use burn::tensor::TensorData;
 
@@ -53,17 +55,17 @@ pub(crate) fn activation<const D: usize>(activation: Activation, x: Tensor<D>) -
         Activation::Gelu => Kernel::Gelu,
         Activation::GeluTanh => Kernel::GeluTanh,
         Activation::Silu => Kernel::Silu,
-        Activation::Relu => return Err(x), // a comparison
+        Activation::Relu => return ControlFlow::Continue(x), // a comparison
     };
     let device = x.device();
     if x.dtype() != DType::F32 || !kernels_serve(&device) {
-        return Err(x);
+        return ControlFlow::Continue(x);
     }
     let (level, place) = (Level::current(), (&device.inner(), DType::F32));
     if !x.is_autodiff() {
         let mut numbers = x.into_data();
         kernel.apply(level, floats(&mut numbers));
-        return Ok(Tensor::from_data(numbers, place));
+        return ControlFlow::Break(Tensor::from_data(numbers, place));
     }
     let strategy = x.gradient_checkpointing_strategy();
     // A copy by an operation: `into_data` makes two of a tensor that others hold.
@@ -71,7 +73,7 @@ pub(crate) fn activation<const D: usize>(activation: Activation, x: Tensor<D>) -
     let mut slopes = TensorData::zeros::<f32, _>(offsets.shape().clone());
     kernel.tangents(level, floats(&mut offsets), floats(&mut slopes));
     let [slopes, offsets] = [slopes, offsets].map(|numbers| constant(Tensor::from_data(numbers, place), strategy));
-    Ok(x * slopes + offsets)
+    ControlFlow::Break(x * slopes + offsets)
 }
 
 #[cfg(feature = "flex")]
@@ -83,8 +85,8 @@ fn floats(numbers: &mut burn::tensor::TensorData) -> &mut [f32] {
 }
 
 #[cfg(not(feature = "flex"))]
-pub(crate) fn activation<const D: usize>(_: Activation, x: Tensor<D>) -> Result<Tensor<D>, Tensor<D>> {
-    Err(x)
+pub(crate) fn activation<const D: usize>(_: Activation, x: Tensor<D>) -> ControlFlow<Tensor<D>, Tensor<D>> {
+    ControlFlow::Continue(x)
 }
 
 #[cfg(all(test, feature = "flex"))]
