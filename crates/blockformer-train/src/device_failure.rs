@@ -17,7 +17,7 @@ pub(crate) fn guard<R>(devices: &[Device], index: usize, work: impl FnOnce() -> 
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
         let silent: Vec<usize> = (0..devices.len()).filter(|&index| !answers(&devices[index])).collect();
         let devices = if silent.is_empty() { vec![index] } else { silent };
-        TrainError::Device { devices, reason: message(panic.as_ref()) }
+        TrainError::Device { devices, reason: panic_message(panic.as_ref()) }
     })
 }
 
@@ -26,7 +26,7 @@ fn answers(device: &Device) -> bool {
 }
 
 /// What a panic says, in one line: backends report causes in lines of their own.
-fn message(panic: &(dyn Any + Send)) -> String {
+pub fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     text.unwrap_or("no reason was given").split_whitespace().collect::<Vec<_>>().join(" ")
 }

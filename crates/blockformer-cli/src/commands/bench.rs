@@ -46,7 +46,7 @@ pub(crate) struct Arguments {
     /// Search the largest batch that keys, values and buffers in so many GiB allow, instead of --batch
     #[arg(long, value_name = "GIB", conflicts_with = "batch")]
     memory_budget: Option<f64>,
-    /// How weights are stored on a CPU
+    /// How weights are stored
     #[arg(long, value_enum, value_delimiter = ',')]
     precision: Vec<Choice>,
     /// Repeats that count
@@ -70,7 +70,7 @@ pub(crate) struct Arguments {
 }
 
 /// No search goes beyond so many sequences.
-const LARGEST_BATCH: usize = 1 << 14;
+pub(super) const LARGEST_BATCH: usize = 1 << 14;
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
     let device = blockformer::device(&arguments.device)?;
@@ -143,7 +143,7 @@ fn workloads(arguments: &Arguments) -> Result<Vec<Workload>, CliError> {
 }
 
 /// A model directory, or a preset with random weights and a context that holds the workloads.
-fn open(name: &str, workloads: &[Workload], device: &Device) -> Result<(ModelConfig, AnyModel), CliError> {
+pub(super) fn open(name: &str, workloads: &[Workload], device: &Device) -> Result<(ModelConfig, AnyModel), CliError> {
     let preset = presets::model(name).filter(|_| !Path::new(name).exists());
     let Some(mut config) = preset else { return Ok(AnyModel::load(Path::new(name), device)?) };
     let block_length = config.block_length();
