@@ -254,23 +254,27 @@ pub fn required_bytes(
     Ok(peak.saturating_sub(before) + grown as usize - short.kv_bytes)
 }
 
-/// Bytes that the device has reserved, weights included, when a workload of this batch size has been taken in and all
-/// room for its keys and values is there. `None` where the device does not tell.
+/// Bytes that a workload needs at a batch size, to be compared with a budget. Where the device tells what its allocator has
+/// reserved, that, weights included, when the prompts have been taken in and all room for keys and values is there;
+/// elsewhere as [`required_bytes`].
 ///
 /// # Errors
-/// [`BenchError::Device`] if the device failed, for want of memory most likely, and as [`measure`].
-pub fn reserved_bytes(
+/// [`BenchError::Device`] if the device failed, for want of memory most likely, and as [`required_bytes`].
+pub fn needed_bytes(
     subject: &Subject<'_>,
     workload: &Workload,
     batch: usize,
     device: &Device,
-) -> Result<Option<usize>, BenchError> {
+) -> Result<usize, BenchError> {
+    if memory::device_bytes(device).is_none() {
+        return guarded(|| required_bytes(subject, workload, batch, device))?;
+    }
     device.memory_cleanup();
     guarded(|| match subject.model {
         Model::Plain(model) => take_in(model, workload, batch, device),
         Model::Packed(model) => take_in(model, workload, batch, device),
     })??;
-    Ok(memory::device_bytes(device).map(|bytes| bytes.reserved))
+    memory::device_bytes(device).map(|bytes| bytes.reserved).ok_or(BenchError::NoMemory)
 }
 
 /// A prefill, and one step where there is one, in caches for the whole workload.

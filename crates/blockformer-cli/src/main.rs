@@ -78,7 +78,8 @@ fn main() -> ExitCode {
         Err(CliError::Stdout { source }) if source.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", error.chain());
-            ExitCode::FAILURE
+            // A fresh process may do better.
+            if matches!(error, CliError::DeviceGone { .. }) { ExitCode::from(3) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use blockformer::ServingModel;
 use blockformer::bench::{
-    Limits, MeasureOptions, Measurement, Report, Subject, Workload, largest_batch, measure, required_bytes,
+    Limits, MeasureOptions, Measurement, Report, Subject, Workload, largest_batch, measure, needed_bytes,
 };
 use blockformer::model::{AnyModel, ModelConfig, presets};
 use burn::tensor::Device;
@@ -43,7 +43,8 @@ pub(crate) struct Arguments {
     /// Batch sizes
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1")]
     batch: Vec<usize>,
-    /// Search the largest batch that keys, values and buffers in so many GiB allow, instead of --batch
+    /// Search the largest batch that keys, values and buffers (on a GPU, weights too) in so many GiB allow, instead of
+    /// --batch
     #[arg(long, value_name = "GIB", conflicts_with = "batch")]
     memory_budget: Option<f64>,
     /// How weights are stored
@@ -117,7 +118,7 @@ fn all_batches(
         None => arguments.batch.clone(),
         Some(gib) => {
             let budget = (gib * f64::from(1 << 30)) as usize;
-            vec![largest_batch(budget, LARGEST_BATCH, |batch| required_bytes(subject, workload, batch, device))?]
+            vec![largest_batch(budget, LARGEST_BATCH, |batch| needed_bytes(subject, workload, batch, device))?]
         }
     };
     for batch in batches {

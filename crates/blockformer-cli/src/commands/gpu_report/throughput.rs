@@ -1,8 +1,8 @@
 //! The paper's workloads.
 
 use blockformer::bench::{
-    BenchError, MeasureOptions, Measurement, Subject, Workload, device_bytes, guarded, largest_batch, measure as time,
-    required_bytes, reserved_bytes,
+    BenchError, MeasureOptions, Measurement, Subject, Workload, device_bytes, largest_batch, measure as time,
+    needed_bytes,
 };
 use blockformer::model::{AnyModel, ModelConfig};
 use serde_json::{Value, json};
@@ -142,13 +142,9 @@ fn find_largest(run: &Run<'_>, subject: &Subject<'_>, workload: &Workload) -> Re
         return Err(CliError::Option { option: "--memory", reason });
     };
     let needed = |batch: usize| -> Result<usize, BenchError> {
-        let probed = match reserved_bytes(subject, workload, batch, device) {
-            Err(BenchError::Device { .. }) if answers(device) => return Ok(usize::MAX),
-            probed => probed?,
-        };
-        match probed {
-            Some(bytes) => Ok(bytes),
-            None => guarded(|| required_bytes(subject, workload, batch, device))?,
+        match needed_bytes(subject, workload, batch, device) {
+            Err(BenchError::Device { .. }) if answers(device) => Ok(usize::MAX),
+            needed => needed,
         }
     };
     Ok(largest_batch(budget, most, needed)?)
