@@ -74,7 +74,7 @@ def ours(command, model, directory, cell, precision, threads, device):
 
 def reference(model, prompts, new):
     """Seconds, and the generated ids."""
-    ids = torch.tensor(prompts, device=model.device)
+    ids = torch.tensor(prompts, device=next(model.parameters()).device)
     options = {"attention_mask": torch.ones_like(ids), "max_length": ids.shape[1] + new}
     if hasattr(model, "gpt_neox"):
         options["do_sample"] = False
@@ -92,7 +92,7 @@ def preference(model, prompt, ours, theirs):
     caches. (With a prefix of two, the authors' `generate` counts positions otherwise than their training does, and so
     may choose another token than their own forward pass.)"""
     at = next(i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b)
-    text = torch.tensor([prompt + ours[:at]], device=model.device)
+    text = torch.tensor([prompt + ours[:at]], device=next(model.parameters()).device)
     with torch.inference_mode():
         if hasattr(model, "gpt_neox"):
             logits = model(text).logits[0, -1]
