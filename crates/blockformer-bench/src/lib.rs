@@ -37,7 +37,7 @@ pub use device_limits::{DeviceLimits, copy_rate, product_rate};
 pub use error::{BenchError, guarded};
 pub use limits::Limits;
 pub use measure::{
-    Components, MeasureOptions, Measurement, Phase, Spread, Subject, Tokens, measure, required_bytes, reserved_bytes,
+    Components, MeasureOptions, Measurement, Phase, Spread, Subject, Tokens, measure, needed_bytes, required_bytes,
 };
 pub use memory::{DeviceBytes, device_bytes, peak_bytes, reset_peak, resident_bytes};
 pub use report::Report;

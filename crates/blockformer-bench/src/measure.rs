@@ -285,9 +285,10 @@ fn take_in<M: LanguageModel>(model: &M, workload: &Workload, batch: usize, devic
     let slices: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let blocked = layout.block_prompts(&slices, workload.new_tokens)?;
     let (mut state, logits) = model.prefill(&blocked, workload.new_tokens, device);
-    let tokens = choose(logits, &mut Duration::ZERO)?;
+    let mut spent = Duration::ZERO;
+    let tokens = choose(logits, &mut spent)?;
     if workload.new_tokens > 1 {
-        choose(model.step(&mut state, &tokens), &mut Duration::ZERO)?;
+        choose(model.step(&mut state, &tokens), &mut spent)?;
     }
     Ok(())
 }

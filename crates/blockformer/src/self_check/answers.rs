@@ -43,12 +43,6 @@ struct Sample {
 
 const SAMPLES: usize = 16;
 
-impl Sample {
-    fn of(values: &[f32]) -> Self {
-        Self { scale: scale(values), numbers: spread(values) }
-    }
-}
-
 fn spread(values: &[f32]) -> Vec<f32> {
     if values.len() <= SAMPLES {
         return values.to_vec();
@@ -116,7 +110,9 @@ fn relative(got: &[f32], expected: &[f32], scale: f64) -> f64 {
 pub(super) fn to_json<'a>(answers: impl Iterator<Item = (&'a str, Answer)>) -> String {
     let samples: BTreeMap<String, Sample> = answers
         .flat_map(|(check, answer)| {
-            answer.into_iter().map(move |part| (key(check, part.name), Sample::of(&part.values)))
+            answer.into_iter().map(move |part| {
+                (key(check, part.name), Sample { scale: scale(&part.values), numbers: spread(&part.values) })
+            })
         })
         .collect();
     let mut json = serde_json::to_string_pretty(&samples).expect("plain data");

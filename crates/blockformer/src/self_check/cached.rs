@@ -190,10 +190,11 @@ pub(super) fn engine(subject: &Subject) -> Answer {
             Err(error) => panic!("{error}"),
         };
     let plain: Vec<u32> = prompts.iter().flat_map(plain).collect();
-    let mut engine = match Engine::new(model.clone(), EngineConfig::default(), device) {
-        Ok(engine) => engine,
-        Err(error) => panic!("{error}"),
-    };
+    let mut engine =
+        match Engine::new(model.clone(), EngineConfig { kv_budget: 4 << 20, ..EngineConfig::default() }, device) {
+            Ok(engine) => engine,
+            Err(error) => panic!("{error}"),
+        };
     let submitted = prompts.into_iter().map(|prompt| engine.submit(Request::new(prompt).with_max_new_tokens(NEW)));
     let requests = match submitted.collect::<Result<Vec<_>, _>>() {
         Ok(requests) => requests,

@@ -2,7 +2,7 @@
 
 use blockformer_model::BlockLayout;
 use blockformer_train::{AdamWSettings, Batch, GradientAccumulator, Optimizer, Trainable, clip_gradients};
-use burn::module::{ModuleVisitor, Param};
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Device, Tensor};
 
