@@ -77,14 +77,15 @@ impl ModuleMapper for FixedWeights {
         self.parameters += 1;
         let (seed, spoilt) = (self.parameters, self.spoilt);
         param.map(|drawn| {
-            let shape = drawn.dims();
+            let (shape, trained) = (drawn.dims(), drawn.is_require_grad());
             let mut values = noise(seed, shape.iter().product());
             if spoilt && D == 2 {
                 values.iter_mut().step_by(3).for_each(|value| *value += 0.02);
             }
             let values = Tensor::<D>::from_data(TensorData::new(values, shape), &drawn.device());
             // Norms and biases begin at ones and zeros.
-            if D == 1 { drawn + values.mul_scalar(0.1) } else { values.mul_scalar(0.3) }
+            let fixed = if D == 1 { drawn + values.mul_scalar(0.1) } else { values.mul_scalar(0.3) };
+            fixed.detach().set_require_grad(trained)
         })
     }
 }
