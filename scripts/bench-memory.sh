@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Peak memory of loading and of generation beside what is stated: weights, keys and values, and working buffers.
 #   scripts/bench-memory.sh OUTPUT [OPTIONS of `blockformer bench`]
-# Every cell in a process of its own: the allocator keeps some of what an earlier one took. Large pages are kept to the weights: the allocator would hold on to
-# whole ones for little else. (They help training, so that it is not the program's default.)
+# Every cell in a process of its own: the allocator keeps some of what an earlier one took. Large pages are kept to the
+# weights: the allocator would hold on to whole ones for little else. (They help training, so that it is not the
+# program's default.)
 set -euo pipefail
 output=$(realpath -m "$1")
 shift

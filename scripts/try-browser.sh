@@ -14,24 +14,11 @@ if [[ -z $folder ]]; then
   scripts/build-browser.sh "$folder"
 fi
 
-scratch=$(mktemp -d)
-pid=
-cleanup() {
-  [[ -z $pid ]] || kill "$pid" 2>/dev/null || true
-  rm -rf "$scratch"
-}
-trap cleanup EXIT
-
+. scripts/trying.sh
 npm install --prefix "$scratch" --no-fund --no-audit --silent "$driver"
 python3 -u -m http.server 0 --bind 127.0.0.1 --directory "$folder" >"$scratch/output" 2>"$scratch/requests" &
 pid=$!
-for _ in $(seq 100); do
-  port=$(sed -n 's/.* port \([0-9]*\) .*/\1/p' "$scratch/output")
-  [[ -z $port ]] || break
-  kill -0 "$pid"
-  sleep 0.1
-done
-[[ -n $port ]] || { echo "the server does not listen" >&2; exit 1; }
+found 's/.* port \([0-9]*\) .*/\1/p' 10
 
 DRIVER=$scratch/node_modules/playwright-core CHROMIUM=${CHROMIUM:-$(command -v chromium || command -v google-chrome)} \
-  node scripts/try-browser.mjs "http://127.0.0.1:$port/" "$@"
+  node scripts/try-browser.mjs "http://127.0.0.1:$found/" "$@"

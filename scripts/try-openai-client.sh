@@ -12,28 +12,15 @@ if [[ -z $service ]]; then
   service=${CARGO_TARGET_DIR:-target}/release/blockformer-http-service
 fi
 
-scratch=$(mktemp -d)
-pid=
-cleanup() {
-  [[ -z $pid ]] || kill "$pid" 2>/dev/null || true
-  rm -rf "$scratch"
-}
-trap cleanup EXIT
-
+. scripts/trying.sh
 "${PYTHON:-python3}" -m venv "$scratch/venv"
 "$scratch/venv/bin/pip" install --quiet --disable-pip-version-check "$client"
 
 "$service" --port 0 --max-batch 8 --max-waiting 16 >"$scratch/output" &
 pid=$!
-for _ in $(seq 600); do
-  url=$(sed -n 's/^listening on //p' "$scratch/output")
-  [[ -z $url ]] || break
-  kill -0 "$pid"
-  sleep 0.1
-done
-[[ -n $url ]] || { echo "the service does not listen" >&2; exit 1; }
+found 's/^listening on //p' 60
 
-"$scratch/venv/bin/python" scripts/try-openai-client.py "$url"
+"$scratch/venv/bin/python" scripts/try-openai-client.py "$found"
 
 kill -TERM "$pid"
 wait "$pid"

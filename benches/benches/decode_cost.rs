@@ -11,7 +11,8 @@ use blockformer_benches::{device, device_id, prompt, serving_model};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 const MODELS: [&str; 2] = ["block_main_b4_5", "vanilla_31"];
-const CONTEXTS: [usize; 4] = [128, 512, 2048, 8192];
+const LONGEST: usize = 8192;
+const CONTEXTS: [usize; 4] = [128, 512, 2048, LONGEST];
 /// Tokens of a sample: a block of the Block Transformer.
 const TOKENS: usize = 4;
 /// Samples taken of one request; then it is begun again, so that the context is what the bench's name says, within these.
@@ -22,9 +23,8 @@ fn decode_cost(c: &mut Criterion) {
     group.sample_size(20);
     group.throughput(Throughput::Elements(TOKENS as u64));
     for name in MODELS {
-        let model = serving_model(name, 2 * CONTEXTS[CONTEXTS.len() - 1], &device());
-        let longest = CONTEXTS[CONTEXTS.len() - 1];
-        let smaller = [KvStorage::Float16, KvStorage::Int8].map(|storage| (longest, storage));
+        let model = serving_model(name, 2 * LONGEST, &device());
+        let smaller = [KvStorage::Float16, KvStorage::Int8].map(|storage| (LONGEST, storage));
         for (context, storage) in CONTEXTS.map(|context| (context, KvStorage::Float32)).into_iter().chain(smaller) {
             let mut engine = engine(&model, context, storage);
             let rounds = TOKENS / model.layout().block_length;

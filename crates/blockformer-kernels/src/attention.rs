@@ -16,7 +16,7 @@ use rayon::prelude::*;
 use crate::Level;
 use crate::simd::{Kernel, Simd};
 use crate::softmax::exp_and_sum;
-use crate::stored::{Int8, Numbers, Stored};
+use crate::stored::{Int8, Stored, StoredRows};
 
 /// Rows that share the loads of keys and values.
 const ROWS: usize = 4;
@@ -38,7 +38,7 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// Positions of a page.
     pub page_length: usize,
-    /// Numbers from one query position to the next (at least `n_heads · head_dim`): queries can be read where a fused
+    /// StoredRows from one query position to the next (at least `n_heads · head_dim`): queries can be read where a fused
     /// projection left them.
     pub query_stride: usize,
 }
@@ -86,7 +86,7 @@ struct Call<'a> {
 
 impl Call<'_> {
     /// Shares the tiles among threads.
-    fn run<N: Numbers>(self, keys: N, values: N, out: &mut [f32]) {
+    fn run<N: StoredRows>(self, keys: N, values: N, out: &mut [f32]) {
         let Self { level, shape, visible, .. } = self;
         let group = shape.n_heads / shape.n_kv_heads;
         let tiles = (group * shape.n_queries).div_ceil(ROWS);
@@ -154,7 +154,7 @@ struct Tiles<'a, N> {
     longest: usize,
 }
 
-impl<N: Numbers> Kernel for Tiles<'_, N> {
+impl<N: StoredRows> Kernel for Tiles<'_, N> {
     type Output = ();
 
     #[inline(always)]
@@ -187,7 +187,7 @@ struct Row<'a> {
     end: usize,
 }
 
-impl<N: Numbers> Tiles<'_, N> {
+impl<N: StoredRows> Tiles<'_, N> {
     /// Rows `rows` of sequence and key/value head `pair`; with fewer than `R` the last is computed again.
     #[inline(always)]
     fn tile<S: Simd, const R: usize>(&self, s: S, pair: usize, rows: Range<usize>, scores: &mut Vec<f32>) {
@@ -282,7 +282,7 @@ impl Walk<'_> {
 
 /// `scores[r][key] = q[r] · k[key] / sqrt(head_dim)`.
 #[inline(always)]
-fn score<S: Simd, N: Numbers, const R: usize>(
+fn score<S: Simd, N: StoredRows, const R: usize>(
     s: S,
     rows: &[Row<'_>; R],
     mut walk: Walk<'_>,
@@ -298,7 +298,7 @@ fn score<S: Simd, N: Numbers, const R: usize>(
 
 /// The scores of the keys of one page, which are numbers `at` of all and rows from `first` on.
 #[inline(always)]
-fn score_page<S: Simd, N: Numbers, const R: usize>(
+fn score_page<S: Simd, N: StoredRows, const R: usize>(
     s: S,
     rows: &[Row<'_>; R],
     keys: N,
@@ -351,7 +351,7 @@ impl Part {
 
 /// `out[r] = scale[r] · Σ_key weights[r][key] v[key]`.
 #[inline(always)]
-fn mix<S: Simd, N: Numbers, const R: usize>(s: S, weights: &[f32], walk: Walk<'_>, values: N, out: &[Part; R]) {
+fn mix<S: Simd, N: StoredRows, const R: usize>(s: S, weights: &[f32], walk: Walk<'_>, values: N, out: &[Part; R]) {
     let (head_dim, n) = (walk.head_dim, walk.left);
     let mut feature = 0;
     // A single row needs more sums at a time, so that additions do not wait for each other.
@@ -389,7 +389,7 @@ fn mix<S: Simd, N: Numbers, const R: usize>(s: S, weights: &[f32], walk: Walk<'_
 
 /// The same for `C` vectors of features, from one on.
 #[inline(always)]
-fn mix_features<S: Simd, N: Numbers, const R: usize, const C: usize>(
+fn mix_features<S: Simd, N: StoredRows, const R: usize, const C: usize>(
     s: S,
     weights: &[f32],
     mut walk: Walk<'_>,

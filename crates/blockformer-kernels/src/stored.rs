@@ -37,8 +37,8 @@ impl<'a> From<&'a [f32]> for Stored<'a> {
     }
 }
 
-/// Stored numbers of one kind; a row is a position of a head.
-pub(crate) trait Numbers: Copy + Sync {
+/// Numbers stored in one way; a row is a position of a head.
+pub(crate) trait StoredRows: Copy + Sync {
     /// `S::LANES` numbers from `at` on.
     fn load<S: Simd>(self, s: S, at: usize) -> S::V;
     /// Number `at`.
@@ -47,7 +47,7 @@ pub(crate) trait Numbers: Copy + Sync {
     fn scale(self, row: usize) -> f32;
 }
 
-impl Numbers for &[f32] {
+impl StoredRows for &[f32] {
     #[inline(always)]
     fn load<S: Simd>(self, s: S, at: usize) -> S::V {
         s.load(&self[at..])
@@ -62,7 +62,7 @@ impl Numbers for &[f32] {
     }
 }
 
-impl Numbers for &[f16] {
+impl StoredRows for &[f16] {
     #[inline(always)]
     fn load<S: Simd>(self, s: S, at: usize) -> S::V {
         s.load_f16(&self[at..])
@@ -84,7 +84,7 @@ pub(crate) struct Int8<'a> {
     pub(crate) scales: &'a [f32],
 }
 
-impl Numbers for Int8<'_> {
+impl StoredRows for Int8<'_> {
     #[inline(always)]
     fn load<S: Simd>(self, s: S, at: usize) -> S::V {
         s.load_i8(&self.numbers[at..])

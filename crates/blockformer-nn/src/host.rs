@@ -57,31 +57,40 @@ pub(crate) fn activation<const D: usize>(activation: Activation, x: Tensor<D>) -
         Activation::Silu => Kernel::Silu,
         Activation::Relu => return ControlFlow::Continue(x), // a comparison
     };
-    let device = x.device();
-    if x.dtype() != DType::F32 || !kernels_serve(&device) {
+    if x.dtype() != DType::F32 || !kernels_serve(&x.device()) {
         return ControlFlow::Continue(x);
     }
-    let (level, place) = (Level::current(), (&device.inner(), DType::F32));
+    let level = Level::current();
     if !x.is_autodiff() {
-        let mut numbers = x.into_data();
-        kernel.apply(level, floats(&mut numbers));
-        return ControlFlow::Break(Tensor::from_data(numbers, place));
+        return ControlFlow::Break(in_place(x, |numbers| kernel.apply(level, numbers)));
     }
     let strategy = x.gradient_checkpointing_strategy();
-    // A copy by an operation: `into_data` makes two of a tensor that others hold.
-    let mut offsets = x.clone().inner().mul_scalar(1.0).into_data();
-    let mut slopes = TensorData::zeros::<f32, _>(offsets.shape().clone());
-    kernel.tangents(level, floats(&mut offsets), floats(&mut slopes));
-    let [slopes, offsets] = [slopes, offsets].map(|numbers| constant(Tensor::from_data(numbers, place), strategy));
+    let mut slopes = vec![0.0; x.shape().num_elements()];
+    let offsets = in_place(own(x.clone().inner()), |numbers| kernel.tangents(level, numbers, &mut slopes));
+    let slopes = Tensor::from_data(TensorData::new(slopes, x.shape()), (&offsets.device(), DType::F32));
+    let [slopes, offsets] = [slopes, offsets].map(|numbers| constant(numbers, strategy));
     ControlFlow::Break(x * slopes + offsets)
 }
 
+/// Lets a kernel change the numbers of a float32 tensor that [kernels serve](kernels_serve), without a copy if nobody else
+/// holds it.
+///
+/// # Panics
+/// If its numbers are not float32.
 #[cfg(feature = "flex")]
-fn floats(numbers: &mut burn::tensor::TensorData) -> &mut [f32] {
+pub fn in_place<const D: usize>(tensor: Tensor<D>, kernel: impl FnOnce(&mut [f32])) -> Tensor<D> {
+    let (device, mut numbers) = (tensor.device(), tensor.into_data());
     match numbers.as_mut_slice() {
-        Ok(floats) => floats,
+        Ok(floats) => kernel(floats),
         Err(error) => panic!("a tensor of float32 holds other numbers: {error:?}"),
     }
+    Tensor::from_data(numbers, (&device, DType::F32))
+}
+
+/// A copy for [`in_place`] of a tensor that others hold, by an operation: reading its numbers would make two.
+#[cfg(feature = "flex")]
+pub fn own<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    tensor.mul_scalar(1.0)
 }
 
 #[cfg(not(feature = "flex"))]

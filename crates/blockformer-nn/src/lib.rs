@@ -43,6 +43,8 @@ pub use config::{Activation, NormKind, NormPosition, Residual, RotaryConfig, Tra
 pub use error::ConfigError;
 pub use feed_forward::FeedForward;
 pub use host::{TENSOR_KERNELS_VARIABLE, constant, kernels_serve};
+#[cfg(feature = "flex")]
+pub use host::{in_place, own};
 pub use layer::Layer;
 pub use linear::{linear, linear_init, normal_embedding};
 pub use mask::AttentionMask;

@@ -78,8 +78,8 @@ fn chunk(
 ) -> (Tensor<1>, Tensor<1>) {
     let graph = logits.is_autodiff().then(|| logits.clone());
     let values = if graph.is_some() { logits.inner() } else { logits };
-    let values = values.cast(FloatDType::F32);
-    let (loss, gradient) = loss_and_gradient(values, targets, weights, normalizer, graph.is_some());
+    let values = Chunk { logits: values.cast(FloatDType::F32), targets, weights, normalizer, trains: graph.is_some() };
+    let (loss, gradient) = values.loss_and_gradient();
     let (Some(graph), Some(gradient)) = (graph, gradient) else {
         return (Tensor::zeros([1], &loss.device()), loss);
     };
@@ -87,68 +87,73 @@ fn chunk(
     ((graph * gradient).sum(), loss)
 }
 
-/// The losses of `[n, vocab_size]` logits in float32, zero where they do not count, `[n]`; and their gradient where the
-/// model `trains`.
-fn loss_and_gradient(
+/// Rows of logits in float32, without a graph.
+struct Chunk {
+    /// `[n, vocab_size]`.
     logits: Tensor<2>,
+    /// `[n]`.
     targets: Tensor<1, Int>,
+    /// `[n]`, one for what counts and zero for what does not.
     weights: Option<Tensor<1>>,
     normalizer: f64,
+    /// Whether there is a graph that wants the gradient.
     trains: bool,
-) -> (Tensor<1>, Option<Tensor<2>>) {
-    let [n, _] = logits.dims();
-    #[cfg(feature = "flex")]
-    if blockformer_nn::kernels_serve(&logits.device()) {
-        return by_kernel(logits, targets, weights, normalizer, trains);
-    }
-    let targets = targets.reshape([n, 1]);
-    let log_p = log_softmax(logits, 1);
-    let loss = log_p.clone().gather(1, targets.clone()).neg(); // [n, 1]
-    let weights = weights.map(|weights| weights.reshape([n, 1]));
-    let loss = match weights.clone() {
-        Some(weights) => loss * weights,
-        None => loss,
-    };
-    let gradient = trains.then(|| {
-        let minus_one = Tensor::<2>::full([n, 1], -1.0, &log_p.device());
-        let gradient = log_p.exp().scatter(1, targets, minus_one, IndexingUpdateOp::Add); // [n, vocab_size]
-        match weights {
-            Some(weights) => gradient * weights.mul_scalar(1.0 / normalizer),
-            None => gradient.mul_scalar(1.0 / normalizer),
-        }
-    });
-    (loss.reshape([n]), gradient)
 }
 
-/// The same on this machine's memory, in one pass.
-#[cfg(feature = "flex")]
-fn by_kernel(
-    logits: Tensor<2>,
-    targets: Tensor<1, Int>,
-    weights: Option<Tensor<1>>,
-    normalizer: f64,
-    trains: bool,
-) -> (Tensor<1>, Option<Tensor<2>>) {
-    use blockformer_kernels::{Level, cross_entropy};
-    use burn::tensor::DType;
+impl Chunk {
+    /// The losses, zero where they do not count, `[n]`; and their gradient if it is wanted, `[n, vocab_size]`.
+    fn loss_and_gradient(self) -> (Tensor<1>, Option<Tensor<2>>) {
+        #[cfg(feature = "flex")]
+        if blockformer_nn::kernels_serve(&self.logits.device()) {
+            return self.by_kernel();
+        }
+        self.by_operations()
+    }
 
-    let ([n, vocab_size], device) = (logits.dims(), logits.device());
-    let targets: Vec<usize> = targets.into_data().iter::<i64>().map(|target| target as usize).collect();
-    let scale = if trains { 1.0 / normalizer } else { 1.0 };
-    let scales: Vec<f32> = match weights {
-        Some(weights) => weights.into_data().iter::<f32>().map(|weight| (f64::from(weight) * scale) as f32).collect(),
-        None => vec![scale as f32; n],
-    };
-    // A copy by an operation where the graph holds the logits: `into_data` would make two.
-    let logits = if trains { logits.mul_scalar(1.0) } else { logits };
-    let (mut gradient, mut losses) = (logits.into_data(), vec![0.0; n]);
-    let numbers = match gradient.as_mut_slice::<f32>() {
-        Ok(numbers) => numbers,
-        Err(error) => panic!("logits of float32 hold other numbers: {error:?}"),
-    };
-    cross_entropy(Level::current(), numbers, vocab_size, &targets, &scales, &mut losses);
-    let losses = Tensor::from_data(losses.as_slice(), (&device, DType::F32));
-    (losses, trains.then(|| Tensor::from_data(gradient, (&device, DType::F32))))
+    fn by_operations(self) -> (Tensor<1>, Option<Tensor<2>>) {
+        let [n, _] = self.logits.dims();
+        let targets = self.targets.reshape([n, 1]);
+        let log_p = log_softmax(self.logits, 1);
+        let loss = log_p.clone().gather(1, targets.clone()).neg(); // [n, 1]
+        let weights = self.weights.map(|weights| weights.reshape([n, 1]));
+        let loss = match weights.clone() {
+            Some(weights) => loss * weights,
+            None => loss,
+        };
+        let gradient = self.trains.then(|| {
+            let minus_one = Tensor::<2>::full([n, 1], -1.0, &log_p.device());
+            let gradient = log_p.exp().scatter(1, targets, minus_one, IndexingUpdateOp::Add); // [n, vocab_size]
+            match weights {
+                Some(weights) => gradient * weights.mul_scalar(1.0 / self.normalizer),
+                None => gradient.mul_scalar(1.0 / self.normalizer),
+            }
+        });
+        (loss.reshape([n]), gradient)
+    }
+
+    /// The same in this process's memory, in one pass.
+    #[cfg(feature = "flex")]
+    fn by_kernel(self) -> (Tensor<1>, Option<Tensor<2>>) {
+        use blockformer_kernels::{Level, cross_entropy};
+        use blockformer_nn::{in_place, own};
+        use burn::tensor::DType;
+
+        let ([n, vocab_size], device) = (self.logits.dims(), self.logits.device());
+        let targets: Vec<usize> = self.targets.into_data().iter::<i64>().map(|target| target as usize).collect();
+        let scale = if self.trains { 1.0 / self.normalizer } else { 1.0 };
+        let scales: Vec<f32> = match self.weights {
+            Some(weights) => {
+                weights.into_data().iter::<f32>().map(|weight| (f64::from(weight) * scale) as f32).collect()
+            }
+            None => vec![scale as f32; n],
+        };
+        let logits = if self.trains { own(self.logits) } else { self.logits }; // the graph holds them
+        let mut losses = vec![0.0; n];
+        let gradient = in_place(logits, |logits| {
+            cross_entropy(Level::current(), logits, vocab_size, &targets, &scales, &mut losses);
+        });
+        (Tensor::from_data(losses.as_slice(), (&device, DType::F32)), self.trains.then_some(gradient))
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! One block of every running sequence.
 
 use blockformer_kv_cache::SequenceId;
-use burn::tensor::{FloatDType, Tensor, TensorData};
+use burn::tensor::{FloatDType, Tensor, TensorData, read_sync};
 
 use super::job::Row;
 use super::{Engine, Speculation};
@@ -16,15 +16,18 @@ pub(crate) struct Logits {
 }
 
 impl Logits {
+    /// Waits for the device.
+    ///
+    /// # Panics
+    /// If the device fails.
     pub(crate) fn new<const D: usize>(logits: Tensor<D>) -> Self {
-        let vocab_size = logits.dims()[D - 1];
-        Self { data: logits.cast(FloatDType::F32).into_data(), vocab_size }
+        read_sync(Self::read(logits))
     }
 
     /// The same, where the device's answer cannot be waited for but comes later.
     ///
     /// # Panics
-    /// If the device fails, as `into_data` does.
+    /// As [`new`](Self::new).
     pub(crate) async fn read<const D: usize>(logits: Tensor<D>) -> Self {
         let vocab_size = logits.dims()[D - 1];
         match logits.cast(FloatDType::F32).into_data_async().await {
