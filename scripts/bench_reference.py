@@ -2,12 +2,13 @@
 
     python bench_reference.py COMMAND OUTPUT [--models block_19,block_85] [--batches 1,8,32,128] [--repeats 5]
                               [--scale 8] [--dtypes f32,bf16] [--threads 1,2] [--workloads prefill-heavy,decode-heavy]
-                              [--precisions f32,int8]
+                              [--precisions f32,int8] [--device cuda:0]
 
 COMMAND is the `blockformer` command. For every model, workload and batch size the two take turns, REPEATS times: each
 turn of ours is a process of its own for each precision, with a warm-up before the run that counts; PyTorch keeps its
 model and has one warm-up. Writes OUTPUT/beside-reference.csv and .json, row by row; a run that was stopped goes on behind the rows that
-are there. See reference_model.py for what the Python must have.
+are there. With --device both sides compute on that GPU, and TF32 is off on PyTorch's (on ours see docs/gpu.md).
+See reference_model.py for what the Python must have.
 """
 
 import argparse
@@ -26,7 +27,8 @@ import torch
 from reference_model import Size, load_block_transformer, save_block_transformer, vanilla
 
 SIZES = {  # as the presets block_main_b4_… and vanilla_…
-    "block_5": (256, 3, 8), "block_19": (512, 3, 8), "block_85": (768, 6, 12),
+    "block_5": (256, 3, 8), "block_19": (512, 3, 8), "block_85": (768, 6, 12), "block_300": (1024, 12, 16),
+    "block_1.2b": (2048, 12, 16),
     "vanilla_31": (256, 6, 8), "vanilla_70": (512, 6, 8), "vanilla_160": (768, 12, 12), "vanilla_410": (1024, 24, 16),
 }
 WORKLOADS = {"prefill-heavy": (2048, 128), "decode-heavy": (128, 2048)}
@@ -53,12 +55,13 @@ def make(name, directory, command):
     return type(vanilla(Size(64, 64, 1, 1, 64))).from_pretrained(directory)
 
 
-def ours(command, model, directory, cell, precision, threads):
+def ours(command, model, directory, cell, precision, threads, device):
     """One run; what `bench.json` says of it, with the limits, and the token ids."""
     prompt, new, batch = cell
     call = [
         command, "bench", "--model", model, "--prompt-tokens", prompt, "--new-tokens", new, "--batch", batch,
         "--repeats", 1, "--warm-up", 1, "--precision", precision, "--out", directory,
+        "--device", device,
     ]
     done = subprocess.run([str(part) for part in call], capture_output=True, text=True,
                           env={**os.environ, "RAYON_NUM_THREADS": str(threads)})
@@ -71,13 +74,15 @@ def ours(command, model, directory, cell, precision, threads):
 
 def reference(model, prompts, new):
     """Seconds, and the generated ids."""
-    ids = torch.tensor(prompts)
+    ids = torch.tensor(prompts, device=next(model.parameters()).device)
     options = {"attention_mask": torch.ones_like(ids), "max_length": ids.shape[1] + new}
     if hasattr(model, "gpt_neox"):
         options["do_sample"] = False
     with torch.inference_mode():
         start = time.perf_counter()
         output = model.generate(ids, **options)
+        if ids.is_cuda:
+            torch.cuda.synchronize(ids.device)
         seconds = time.perf_counter() - start
     return seconds, output[:, ids.shape[1] : ids.shape[1] + new].tolist()
 
@@ -87,7 +92,7 @@ def preference(model, prompt, ours, theirs):
     caches. (With a prefix of two, the authors' `generate` counts positions otherwise than their training does, and so
     may choose another token than their own forward pass.)"""
     at = next(i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b)
-    text = torch.tensor([prompt + ours[:at]])
+    text = torch.tensor([prompt + ours[:at]], device=next(model.parameters()).device)
     with torch.inference_mode():
         if hasattr(model, "gpt_neox"):
             logits = model(text).logits[0, -1]
@@ -108,7 +113,7 @@ def measure(arguments, name, model, workload, cell, dtype, threads):
         for precision in precisions:
             measured, limit, tokens = last[precision] = ours(
                 arguments.command, arguments.output / name / "converted", arguments.output / "turn", cell, precision,
-                threads,
+                threads, arguments.device,
             )
             speeds[precision].append(measured["tokens_per_second"]["median"])
             limits.append(limit)
@@ -147,6 +152,7 @@ def main():
     parser.add_argument("--precisions", default="f32")
     parser.add_argument("--dtypes", default="f32")
     parser.add_argument("--threads", default="2")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda:N for both sides")
     parser.add_argument("--scale", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
@@ -162,6 +168,7 @@ def main():
         for dtype in arguments.dtypes.split(","):
             model = make(name, arguments.output / name, arguments.command).eval()
             model = model.to({"f32": torch.float32, "bf16": torch.bfloat16}[dtype])
+            model = model.to(arguments.device)
             for workload in arguments.workloads.split(","):
                 for batch in arguments.batches.split(","):
                     for threads in arguments.threads.split(","):

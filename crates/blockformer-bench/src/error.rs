@@ -1,5 +1,6 @@
 //! What can go wrong in measuring.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 
 use blockformer_generate::GenerateError;
@@ -39,6 +40,12 @@ pub enum BenchError {
         "this system does not tell how much memory a process uses, so no batch size can be searched for: give some"
     )]
     NoMemory,
+    /// The device failed.
+    #[error("the device failed: {reason}")]
+    Device {
+        /// What it said, in one line.
+        reason: String,
+    },
     /// A report that cannot be written.
     #[error("cannot write {}: {reason}", path.display())]
     Write {
@@ -47,4 +54,17 @@ pub enum BenchError {
         /// Why.
         reason: String,
     },
+}
+
+/// Runs work on a device. Burn reports a failure, of an allocation say, by a panic.
+///
+/// # Errors
+/// [`BenchError::Device`] if it panics.
+pub fn guarded<R>(work: impl FnOnce() -> R) -> Result<R, BenchError> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+        // Backends report causes in lines of their own.
+        let reason = text.unwrap_or("no reason was given").split_whitespace().collect::<Vec<_>>().join(" ");
+        BenchError::Device { reason }
+    })
 }

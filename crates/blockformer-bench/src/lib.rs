@@ -23,6 +23,7 @@
 //! ```
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod device_limits;
 mod error;
 mod limits;
 mod measure;
@@ -32,10 +33,13 @@ mod report;
 mod search;
 mod workload;
 
-pub use error::BenchError;
+pub use device_limits::{DeviceLimits, copy_rate, product_rate};
+pub use error::{BenchError, guarded};
 pub use limits::Limits;
-pub use measure::{Components, MeasureOptions, Measurement, Phase, Spread, Subject, Tokens, measure, required_bytes};
-pub use memory::{peak_bytes, reset_peak, resident_bytes, settle};
+pub use measure::{
+    Components, MeasureOptions, Measurement, Phase, Spread, Subject, Tokens, measure, needed_bytes, required_bytes,
+};
+pub use memory::{DeviceBytes, device_bytes, peak_bytes, reset_peak, resident_bytes, settle};
 pub use report::Report;
 pub use search::largest_batch;
 pub use workload::Workload;

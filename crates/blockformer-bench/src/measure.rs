@@ -6,9 +6,11 @@ use blockformer_cpu::{CpuModel, CpuState, Profile};
 use blockformer_generate::{GenerateError, LanguageModel};
 use blockformer_kernels::{Level, argmax};
 use blockformer_model::{AnyModel, BlockedPrompts};
-use burn::tensor::{Device, Tensor};
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{DType, Device, Tensor};
 use serde::Serialize;
 
+use crate::error::guarded;
 use crate::{BenchError, Workload, memory};
 
 /// A model under measurement.
@@ -43,16 +45,42 @@ impl<'a> Subject<'a> {
 
     fn precision(&self) -> String {
         match self.model {
-            Model::Plain(_) => "plain".into(),
+            Model::Plain(model) => match Weights::of(model).dtype {
+                None | Some(DType::F32) => "plain".into(),
+                Some(dtype) => format!("plain/{}", dtype.name()),
+            },
             Model::Packed(model) => format!("{}/{}", model.precision().name(), model.level().name()),
         }
     }
 
     fn weight_bytes(&self) -> usize {
         match self.model {
-            Model::Plain(model) => 4 * model.parameters().total,
+            Model::Plain(model) => Weights::of(model).bytes,
             Model::Packed(model) => model.weight_bytes(),
         }
+    }
+}
+
+/// The bytes of a plain model's weights and the type of the last.
+#[derive(Default)]
+struct Weights {
+    bytes: usize,
+    dtype: Option<DType>,
+}
+
+impl Weights {
+    fn of(model: &AnyModel) -> Self {
+        let mut weights = Self::default();
+        model.visit(&mut weights);
+        weights
+    }
+}
+
+impl ModuleVisitor for Weights {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let weight = param.val();
+        self.bytes += weight.shape().num_elements() * weight.dtype().size();
+        self.dtype = Some(weight.dtype());
     }
 }
 
@@ -155,6 +183,8 @@ pub struct Measurement {
     pub first_token_ms: Spread,
     /// Between tokens of a sequence after the first.
     pub token_ms: Spread,
+    /// Seconds of all repeats before those that counted: on a GPU, kernels are compiled and tuned in them.
+    pub warm_up_seconds: f64,
     /// Bytes of the weights.
     pub weight_bytes: usize,
     /// Bytes of keys and values.
@@ -206,7 +236,7 @@ pub fn measure(
             return Err(BenchError::Range { what, value, expected: "at least 1" });
         }
     }
-    let (prompts, runs) = match subject.model {
+    let Repeats { prompts, warm_up, runs } = match subject.model {
         Model::Plain(model) => repeat(&Bench { model, profile: |_| None }, workload, options, device)?,
         Model::Packed(model) => {
             let profile = |state: &CpuState| Some((state.profile(), state.buffer_bytes()));
@@ -215,7 +245,9 @@ pub fn measure(
     };
     let steps = runs.last().map_or(&[][..], |run| &run.generated);
     let generated = (0..options.batch).map(|row| steps.iter().map(|tokens| tokens[row]).collect()).collect();
-    Ok(Measurement { tokens: Tokens { prompts, generated }, ..summary(subject, workload, options, &runs) })
+    let warm_up_seconds = warm_up.as_secs_f64();
+    let tokens = Tokens { prompts, generated };
+    Ok(Measurement { tokens, warm_up_seconds, ..summary(subject, workload, options, &runs) })
 }
 
 /// Bytes that a workload takes at a batch size, beside what the process has already: the peak of a prefill and one
@@ -240,6 +272,45 @@ pub fn required_bytes(
     Ok(peak.saturating_sub(before) + grown as usize - short.kv_bytes)
 }
 
+/// Bytes that a workload needs at a batch size, to be compared with a budget. Where the device tells what its allocator has
+/// reserved, that, weights included, when the prompts have been taken in and all room for keys and values is there;
+/// elsewhere as [`required_bytes`].
+///
+/// # Errors
+/// [`BenchError::Device`] if the device failed, for want of memory most likely, and as [`required_bytes`].
+pub fn needed_bytes(
+    subject: &Subject<'_>,
+    workload: &Workload,
+    batch: usize,
+    device: &Device,
+) -> Result<usize, BenchError> {
+    if memory::device_bytes(device).is_none() {
+        return guarded(|| required_bytes(subject, workload, batch, device))?;
+    }
+    device.memory_cleanup();
+    guarded(|| match subject.model {
+        Model::Plain(model) => take_in(model, workload, batch, device),
+        Model::Packed(model) => take_in(model, workload, batch, device),
+    })??;
+    memory::device_bytes(device).map(|bytes| bytes.reserved).ok_or(BenchError::NoMemory)
+}
+
+/// A prefill, and one step where there is one, in caches for the whole workload.
+fn take_in<M: LanguageModel>(model: &M, workload: &Workload, batch: usize, device: &Device) -> Result<(), BenchError> {
+    let layout = model.layout();
+    let prompts: Vec<Vec<u32>> =
+        (0..batch).map(|row| prompt(workload.prompt_tokens, layout.vocab_size, row as u64)).collect();
+    let slices: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    let blocked = layout.block_prompts(&slices, workload.new_tokens)?;
+    let (mut state, logits) = model.prefill(&blocked, workload.new_tokens, device);
+    let mut spent = Duration::ZERO;
+    let tokens = choose(logits, &mut spent)?;
+    if workload.new_tokens > 1 {
+        choose(model.step(&mut state, &tokens), &mut spent)?;
+    }
+    Ok(())
+}
+
 /// A model and how its state tells where time and memory went.
 struct Bench<'a, M: LanguageModel> {
     model: &'a M,
@@ -258,24 +329,34 @@ struct Run {
     generated: Vec<Vec<u32>>,
 }
 
+/// All runs of a measurement.
+struct Repeats {
+    prompts: Vec<Vec<u32>>,
+    /// What those that do not count took.
+    warm_up: Duration,
+    runs: Vec<Run>,
+}
+
 fn repeat<M: LanguageModel>(
     bench: &Bench<'_, M>,
     workload: &Workload,
     options: &MeasureOptions,
     device: &Device,
-) -> Result<(Vec<Vec<u32>>, Vec<Run>), BenchError> {
+) -> Result<Repeats, BenchError> {
     let layout = bench.model.layout();
     let prompts: Vec<Vec<u32>> = (0..options.batch)
         .map(|row| prompt(workload.prompt_tokens, layout.vocab_size, options.seed.wrapping_add(row as u64)))
         .collect();
     let slices: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let blocked = layout.block_prompts(&slices, workload.new_tokens)?;
+    let start = Instant::now();
     for _ in 0..options.warm_up {
         run(bench, &blocked, workload.new_tokens, device)?;
     }
+    let warm_up = start.elapsed();
     let runs = (0..options.repeats).map(|_| run(bench, &blocked, workload.new_tokens, device));
     let runs = runs.collect::<Result<_, _>>()?;
-    Ok((prompts, runs))
+    Ok(Repeats { prompts, warm_up, runs })
 }
 
 /// Ids that look random.
@@ -352,6 +433,7 @@ fn summary(subject: &Subject<'_>, workload: &Workload, options: &MeasureOptions,
         tokens_per_second: spread(&|run| (options.batch * workload.new_tokens) as f64 / run.total.as_secs_f64()),
         first_token_ms: spread(&|run| milliseconds(run.first)),
         token_ms: spread(&|run| milliseconds(run.total - run.first) / later),
+        warm_up_seconds: 0.0,
         weight_bytes,
         kv_bytes,
         buffer_bytes,

@@ -1,4 +1,24 @@
-//! Memory of this process, as the system counts it (Linux only).
+//! Memory of this process, as the system counts it (Linux only), and of a device, as its allocator does.
+
+use burn::tensor::Device;
+use serde::Serialize;
+
+/// Bytes of a device's memory that its allocator holds for this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct DeviceBytes {
+    /// Of tensors that are alive.
+    pub in_use: usize,
+    /// Taken from the device, what is kept for later tensors included.
+    pub reserved: usize,
+}
+
+/// What a device's allocator holds, or `None` where it does not tell, as on a CPU. Waits for the device.
+pub fn device_bytes(device: &Device) -> Option<DeviceBytes> {
+    // An error of the device shows where its numbers are read.
+    let _ = device.sync();
+    let usage = device.memory_pool_usage()?;
+    Some(DeviceBytes { in_use: usage.bytes_in_use as usize, reserved: usage.bytes_reserved as usize })
+}
 
 /// Bytes in memory now, or `None` where the system does not tell.
 pub fn resident_bytes() -> Option<usize> {

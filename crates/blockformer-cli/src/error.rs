@@ -14,7 +14,7 @@ use blockformer::train::TrainError;
 use blockformer::train::lora::LoraError;
 use blockformer::train::uptraining::UptrainingError;
 use blockformer::verify::VerifyError;
-use blockformer::{DeviceError, OpenError};
+use blockformer::{DeviceError, OpenError, SelfCheckError};
 use thiserror::Error;
 
 #[derive(Debug, Error)]
@@ -44,6 +44,8 @@ pub(crate) enum CliError {
     #[error(transparent)]
     Uptraining(#[from] UptrainingError),
     #[error(transparent)]
+    SelfCheck(#[from] SelfCheckError),
+    #[error(transparent)]
     Verify(#[from] VerifyError),
     #[error("cannot {action} {}: {source}", path.display())]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
@@ -57,6 +59,12 @@ pub(crate) enum CliError {
     DeviceFailed { names: Vec<String>, reason: String, checkpoint: Option<PathBuf> },
     #[error("training on device {name} failed, though the device answers: {reason}{}", whole(checkpoint))]
     WorkFailed { name: String, reason: String, checkpoint: Option<PathBuf> },
+    #[error("device {name} does not answer any more; {} has what was measured: go on with --resume", path.display())]
+    DeviceGone { name: String, path: PathBuf },
+    #[error("{} is there already: go on with --resume, or name another file", path.display())]
+    ReportExists { path: PathBuf },
+    #[error("{} is not a report of this command: {source}", path.display())]
+    Report { path: PathBuf, source: serde_json::Error },
     #[error("cannot read the prompt from standard input: {source}")]
     Stdin { source: std::io::Error },
     #[error("cannot write to standard output: {source}")]

@@ -13,7 +13,7 @@ use error::CliError;
 
 #[cfg(feature = "remote")]
 use commands::worker;
-use commands::{bench, convert, evaluate, generate, inspect, tokenize, train, uptrain, verify};
+use commands::{bench, convert, evaluate, generate, gpu_report, inspect, self_check, tokenize, train, uptrain, verify};
 
 /// Burn's CPU backend allocates a tensor for every operation; mimalloc makes that several times faster.
 #[global_allocator]
@@ -43,10 +43,14 @@ enum Command {
     Uptrain(uptrain::Arguments),
     /// Show a model's configuration, parameters and cache sizes.
     Inspect(inspect::Arguments),
+    /// Check in seconds that a device computes what a CPU does.
+    SelfCheck(self_check::Arguments),
     /// Check a device against the numbers of reference cases.
     Verify(verify::Arguments),
     /// Measure how fast models generate: prefill-heavy and decode-heavy, by batch size.
     Bench(bench::Arguments),
+    /// Put a device through everything: checks, its limits, throughput and training; one table, one JSON file.
+    GpuReport(gpu_report::Arguments),
     /// Serve a device to `--device remote:ws://HOST:PORT` of other processes and machines, until Ctrl-C.
     #[cfg(feature = "remote")]
     Worker(worker::Arguments),
@@ -61,8 +65,10 @@ fn main() -> ExitCode {
         Command::Convert(arguments) => convert::run(&arguments),
         Command::Uptrain(arguments) => uptrain::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
+        Command::SelfCheck(arguments) => self_check::run(&arguments),
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::GpuReport(arguments) => gpu_report::run(&arguments),
         #[cfg(feature = "remote")]
         Command::Worker(arguments) => worker::run(&arguments),
     };
@@ -72,7 +78,8 @@ fn main() -> ExitCode {
         Err(CliError::Stdout { source }) if source.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", error.chain());
-            ExitCode::FAILURE
+            // A fresh process may do better.
+            if matches!(error, CliError::DeviceGone { .. }) { ExitCode::from(3) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -19,7 +19,7 @@ pub struct LayerCache {
 }
 
 impl LayerCache {
-    /// An empty cache on `device`, in the device's default float type.
+    /// An empty cache on `device`, in the device's default float type until the first keys come, whose type it takes on.
     ///
     /// # Shapes
     /// Holds `[batch, n_kv_heads, capacity, head_dim]` twice.
@@ -84,12 +84,19 @@ impl LayerCache {
     ///
     /// # Errors
     /// [`CacheError::Full`] and [`CacheError::Shape`]; the cache is then unchanged.
+    ///
+    /// # Panics
+    /// If positions of another float type are held.
     pub fn append(&mut self, keys: Tensor<4>, values: Tensor<4>) -> Result<(Tensor<4>, Tensor<4>), CacheError> {
         let new = keys.dims()[2];
         self.check("keys", keys.dims(), new)?;
         self.check("values", values.dims(), new)?;
         if new > self.remaining() {
             return Err(CacheError::Full { len: self.len, capacity: self.capacity(), requested: new });
+        }
+        if self.is_empty() && keys.dtype() != self.keys.dtype() {
+            let zeros = || Tensor::zeros(self.keys.dims(), (&self.keys.device(), keys.dtype()));
+            (self.keys, self.values) = (zeros(), zeros());
         }
         let (start, end) = (self.len, self.len + new);
         self.keys.inplace(|held| held.slice_assign(s![.., .., start..end, ..], keys));
@@ -131,6 +138,8 @@ impl LayerCache {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::{DType, FloatDType};
+
     use super::*;
 
     /// `[1, 1, values, 2]`, both features of a position holding its value.
@@ -195,6 +204,15 @@ mod tests {
         let (k, _) = cache.append(positions(&[3.0, 4.0]), positions(&[3.0, 4.0])).unwrap();
         k.into_data().assert_eq(&positions(&[1.0, 2.0, 3.0, 4.0, 0.0, 0.0]).into_data(), true);
         assert_eq!((cache.len(), cache.remaining()), (4, 3));
+    }
+
+    #[test]
+    fn an_empty_cache_takes_on_the_type_of_the_keys() {
+        let mut cache = cache(2);
+        let short = positions(&[1.5]).cast(FloatDType::BF16);
+        let (k, v) = cache.append(short.clone(), short).unwrap();
+        assert_eq!((k.dtype(), v.dtype(), cache.bytes_per_value()), (DType::BF16, DType::BF16, 2));
+        k.cast(FloatDType::F32).into_data().assert_eq(&positions(&[1.5]).into_data(), true);
     }
 
     #[test]

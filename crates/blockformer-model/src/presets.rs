@@ -30,10 +30,22 @@ const BLOCK: [(&str, usize, usize, usize); 6] = [
     ("block_main_b4_1.2b", 2048, 12, 12),
 ];
 
-/// Name (that of the trainer file `conf/trainer/NAME.yaml`), `d_model`, layers: the shapes of Pythia 31M to 410M
-/// (Biderman et al. 2023, table 1)
-const VANILLA: [(&str, usize, usize); 4] =
-    [("vanilla_31", 256, 6), ("vanilla_70", 512, 6), ("vanilla_160", 768, 12), ("vanilla_410", 1024, 24)];
+/// Name (that of the trainer file `conf/trainer/NAME.yaml`), `d_model`, layers: the shapes of Pythia 31M to 6.9B
+/// (Biderman et al. 2023, table 1); heads follow the authors' rule, which at 2.8B gives 20 of 128 features and Pythia 32 of
+/// 80.
+const VANILLA: [(&str, usize, usize); 7] = [
+    ("vanilla_31", 256, 6),
+    ("vanilla_70", 512, 6),
+    ("vanilla_160", 768, 12),
+    ("vanilla_410", 1024, 24),
+    ("vanilla_1.4b", 2048, 24),
+    ("vanilla_2.8b", 2560, 32),
+    ("vanilla_6.9b", 4096, 32),
+];
+
+/// Block models that the paper times with random weights, without saying more than their sizes: the layers of Pythia 2.8B
+/// and 6.9B, half of them in each decoder. Name, `d_model`, layers of each decoder.
+const TIMED: [(&str, usize, usize); 2] = [("block_timed_b4_2.8b", 2560, 16), ("block_timed_b4_6.9b", 4096, 16)];
 
 /// MEGABYTE as the paper reproduces it (section 4.2 and appendix; trainer files of the same names): summation, a wide
 /// block decoder and a narrow token decoder. Name, `d_model` and layers of the block decoder, of the token decoder.
@@ -58,6 +70,7 @@ const ABLATIONS: [&str; 7] = [
 /// The names of all presets.
 pub fn names() -> impl Iterator<Item = &'static str> {
     let blocks = BLOCK.iter().map(|preset| preset.0).chain(MEGABYTE.iter().map(|preset| preset.0)).chain(ABLATIONS);
+    let blocks = blocks.chain(TIMED.iter().map(|preset| preset.0));
     blocks.chain(VANILLA.iter().map(|preset| preset.0))
 }
 
@@ -72,6 +85,10 @@ pub fn block(name: &str) -> Option<BlockTransformerConfig> {
     if let Some(&(_, d_model, block_layers, token_layers)) = BLOCK.iter().find(|preset| preset.0 == name) {
         let token_decoder = prefix(stack(d_model, token_layers), 2);
         return Some(with_parts(4, lookup(d_model / 4), stack(d_model, block_layers), token_decoder));
+    }
+    if let Some(&(_, d_model, layers)) = TIMED.iter().find(|preset| preset.0 == name) {
+        let token_decoder = prefix(stack(d_model, layers), 2);
+        return Some(with_parts(4, lookup(d_model / 4), stack(d_model, layers), token_decoder));
     }
     if let Some(&(_, d_block, block_layers, d_token, token_layers)) = MEGABYTE.iter().find(|preset| preset.0 == name) {
         let token_decoder = summation(stack(d_token, token_layers));
@@ -214,6 +231,10 @@ mod tests {
             ("vanilla_70", 70_426_624, 18_915_328),
             ("vanilla_160", 162_322_944, 85_056_000),
             ("vanilla_410", 405_334_016, 302_311_424),
+            ("vanilla_1.4b", 1_414_647_808, 1_208_602_624),
+            ("vanilla_2.8b", 2_775_208_960, 2_517_652_480),
+            // Its vocabulary is padded to 50,432.
+            ("vanilla_6.9b", 6_857_302_016 - 2 * (50_432 - 50_304) * 4096, 6_444_163_072),
         ];
         for (name, total, non_embedding) in printed {
             let count = ParameterCount::of(&vanilla(name).unwrap().init(&Device::flex()).unwrap());

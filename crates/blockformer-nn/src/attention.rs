@@ -184,6 +184,7 @@ impl Attention {
         for (row, pieces) in context.sight.iter().enumerate() {
             let n_keys = pieces.last().map_or(0, |piece| piece.n_keys);
             let (keys, values) = batch.read(layer, row, n_keys); // [kv_heads, n_keys, head_dim]
+            let (keys, values) = (in_type_of(&queries, keys), in_type_of(&queries, values));
             let attended = pieces.iter().map(|piece| {
                 let of = |x: &Tensor<3>| x.clone().slice(s![.., 0..piece.n_keys, ..]).unsqueeze::<4>();
                 let queries = queries.clone().slice(s![row..row + 1, .., piece.queries.clone(), ..]);
@@ -227,4 +228,10 @@ impl Attention {
         let repeated: Tensor<5> = x.unsqueeze_dim::<5>(2).repeat_dim(2, group);
         repeated.reshape([batch, kv_heads * group, positions, head_dim])
     }
+}
+
+/// Pools give float32, whatever they hold and the model computes in.
+fn in_type_of(queries: &Tensor<4>, held: Tensor<3>) -> Tensor<3> {
+    let dtype = queries.dtype();
+    if held.dtype() == dtype { held } else { held.cast(dtype) }
 }

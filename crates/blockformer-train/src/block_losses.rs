@@ -50,7 +50,7 @@ impl LossConfig {
     }
 
     /// The same with the loss on block embeddings multiplied by `factor`.
-    pub(crate) fn scaled(self, factor: f64) -> Self {
+    pub fn scaled(self, factor: f64) -> Self {
         let block_decoding = self.block_decoding.map(|loss| BlockDecodingLoss { weight: loss.weight * factor, ..loss });
         Self { block_decoding, ..self }
     }

@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// fails with it), [`TrainError::Work`] if all of them do.
 pub(crate) fn guard<R>(devices: &[Device], index: usize, work: impl FnOnce() -> R) -> Result<R, TrainError> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
-        let reason = message(panic.as_ref());
+        let reason = panic_message(panic.as_ref());
         let silent = silent(devices, PATIENCE, |device| matches!(device.sync(), Ok(())));
         if silent.is_empty() {
             return TrainError::Work { device: index, reason };
@@ -49,7 +49,7 @@ fn silent(devices: &[Device], patience: Duration, answers: fn(&Device) -> bool) 
 }
 
 /// What a panic says, in one line: backends report causes in lines of their own.
-fn message(panic: &(dyn Any + Send)) -> String {
+pub fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     text.unwrap_or("no reason was given").split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -4,8 +4,8 @@
 //! tokens of each block locally. Its KV cache has one entry a block, and prompts need no token-decoder prefill.
 //!
 //! This crate brings the family together: it re-exports the library crates as modules, chooses backends by features,
-//! opens devices by name ([`device()`]), has a bundled model ([`bundled`]), and checks any device against numbers of the
-//! authors' implementation ([`verify`]).
+//! opens devices by name ([`device()`]), has a bundled model ([`bundled`]), checks any device in seconds
+//! ([`self_check()`]) and against numbers of the authors' implementation ([`verify`]).
 //!
 //! ```no_run
 //! use blockformer::prelude::*;
@@ -34,6 +34,7 @@ pub mod bundled;
 mod decoding;
 mod devices;
 mod open;
+pub mod self_check;
 mod serving;
 pub mod verify;
 #[cfg(feature = "remote")]
@@ -55,6 +56,7 @@ pub use blockformer_train as train;
 pub use decoding::decoding;
 pub use devices::{DeviceError, available_devices, default_device, device, is_cpu};
 pub use open::{OpenError, check_tokenizer, open};
+pub use self_check::{SelfCheckError, SelfCheckReport, self_check};
 pub use serving::{ServingBlock, ServingModel};
 
 /// What most programs need.

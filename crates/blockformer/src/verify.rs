@@ -9,6 +9,7 @@
 mod batches;
 mod case;
 mod generation;
+mod precision;
 mod training;
 
 use std::path::{Path, PathBuf};
@@ -16,24 +17,12 @@ use std::path::{Path, PathBuf};
 use blockformer_data::DataError;
 use blockformer_generate::GenerateError;
 use blockformer_model::CheckpointError;
-use blockformer_train::TrainError;
+use blockformer_train::{TrainError, panic_message};
 use burn::tensor::Device;
 use thiserror::Error;
 
 use case::Case;
-
-/// Largest absolute error of logits and embeddings in float32.
-pub const LOGITS_TOLERANCE: f64 = 1e-3;
-/// Largest relative error of a loss.
-pub const LOSS_TOLERANCE: f64 = 1e-5;
-/// Largest error of a gradient, relative to its largest entry, and of the norm of all gradients.
-pub const GRADIENT_TOLERANCE: f64 = 1e-3;
-/// Largest relative error of the losses of training steps.
-pub const TRAINING_TOLERANCE: f64 = 1e-4;
-
-/// Largest absolute error of a weight after the training steps, each of which moves weights by up to 1e-3; the biases of
-/// keys, whose gradients are nothing but rounding, are left out.
-pub const WEIGHTS_TOLERANCE: f64 = 2e-5;
+pub use precision::{Tolerances, VerifyPrecision};
 
 /// Why a case could not be run.
 #[derive(Debug, Error)]
@@ -125,20 +114,34 @@ impl CaseReport {
     }
 }
 
-/// Runs every case in `path` on `device`, in order of their names, and hands each report to `on_report` as it comes.
-/// `path` may also be one case.
+/// Runs every case in `path` on `device` in float32, in order of their names, and hands each report to `on_report` as it
+/// comes. `path` may also be one case.
 ///
 /// # Errors
 /// [`VerifyError`] if the directory cannot be read or holds no case; what goes wrong with a case is in its report.
 pub fn directory(
     path: &Path,
     device: &Device,
+    on_report: impl FnMut(&CaseReport),
+) -> Result<Vec<CaseReport>, VerifyError> {
+    directory_in(path, device, VerifyPrecision::F32, on_report)
+}
+
+/// As [`directory`], in a precision and with its tolerances. The device must compute in it
+/// ([`Device::supports_dtype`]).
+///
+/// # Errors
+/// As [`directory`].
+pub fn directory_in(
+    path: &Path,
+    device: &Device,
+    precision: VerifyPrecision,
     mut on_report: impl FnMut(&CaseReport),
 ) -> Result<Vec<CaseReport>, VerifyError> {
     let mut reports = Vec::new();
     for folder in folders(path)? {
         let case = folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-        let report = CaseReport { case, checks: run_guarded(&folder, device) };
+        let report = CaseReport { case, checks: run_guarded(&folder, device, precision) };
         on_report(&report);
         reports.push(report);
     }
@@ -149,21 +152,19 @@ pub fn directory(
 }
 
 /// Runs one case; a panic, which a backend may raise, is one case's failure and not the end of all.
-fn run_guarded(folder: &Path, device: &Device) -> Result<Vec<Check>, VerifyError> {
-    let run = std::panic::AssertUnwindSafe(|| run(folder, device));
+fn run_guarded(folder: &Path, device: &Device, precision: VerifyPrecision) -> Result<Vec<Check>, VerifyError> {
+    let run = std::panic::AssertUnwindSafe(|| run(folder, device, precision));
     std::panic::catch_unwind(run).unwrap_or_else(|payload| {
-        let message = payload.downcast_ref::<String>().map(String::as_str);
-        let message = message.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message");
-        Err(VerifyError::Panicked { path: folder.into(), message: message.into() })
+        Err(VerifyError::Panicked { path: folder.into(), message: panic_message(payload.as_ref()) })
     })
 }
 
-/// Runs one case on `device`.
+/// Runs one case on `device`, in a precision and with its tolerances.
 ///
 /// # Errors
 /// [`VerifyError`] if a file is missing or damaged, or describes a model that this library does not have.
-pub fn run(folder: &Path, device: &Device) -> Result<Vec<Check>, VerifyError> {
-    let case = Case::open(folder, device)?;
+pub fn run(folder: &Path, device: &Device, precision: VerifyPrecision) -> Result<Vec<Check>, VerifyError> {
+    let case = Case::open(folder, device, precision)?;
     let mut checks = batches::check(&case)?;
     checks.extend(training::check(&case)?);
     checks.extend(generation::check(&case)?);

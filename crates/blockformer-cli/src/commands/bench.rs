@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use blockformer::ServingModel;
 use blockformer::bench::{
-    Limits, MeasureOptions, Measurement, Report, Subject, Workload, largest_batch, measure, peak_bytes, required_bytes,
+    Limits, MeasureOptions, Measurement, Report, Subject, Workload, largest_batch, measure, needed_bytes, peak_bytes,
     reset_peak, settle,
 };
 use blockformer::model::{AnyModel, ModelConfig, presets};
@@ -44,10 +44,11 @@ pub(crate) struct Arguments {
     /// Batch sizes
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1")]
     batch: Vec<usize>,
-    /// Search the largest batch that keys, values and buffers in so many GiB allow, instead of --batch
+    /// Search the largest batch that keys, values and buffers (on a GPU, weights too) in so many GiB allow, instead of
+    /// --batch
     #[arg(long, value_name = "GIB", conflicts_with = "batch")]
     memory_budget: Option<f64>,
-    /// How weights are stored on a CPU
+    /// How weights are stored
     #[arg(long, value_enum, value_delimiter = ',')]
     precision: Vec<Choice>,
     /// Repeats that count
@@ -71,7 +72,7 @@ pub(crate) struct Arguments {
 }
 
 /// No search goes beyond so many sequences.
-const LARGEST_BATCH: usize = 1 << 14;
+pub(super) const LARGEST_BATCH: usize = 1 << 14;
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
     let device = blockformer::device(&arguments.device)?;
@@ -121,7 +122,7 @@ fn all_batches(
         None => arguments.batch.clone(),
         Some(gib) => {
             let budget = (gib * f64::from(1 << 30)) as usize;
-            vec![largest_batch(budget, LARGEST_BATCH, |batch| required_bytes(subject, workload, batch, device))?]
+            vec![largest_batch(budget, LARGEST_BATCH, |batch| needed_bytes(subject, workload, batch, device))?]
         }
     };
     for batch in batches {
@@ -149,7 +150,7 @@ fn workloads(arguments: &Arguments) -> Result<Vec<Workload>, CliError> {
 }
 
 /// A model directory, or a preset with random weights and a context that holds the workloads.
-fn open(name: &str, workloads: &[Workload], device: &Device) -> Result<(ModelConfig, AnyModel), CliError> {
+pub(super) fn open(name: &str, workloads: &[Workload], device: &Device) -> Result<(ModelConfig, AnyModel), CliError> {
     let preset = presets::model(name).filter(|_| !Path::new(name).exists());
     let Some(mut config) = preset else { return Ok(AnyModel::load(Path::new(name), device)?) };
     let block_length = config.block_length();

@@ -27,7 +27,7 @@ pub(crate) struct Arguments {
     /// Where to compute: cpu, cuda:0, wgpu, …
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// How weights are stored on a CPU; plain runs on Burn's operations, as other devices always do. By default f32
+    /// How weights are stored; plain runs on Burn's operations, as devices other than CPUs always do. By default f32
     #[arg(long, value_enum)]
     precision: Option<Choice>,
     /// How many tokens to generate at most; generation ends earlier at the end of a document

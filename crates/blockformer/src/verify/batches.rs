@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use blockformer_model::{AnyModel, BlockTransformer, VanillaTransformer};
-use blockformer_train::{GradientAccumulator, Losses, Trainable};
+use blockformer_train::{Losses, Trainable};
 use burn::module::{Module, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Int, Tensor, TensorData};
 
 use super::case::{Case, CaseBatch, ParameterValue, for_each_parameter};
-use super::{Check, GRADIENT_TOLERANCE, LOGITS_TOLERANCE, LOSS_TOLERANCE, VerifyError};
+use super::{Check, VerifyError};
 
 pub(super) fn check(case: &Case) -> Result<Vec<Check>, VerifyError> {
     match &case.model {
@@ -27,9 +27,7 @@ fn check_block(case: &Case, model: &BlockTransformer) -> Result<Vec<Check>, Veri
     }
     if let Some(last) = names.last() {
         let CaseBatch { batch, normalizer, .. } = case.batch(last)?;
-        let mut accumulator = GradientAccumulator::new();
-        accumulator.add(model, model.losses(&batch, &case.losses, normalizer).graph().backward());
-        checks.push(check_gradients(case, model, accumulator.finish(model))?);
+        checks.push(check_gradients(case, model, case.backward(model, &batch, normalizer).1)?);
     }
     Ok(checks)
 }
@@ -38,7 +36,7 @@ fn check_batch(case: &Case, model: &BlockTransformer, name: &str) -> Result<Vec<
     let CaseBatch { batch, real, normalizer } = case.batch(name)?;
     let [n_batch, n_blocks, length] = batch.ids.dims();
     let vocab_size = model.layout().vocab_size;
-    let valid = model.valid();
+    let valid = case.precision.computes_in().shadow(&model.valid());
     let ids = batch.ids.clone().inner();
     let mask = batch.mask.clone().map(|mask| mask.inner());
     let output = valid.forward(ids, mask);
@@ -52,13 +50,14 @@ fn check_batch(case: &Case, model: &BlockTransformer, name: &str) -> Result<Vec<
     let mut compare = |quantity: &str, got: TensorData, keep: &[bool], width: usize| -> Result<(), VerifyError> {
         let expected = &case.floats(&format!("{name}.{quantity}"))?.values;
         let error = largest_error(&got, expected, keep, width);
-        checks.push(Check { quantity: format!("{name} {quantity}"), error, tolerance: LOGITS_TOLERANCE });
+        checks.push(Check { quantity: format!("{name} {quantity}"), error, tolerance: case.tolerances().logits });
         Ok(())
     };
     compare("block_embeddings", output.block_embeddings.into_data(), &block_real, block_width)?;
     compare("context_embeddings", output.context_embeddings.into_data(), &block_real, block_width)?;
     compare("logits", logits.into_data(), &predicted, vocab_size)?;
-    checks.extend(check_losses(case, name, &model.losses(&batch, &case.losses, normalizer), normalizer));
+    let losses = case.precision.computes_in().shadow(model).losses(&batch, &case.losses, normalizer);
+    checks.extend(check_losses(case, name, &losses, normalizer));
     Ok(checks)
 }
 
@@ -73,7 +72,7 @@ fn check_losses(case: &Case, name: &str, losses: &Losses, normalizer: f64) -> Ve
     ];
     let check = |(part, got): (&str, Option<f64>)| {
         let expected = case.scalar(&format!("{name}.{part}"))?;
-        Some(relative(&format!("{name} {part}"), got.unwrap_or(f64::NAN), expected, LOSS_TOLERANCE))
+        Some(relative(&format!("{name} {part}"), got.unwrap_or(f64::NAN), expected, case.tolerances().loss))
     };
     parts.into_iter().filter_map(check).collect()
 }
@@ -82,19 +81,19 @@ fn check_vanilla(case: &Case, model: &VanillaTransformer) -> Result<Vec<Check>, 
     let (n, ids) = case.token_rows("input_ids", 2)?;
     let rows = ids.len() / n;
     let values: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
-    let valid = model.valid();
+    let valid = case.precision.computes_in().shadow(&model.valid());
     let tensor = Tensor::<2, Int>::from_data(TensorData::new(values, [rows, n]), &case.device);
     let logits = valid.logits(valid.forward(tensor.clone(), None, None));
     let expected = &case.floats("logits")?.values;
     let error = largest_error(&logits.into_data(), expected, &vec![true; rows * n], model.layout().vocab_size);
-    let mut checks = vec![Check { quantity: "logits".into(), error, tolerance: LOGITS_TOLERANCE }];
+    let mut checks = vec![Check { quantity: "logits".into(), error, tolerance: case.tolerances().logits }];
     if let Some(expected) = case.scalar("loss") {
         let ids = Tensor::from_inner(tensor.reshape([rows, n, 1]));
         let predicted = rows * (n - 1);
         let (mask, counted, first_predicted_block, n_predicted) = (None, None, 1, predicted);
         let batch = blockformer_train::Batch { ids, mask, counted, first_predicted_block, n_predicted };
-        let loss = model.loss(&batch, predicted as f64).sum() / predicted as f64;
-        checks.push(relative("loss", loss, expected, LOSS_TOLERANCE));
+        let loss = case.precision.computes_in().shadow(model).loss(&batch, predicted as f64).sum() / predicted as f64;
+        checks.push(relative("loss", loss, expected, case.tolerances().loss));
     }
     Ok(checks)
 }
@@ -114,7 +113,7 @@ fn check_gradients(case: &Case, model: &BlockTransformer, gradients: GradientsPa
     for_each_parameter(model, &gradients, |path, values| {
         ours.insert(path.to_string(), values);
     });
-    let mut check = Check { quantity: "gradients".into(), error: 0.0, tolerance: GRADIENT_TOLERANCE };
+    let mut check = Check { quantity: "gradients".into(), error: 0.0, tolerance: case.tolerances().gradients };
     let names = case.names("grad.");
     if names.is_empty() {
         check.error = f64::NAN;

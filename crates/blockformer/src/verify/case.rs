@@ -4,15 +4,19 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use blockformer_model::reference::{self, Format, Layout, TrainerFile, Translation};
-use blockformer_model::{AnyModel, ModelConfig, ParameterPath};
+use blockformer_model::{AnyModel, BlockTransformer, ModelConfig, ParameterPath};
 use blockformer_token_decoder::TokenDecoderConfig;
-use blockformer_train::{Batch, BlockDecodingLoss, BlockDecodingLossKind, LossConfig};
+use blockformer_train::{
+    Batch, BlockDecodingLoss, BlockDecodingLossKind, GradientAccumulator, LossConfig, Losses, Trainable,
+    scale_gradients,
+};
 use burn::module::{Module, ModuleVisitor, Param};
+use burn::optim::GradientsParams;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-use super::VerifyError;
+use super::{Tolerances, VerifyError, VerifyPrecision};
 
 pub(super) const CASES_FILE: &str = "cases.safetensors";
 const EXPECTED_FILE: &str = "expected.json";
@@ -38,6 +42,7 @@ pub(super) struct CaseBatch {
 /// A case, opened.
 pub(super) struct Case {
     pub(super) device: Device,
+    pub(super) precision: VerifyPrecision,
     pub(super) config: ModelConfig,
     /// On the autodiff device.
     pub(super) model: AnyModel,
@@ -51,7 +56,7 @@ pub(super) struct Case {
 }
 
 impl Case {
-    pub(super) fn open(folder: &Path, device: &Device) -> Result<Self, VerifyError> {
+    pub(super) fn open(folder: &Path, device: &Device, precision: VerifyPrecision) -> Result<Self, VerifyError> {
         let (cases_path, expected_path) = (folder.join(CASES_FILE), folder.join(EXPECTED_FILE));
         let (floats, ints) = read_arrays(&cases_path)?;
         let text =
@@ -61,7 +66,31 @@ impl Case {
         let (config, model) = AnyModel::load(folder, &device.clone().autodiff())?;
         let device = device.clone();
         let losses = losses(folder)?;
-        Ok(Self { device, config, model, losses, cases_path, expected_path, floats, ints, expected })
+        Ok(Self { device, precision, config, model, losses, cases_path, expected_path, floats, ints, expected })
+    }
+
+    pub(super) fn tolerances(&self) -> Tolerances {
+        self.precision.tolerances()
+    }
+
+    /// A batch's losses, and gradients with respect to the float32 weights.
+    pub(super) fn backward(
+        &self,
+        model: &BlockTransformer,
+        batch: &Batch,
+        normalizer: f64,
+    ) -> (Losses, GradientsParams) {
+        let scale = self.precision.loss_scale();
+        let shadow = self.precision.computes_in().shadow(model);
+        let mut losses = shadow.losses(batch, &self.losses.scaled(scale), normalizer / scale);
+        let mut accumulator = GradientAccumulator::new();
+        accumulator.add(model, losses.graph().backward());
+        let mut gradients = accumulator.finish(model);
+        if scale != 1.0 {
+            scale_gradients(model, &mut gradients, 1.0 / scale);
+            losses.block_decoding = losses.block_decoding.map(|loss| loss.div_scalar(scale));
+        }
+        (losses, gradients)
     }
 
     pub(super) fn has(&self, name: &str) -> bool {

@@ -2,15 +2,13 @@
 
 use blockformer_model::AnyModel;
 use blockformer_model::reference::Layout;
-use blockformer_train::{
-    AdamWSettings, GradientAccumulator, Optimizer, Schedule, ScheduleShape, Trainable, clip_gradients,
-};
+use blockformer_train::{AdamWSettings, Optimizer, Schedule, ScheduleShape, clip_gradients};
 use burn::module::Param;
 use burn::tensor::Tensor;
 
 use super::batches::{larger, relative};
 use super::case::{Case, CaseBatch, ParameterValue, for_each_parameter};
-use super::{Check, GRADIENT_TOLERANCE, TRAINING_TOLERANCE, VerifyError, WEIGHTS_TOLERANCE};
+use super::{Check, VerifyError, VerifyPrecision};
 
 /// The schedule all cases were trained with.
 const SCHEDULE: Schedule =
@@ -32,10 +30,7 @@ pub(super) fn check(case: &Case) -> Result<Vec<Check>, VerifyError> {
     let mut optimizer = Optimizer::new(&AdamWSettings::default());
     for (step, ((loss, norm), rate)) in losses.iter().zip(&norms).zip(&rates).enumerate() {
         let CaseBatch { batch, normalizer: n, .. } = case.batch(&format!("train.{step}"))?;
-        let output = model.losses(&batch, &case.losses, n);
-        let mut accumulator = GradientAccumulator::new();
-        accumulator.add(&model, output.graph().backward());
-        let mut gradients = accumulator.finish(&model);
+        let (output, mut gradients) = case.backward(&model, &batch, n);
         let got_norm = clip_gradients(&model, &mut gradients, 1.0);
         let got_rate = SCHEDULE.learning_rate(step);
         model = optimizer.step(got_rate, model, gradients);
@@ -44,10 +39,11 @@ pub(super) fn check(case: &Case) -> Result<Vec<Check>, VerifyError> {
             *worst = larger(*worst, relative("", got, expected, 0.0).error);
         }
     }
+    let tolerances = case.tolerances();
     let names = [
-        ("training losses", TRAINING_TOLERANCE),
-        ("training gradient norms", GRADIENT_TOLERANCE),
-        ("learning rates", TRAINING_TOLERANCE),
+        ("training losses", tolerances.training),
+        ("training gradient norms", tolerances.gradients),
+        ("learning rates", VerifyPrecision::F32.tolerances().training),
     ];
     let mut checks: Vec<Check> = names
         .iter()
@@ -56,7 +52,7 @@ pub(super) fn check(case: &Case) -> Result<Vec<Check>, VerifyError> {
         .collect();
     let (error, worst) = trained_weights(case, &model)?;
     let quantity = format!("trained weights (worst: {worst})");
-    checks.push(Check { quantity, error, tolerance: WEIGHTS_TOLERANCE });
+    checks.push(Check { quantity, error, tolerance: tolerances.weights });
     Ok(checks)
 }
 

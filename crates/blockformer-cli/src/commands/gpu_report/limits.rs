@@ -1,0 +1,42 @@
+//! What the device allows.
+
+use blockformer::bench::{copy_rate, product_rate};
+use clap::Args;
+use serde_json::json;
+
+use super::{Run, Section, Type};
+use crate::error::CliError;
+
+#[derive(Args)]
+#[group(id = "limits")]
+pub(super) struct Arguments {
+    /// Size of the copies that memory is measured by
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    copy_size: usize,
+    /// Rows of the square matrices that arithmetic is measured by
+    #[arg(long, value_name = "N", default_value_t = 8192)]
+    product_size: usize,
+}
+
+const TRIES: usize = 10;
+
+/// The name of the row for products of a type.
+pub(super) fn products(precision: Type) -> String {
+    format!("products {}", precision.name())
+}
+
+pub(super) fn measure(run: &mut Run<'_>) -> Result<(), CliError> {
+    run.item(Section::Limits, "copy", |run| {
+        let rate = copy_rate(run.arguments.limits.copy_size << 20, TRIES, &run.device)?;
+        let summary = format!("{:.0} GB/s, read and written", rate / 1e9);
+        Ok(json!({ "summary": summary, "bytes_per_second": rate }))
+    })?;
+    for precision in run.arguments.precision.clone() {
+        run.item(Section::Limits, &products(precision), |run| {
+            run.check_type(precision.dtype())?;
+            let rate = product_rate(run.arguments.limits.product_size, precision.dtype(), TRIES, &run.device)?;
+            Ok(json!({ "summary": format!("{:.2} TFLOP/s", rate / 1e12), "flops": rate }))
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,213 @@
+//! Caches: what is computed step by step against what is computed at once.
+
+use std::ops::ControlFlow;
+
+use blockformer_generate::{Engine, EngineConfig, Event, GenerateOptions, LanguageModel, Request, RequestId, generate};
+use blockformer_kv_cache::LayerCache;
+use blockformer_model::{BlockTransformer, BlockTransformerConfig, VanillaTransformer, VanillaTransformerConfig};
+use burn::tensor::{Device, Tensor, TensorData, s};
+
+use super::answers::{Answer, Part};
+use super::models::{self, Subject, VOCAB_SIZE, id_tensor, ids, mask, numbers};
+
+/// Positions that stay where they were written, whatever is written behind them, also while older views are held.
+pub(super) fn in_place(subject: &Subject) -> Answer {
+    const CAPACITY: usize = 160;
+    const HEADS: usize = 2;
+    const HEAD_DIM: usize = 8;
+    let mut cache = LayerCache::new(1, HEADS, CAPACITY, HEAD_DIM, &subject.device);
+    // Row after row of `[heads, positions, head_dim]`, each number its own.
+    let rows = |from: usize, n: usize, sign: f32| -> Vec<f32> {
+        let place =
+            |head: usize, position: usize, i: usize| ((head * CAPACITY + position) * HEAD_DIM + i) as f32 * sign;
+        let position = |head: usize, position: usize| (0..HEAD_DIM).map(move |i| place(head, position, i));
+        let head = |head: usize| (from..from + n).flat_map(move |at| position(head, at));
+        (0..HEADS).flat_map(head).collect()
+    };
+    let tensor = |from: usize, n: usize, sign: f32| {
+        Tensor::<4>::from_data(TensorData::new(rows(from, n, sign), [1, HEADS, n, HEAD_DIM]), &subject.device)
+    };
+    let (mut got, mut expected) = (Vec::new(), Vec::new());
+    let mut held = None;
+    for sign in [1.0, 0.5] {
+        cache.reset();
+        for n in [1, 3, 1, 130, 1, 1] {
+            let from = cache.len();
+            let appended = cache.append(tensor(from, n, sign), tensor(from, n, -sign));
+            let Ok((keys, values)) = appended else { unreachable!("137 positions fit") };
+            expected.extend([rows(0, from + n, sign), rows(0, from + n, -sign)].concat());
+            got.extend([numbers(keys.clone()), numbers(values)].concat());
+            if sign == 1.0 && n == 130 {
+                held = Some((keys, rows(0, from + n, sign)));
+            }
+        }
+    }
+    if let Some((view, before)) = held {
+        got.extend(numbers(view));
+        expected.extend(before);
+    }
+    vec![Part::equal("keys and values", expected, got)]
+}
+
+/// A model and its uncached passes.
+pub(super) trait CachedConfig {
+    type Model: LanguageModel;
+
+    fn model(&self, subject: &Subject, device: &Device) -> Self::Model;
+
+    /// Logits behind each of the first `prompt_len`, `prompt_len + 1`, … tokens of `text`, by one pass without caches,
+    /// where generation began behind the first `prompt_len`.
+    fn uncached(model: &Self::Model, text: &[u32], prompt_len: usize, device: &Device) -> Vec<Vec<f32>>;
+}
+
+impl CachedConfig for BlockTransformerConfig {
+    type Model = BlockTransformer;
+
+    fn model(&self, subject: &Subject, device: &Device) -> BlockTransformer {
+        subject.block(self, device)
+    }
+
+    fn uncached(model: &BlockTransformer, text: &[u32], prompt_len: usize, device: &Device) -> Vec<Vec<f32>> {
+        let length = model.layout().block_length;
+        let padding = (length - prompt_len % length) % length;
+        let mut padded = vec![0; padding];
+        padded.extend_from_slice(text);
+        padded.resize(padded.len().next_multiple_of(length) + length, 0); // what lies ahead cannot matter
+        let shape = [1, padded.len() / length, length];
+        let mask = (padding > 0).then(|| mask(shape, &[padding], device));
+        let output = model.forward(id_tensor(&padded, shape, device), mask);
+        let logits = numbers(model.logits(output.hidden));
+        let first = model.layout().first_predicted_block() * length;
+        let row = |behind: usize| padding + behind - first;
+        (prompt_len..=text.len()).map(|n| logits[row(n) * VOCAB_SIZE..(row(n) + 1) * VOCAB_SIZE].to_vec()).collect()
+    }
+}
+
+impl CachedConfig for VanillaTransformerConfig {
+    type Model = VanillaTransformer;
+
+    fn model(&self, subject: &Subject, device: &Device) -> VanillaTransformer {
+        subject.vanilla(self, device)
+    }
+
+    fn uncached(model: &VanillaTransformer, text: &[u32], prompt_len: usize, device: &Device) -> Vec<Vec<f32>> {
+        let logits = numbers(model.logits(model.forward(id_tensor(text, [1, text.len()], device), None, None)));
+        (prompt_len..=text.len()).map(|n| logits[(n - 1) * VOCAB_SIZE..n * VOCAB_SIZE].to_vec()).collect()
+    }
+}
+
+/// Lengths of prompts that advance together, and steps behind them: other shapes each time, and the first again.
+const SCHEDULES: [(&[usize], usize); 4] = [(&[3, 9], 6), (&[1], 9), (&[16, 5, 8], 5), (&[3, 9], 6)];
+
+/// Token by token, beside whole passes over each row alone.
+pub(super) fn steps<C: CachedConfig>(subject: &Subject, config: &C) -> Answer {
+    let model = config.model(subject, &subject.device);
+    compare::<C, _>(&model, &model, &subject.device)
+}
+
+/// Steps of `cached` beside passes of `whole`.
+fn compare<C: CachedConfig, M: LanguageModel>(whole: &C::Model, cached: &M, device: &Device) -> Answer {
+    let (mut by_steps, mut at_once) = (Vec::new(), Vec::new());
+    for (lengths, steps) in SCHEDULES {
+        let texts: Vec<Vec<u32>> =
+            lengths.iter().enumerate().map(|(salt, n)| ids(n + steps, salt, VOCAB_SIZE)).collect();
+        by_steps.extend(logits_by_steps(cached, &texts, steps, device));
+        let rows: Vec<_> = texts.iter().zip(lengths).map(|(text, n)| C::uncached(whole, text, *n, device)).collect();
+        at_once.extend((0..=steps).flat_map(|step| rows.iter().flat_map(move |row| row[step].clone())));
+    }
+    vec![Part::equal("logits", at_once, by_steps)]
+}
+
+/// Logits behind the prompt and behind each of the last `steps` tokens of every text, step after step.
+fn logits_by_steps<M: LanguageModel>(model: &M, texts: &[Vec<u32>], steps: usize, device: &Device) -> Vec<f32> {
+    let prompts: Vec<&[u32]> = texts.iter().map(|text| &text[..text.len() - steps]).collect();
+    let blocked = match model.layout().block_prompts(&prompts, steps + 1) {
+        Ok(blocked) => blocked,
+        Err(error) => unreachable!("the prompts of this module are sound: {error}"),
+    };
+    let (mut state, logits) = model.prefill(&blocked, steps + 1, device);
+    let mut all = numbers(logits);
+    for step in 0..steps {
+        let tokens: Vec<u32> = texts.iter().map(|text| text[text.len() - steps + step]).collect();
+        all.extend(numbers(model.step(&mut state, &tokens)));
+    }
+    all
+}
+
+/// A sequence in pieces of many lengths, twice, beside one pass.
+pub(super) fn pieces_of_tokens(subject: &Subject) -> Answer {
+    const N: usize = 170;
+    let device = &subject.device;
+    let model = subject.vanilla(&models::vanilla(), device);
+    let tokens = id_tensor(&ids(N, 0, VOCAB_SIZE), [1, N], device);
+    let whole = numbers(model.forward(tokens.clone(), None, None));
+    let in_pieces = || {
+        let mut cache = model.transformer.new_cache(1, N, device);
+        let pieces = PIECES.iter().scan(0, |start, n| {
+            let piece = tokens.clone().slice(s![.., *start..*start + n]);
+            *start += n;
+            Some(numbers(model.forward(piece, None, Some(&mut cache))))
+        });
+        pieces.collect::<Vec<_>>().concat()
+    };
+    vec![Part::equal("hidden states", [whole.clone(), whole].concat(), [in_pieces(), in_pieces()].concat())]
+}
+
+/// Together 170; the fourth goes to the fused kernel behind what is cached.
+const PIECES: [usize; 6] = [7, 1, 2, 140, 1, 19];
+
+/// As [`pieces_of_tokens`], for the block decoder.
+pub(super) fn pieces_of_blocks(subject: &Subject) -> Answer {
+    const N: usize = 30;
+    let device = &subject.device;
+    let model = subject.block(&models::encoder_prefix(), device);
+    let length = models::BLOCK_LENGTH;
+    let blocks = id_tensor(&ids(N * length, 0, VOCAB_SIZE), [1, N, length], device);
+    let (embeddings, whole) = model.context(blocks, None); // [1, N, 1, d_model]
+    let whole = numbers(whole);
+    let in_pieces = || {
+        let mut cache = model.block_decoder.new_cache(1, N, device);
+        let pieces = [3, 1, 1, 16, 1, 8].iter().scan(0, |start, n| {
+            let piece = embeddings.clone().slice(s![.., *start..*start + n, .., ..]);
+            *start += n;
+            Some(numbers(model.block_decoder.forward(piece, None, Some(&mut cache))))
+        });
+        pieces.collect::<Vec<_>>().concat()
+    };
+    vec![Part::equal("context embeddings", [whole.clone(), whole].concat(), [in_pieces(), in_pieces()].concat())]
+}
+
+/// Greedy tokens of three requests through the engine, which keeps keys and values in pages, and of plain generation.
+pub(super) fn engine(subject: &Subject) -> Answer {
+    const NEW: usize = 9;
+    let device = &subject.device;
+    let model = subject.block(&models::lookup_prefix(), device);
+    let prompts = [ids(5, 0, VOCAB_SIZE), ids(12, 1, VOCAB_SIZE), ids(3, 2, VOCAB_SIZE)];
+    let options = GenerateOptions { max_new_tokens: NEW, ..GenerateOptions::default() };
+    let plain =
+        |prompt: &Vec<u32>| match generate(&model, &[prompt], &options, device, |_, _| ControlFlow::Continue(())) {
+            Ok(generations) => generations.into_iter().flat_map(|generation| generation.tokens).collect::<Vec<u32>>(),
+            Err(error) => panic!("{error}"),
+        };
+    let plain: Vec<u32> = prompts.iter().flat_map(plain).collect();
+    let mut engine =
+        match Engine::new(model.clone(), EngineConfig { kv_budget: 4 << 20, ..EngineConfig::default() }, device) {
+            Ok(engine) => engine,
+            Err(error) => panic!("{error}"),
+        };
+    let submitted = prompts.into_iter().map(|prompt| engine.submit(Request::new(prompt).with_max_new_tokens(NEW)));
+    let requests = match submitted.collect::<Result<Vec<_>, _>>() {
+        Ok(requests) => requests,
+        Err(error) => panic!("{error}"),
+    };
+    let mut events: Vec<(RequestId, u32)> = Vec::new();
+    engine.run(|id, event| match event {
+        Event::Token(event) => events.push((id, event.token)),
+        Event::Failed(error) => panic!("{error}"),
+        _ => {}
+    });
+    let of = |request: RequestId| events.iter().filter(move |(id, _)| *id == request).map(|(_, token)| *token);
+    let tokens = requests.into_iter().flat_map(of);
+    let number = |token: u32| token as f32;
+    vec![Part::equal("tokens", plain.into_iter().map(number).collect(), tokens.map(number).collect())]
+}

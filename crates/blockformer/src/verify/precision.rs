@@ -1,0 +1,59 @@
+//! What a device computes in, and how far from the reference's float32 that may lead.
+
+use blockformer_train::Precision;
+
+/// What a model computes in while it is compared with the reference, which computed in float32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum VerifyPrecision {
+    /// float32.
+    #[default]
+    F32,
+    /// float32 on a device that may round the factors of products to TF32.
+    Tf32,
+    /// bfloat16; in training, the mixed precision of [`Precision::Bf16`].
+    Bf16,
+    /// float16; in training, the mixed precision of [`Precision::F16`].
+    F16,
+}
+
+/// Errors that are allowed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tolerances {
+    /// Largest absolute error of logits and embeddings.
+    pub logits: f64,
+    /// Largest relative error of a loss.
+    pub loss: f64,
+    /// Largest error of a gradient, relative to its largest entry, and of the norm of all gradients.
+    pub gradients: f64,
+    /// Largest relative error of the losses of training steps.
+    pub training: f64,
+    /// Largest absolute error of a weight after the training steps, each of which moves weights by up to 1e-3; the
+    /// biases of keys, whose gradients are nothing but rounding, are left out.
+    pub weights: f64,
+}
+
+impl VerifyPrecision {
+    /// The type of weights and activations.
+    pub fn computes_in(self) -> Precision {
+        match self {
+            Self::F32 | Self::Tf32 => Precision::F32,
+            Self::Bf16 => Precision::Bf16,
+            Self::F16 => Precision::F16,
+        }
+    }
+
+    /// The errors allowed.
+    pub fn tolerances(self) -> Tolerances {
+        match self {
+            Self::F32 => Tolerances { logits: 1e-3, loss: 1e-5, gradients: 1e-3, training: 1e-4, weights: 2e-5 },
+            Self::Tf32 => Tolerances { logits: 2e-2, loss: 1e-3, gradients: 2e-2, training: 2e-3, weights: 1e-2 },
+            Self::Bf16 => Tolerances { logits: 0.5, loss: 2e-2, gradients: 0.2, training: 2e-2, weights: 1e-2 },
+            Self::F16 => Tolerances { logits: 5e-2, loss: 2e-3, gradients: 2e-2, training: 2e-3, weights: 1e-2 },
+        }
+    }
+
+    /// A factor on losses that keeps gradients within the range of float16.
+    pub(super) fn loss_scale(self) -> f64 {
+        if self == Self::F16 { 1024.0 } else { 1.0 }
+    }
+}

@@ -1,0 +1,82 @@
+#!/usr/bin/env bash
+# Builds the `blockformer` command for NVIDIA GPUs on a machine without one, and where GitHub cannot be reached.
+#   scripts/check-cuda.sh [build|check] [FURTHER OPTIONS OF CARGO]
+#
+# Burn's CUDA backend depends on cubecl-llvm, whose build script downloads LLVM from GitHub. Here a stand-in takes its
+# place (scripts/cubecl-llvm-stub), and kernels are compiled by NVRTC, which the program loads when it runs; so it runs
+# on any machine with NVIDIA's driver, NVRTC and CUDA's headers (CUDA_PATH). The manifests of this repository stay as
+# they are: the build happens in a copy, which alone is patched. With a way to GitHub none of this is needed:
+#   cargo build --release -p blockformer-cli --features cuda
+set -euo pipefail
+cd "$(dirname "$0")/.."
+verb=${1:-build}
+shift || true
+version=0.11.3
+target=$(realpath -m "${CARGO_TARGET_DIR:-target/cuda}")
+copy=$target/nvrtc-workspace
+patches=$target/nvrtc-patches
+
+fail() { echo "check-cuda: $*" >&2; exit 1; }
+
+# The copy keeps the files' times, so that what has not changed is not built again.
+mkdir -p "$copy" "$patches"
+find "$copy" -mindepth 1 -maxdepth 1 -exec rm -rf {} +
+git ls-files -z --cached --others --exclude-standard -- . ':!tests/reference-cases' ':!docs' |
+    while IFS= read -r -d '' file; do [ ! -e "$file" ] || printf '%s\0' "$file"; done |
+    tar --null --files-from=- --create | tar --extract --directory "$copy"
+
+cargo fetch --quiet --manifest-path Cargo.toml
+sources=("${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/)
+published() {
+    for source in "${sources[@]}"; do
+        if [ -d "$source/$1-$version" ]; then echo "$source/$1-$version"; return; fi
+    done
+    fail "$1 $version is not among the downloaded crates: does Cargo.lock have another version?"
+}
+llvm=$(published cubecl-llvm)
+cuda=$(published cubecl-cuda)
+
+# The stand-in, with two modules of the crate it stands for.
+rm -rf "$patches"
+mkdir -p "$patches"
+cp -rp scripts/cubecl-llvm-stub "$patches/cubecl-llvm"
+mkdir -p "$patches/cubecl-llvm/src/nvptx" "$patches/cubecl-llvm/src/shared"
+cp -p "$llvm/src/nvptx/ptx_version.rs" "$patches/cubecl-llvm/src/nvptx/"
+cp -p "$llvm/src/shared/lowered_features.rs" "$patches/cubecl-llvm/src/shared/"
+# Feature `cpp` makes NVRTC the compiler; no crate between Burn and cubecl-cuda passes it on.
+cp -rp "$cuda" "$patches/cubecl-cuda"
+sed -i 's/^std = \[$/std = [\n    "cpp",/' "$patches/cubecl-cuda/Cargo.toml"
+grep -q '^    "cpp",$' "$patches/cubecl-cuda/Cargo.toml" || fail "cubecl-cuda's manifest is not what it was"
+# From Ampere on, CubeCL lets its autotuner round float32 products to TF32, and has no switch. Here BLOCKFORMER_TF32=0 is one.
+sed -i -z 's/device_props\s*\.register_type_usage(ElemType::Float(FloatKind::TF32), TypeUsage::Conversion);/if std::env::var_os("BLOCKFORMER_TF32").is_none_or(|value| value != "0") { & }/' \
+    "$patches/cubecl-cuda/src/runtime.rs"
+grep -q BLOCKFORMER_TF32 "$patches/cubecl-cuda/src/runtime.rs" || fail "cubecl-cuda's runtime is not what it was"
+touch -r "$cuda/Cargo.toml" "$patches/cubecl-cuda/Cargo.toml" "$patches/cubecl-cuda/src/runtime.rs"
+cat >> "$copy/Cargo.toml" <<PATCH
+
+[patch.crates-io]
+cubecl-llvm = { path = "$patches/cubecl-llvm" }
+cubecl-cuda = { path = "$patches/cubecl-cuda" }
+PATCH
+
+started=$SECONDS
+CARGO_TARGET_DIR=$target cargo "$verb" --manifest-path "$copy/Cargo.toml" -p blockformer-cli --features cuda "$@"
+echo "check-cuda: cargo $verb took $((SECONDS - started)) s"
+[ "$verb" = build ] || exit 0
+
+# What the program says on a machine without a driver.
+profile=debug
+for option in "$@"; do [ "$option" != --release ] || profile=release; done
+program=$target/$profile/blockformer
+for library in libcuda libnvrtc libcudart; do
+    ! ldd "$program" | grep "$library" || fail "$library is linked, not loaded when needed"
+done
+echo "check-cuda: $program needs these libraries to start:"
+ldd "$program"
+"$program" generate --prompt "The people" --max-new-tokens 4
+if answer=$("$program" generate --device cuda:0 --prompt "The people" --max-new-tokens 4 2>&1); then
+    echo "check-cuda: there is a GPU, and it generates: $answer"
+else
+    echo "$answer"
+    grep -q '^error: device "cuda:0" was not found' <<< "$answer" || fail "a missing driver is not told plainly"
+fi
