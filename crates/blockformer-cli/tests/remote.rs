@@ -5,11 +5,11 @@ mod small_run;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use small_run::{assert_same_weights, command, stderr, train, workspace};
+use small_run::{assert_same_weights, stderr, workspace};
 
 /// `blockformer worker`, ended when dropped.
 struct Worker {
@@ -45,6 +45,17 @@ impl Drop for Worker {
 
 const TOKEN: &str = "BLOCKFORMER_WORKER_TOKEN";
 const SETTINGS: [&str; 6] = ["--steps", "15", "--save-every", "5", "--evaluate-every", "5"];
+
+/// The command that trains on Burn's operations alone, which are what workers compute with: the same bits everywhere.
+fn command(directory: &Path, output: &str, more: &[&str]) -> Command {
+    let mut command = small_run::command(directory, output, more);
+    command.env("BLOCKFORMER_TENSOR_KERNELS", "off");
+    command
+}
+
+fn train(directory: &Path, output: &str, more: &[&str]) -> Output {
+    command(directory, output, more).output().expect("the command runs")
+}
 
 /// Column `name` of a run's metrics.
 fn course(directory: &Path, run: &str, name: &str) -> Vec<f64> {
