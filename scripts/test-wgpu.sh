@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the `blockformer` command for any GPU (WGSL shaders) and puts a software device through small checks: everything
-# that `self-check` knows, the smallest reference cases, generation, and training steps. No GPU is needed:
+# Builds the `blockformer` command for any GPU (WGSL shaders) and puts a software device through small checks: the kernels
+# of blockformer-cubecl, everything that `self-check` knows, the smallest reference cases, generation, and training steps. No GPU is needed:
 #   apt-get install mesa-vulkan-drivers libvulkan1     # Mesa's lavapipe, a Vulkan device on the CPU
 #   scripts/test-wgpu.sh
 # The build takes 20 minutes on two cores, the checks some minutes more: most of it is the tuning of kernels. Further
@@ -21,11 +21,16 @@ if [ -z "${BLOCKFORMER_TEST_DEVICE:-}" ]; then
     export VK_DRIVER_FILES=$lavapipe VK_ICD_FILENAMES=$lavapipe
 fi
 
+# All in one feature set: Burn is compiled once.
+packages=(-p blockformer-cli -p blockformer-cubecl -p blockformer --features wgpu)
 step build
-cargo build -p blockformer-cli --features wgpu
+cargo build "${packages[@]}"
 program=$(realpath "${CARGO_TARGET_DIR:-target}/debug/blockformer")
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
+
+step "kernels against float64, and decoding with them against the host's"
+BLOCKFORMER_TEST_DEVICE=$device cargo test "${packages[@]}" --test kernels --test gpu_decode
 
 step "self-check on $device"
 "$program" self-check --device "$device"
@@ -46,7 +51,7 @@ cat "$scratch/device"
 cmp "$scratch/cpu" "$scratch/device" || fail "the texts differ"
 
 step "training steps, the same losses as on the CPU"
-yes "the quick brown fox jumps over the lazy dog" | head -n 400 > "$scratch/text.txt"
+for _ in $(seq 400); do echo "the quick brown fox jumps over the lazy dog"; done > "$scratch/text.txt"
 layers='{"d_model": 32, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16, "d_ff": 64,
     "activation": "silu", "gated": true, "norm": "rms_norm", "norm_eps": 1e-5, "residual": "sequential",
     "rotary": {"fraction": 1.0, "base": 10000.0}, "qkv_bias": false, "output_bias": false,

@@ -3,23 +3,9 @@
 use std::time::Instant;
 
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
-use serde::{Deserialize, Serialize};
 
 use crate::BenchError;
 use crate::error::guarded;
-
-/// Rates of a device, the best of some tries.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-pub struct DeviceLimits {
-    /// Bytes a second, read and written, of a large copy.
-    pub bytes_per_second: Option<f64>,
-    /// Floating-point operations a second of a large product of float32 matrices.
-    pub f32_flops: Option<f64>,
-    /// The same in bfloat16.
-    pub bf16_flops: Option<f64>,
-    /// The same in float16.
-    pub f16_flops: Option<f64>,
-}
 
 /// Bytes a second, read and written, at which `bytes` of float32 are copied to another place (with a sign changed: a mere
 /// copy shares the memory).

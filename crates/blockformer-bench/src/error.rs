@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use blockformer_generate::GenerateError;
 use blockformer_model::PromptError;
+use blockformer_model::panic_message;
 use thiserror::Error;
 
 /// Why nothing was measured or written.
@@ -61,10 +62,5 @@ pub enum BenchError {
 /// # Errors
 /// [`BenchError::Device`] if it panics.
 pub fn guarded<R>(work: impl FnOnce() -> R) -> Result<R, BenchError> {
-    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-        // Backends report causes in lines of their own.
-        let reason = text.unwrap_or("no reason was given").split_whitespace().collect::<Vec<_>>().join(" ");
-        BenchError::Device { reason }
-    })
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| BenchError::Device { reason: panic_message(panic.as_ref()) })
 }

@@ -33,7 +33,7 @@ mod report;
 mod search;
 mod workload;
 
-pub use device_limits::{DeviceLimits, copy_rate, product_rate};
+pub use device_limits::{copy_rate, product_rate};
 pub use error::{BenchError, guarded};
 pub use limits::Limits;
 pub use measure::{

@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use blockformer_cpu::{CpuModel, CpuState, Profile};
-use blockformer_generate::{GenerateError, LanguageModel};
+use blockformer_generate::{Decoding, DeviceDecoding, GenerateError, GenerateOptions, LanguageModel, Rounds};
 use blockformer_kernels::{Level, argmax};
-use blockformer_model::{AnyModel, BlockedPrompts};
+use blockformer_model::{AnyModel, BlockLayout};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, Tensor};
 use serde::Serialize;
@@ -95,12 +95,14 @@ pub struct MeasureOptions {
     pub warm_up: usize,
     /// Of the random prompts.
     pub seed: u64,
+    /// Where the likeliest tokens of plain models are found; packed models find them where they compute.
+    pub decoding: Decoding,
 }
 
 impl Default for MeasureOptions {
-    /// One sequence, one warm-up, five repeats.
+    /// One sequence, one warm-up, five repeats, tokens found on the host.
     fn default() -> Self {
-        Self { batch: 1, repeats: 5, warm_up: 1, seed: 0 }
+        Self { batch: 1, repeats: 5, warm_up: 1, seed: 0, decoding: Decoding::Host }
     }
 }
 
@@ -175,13 +177,15 @@ pub struct Measurement {
     pub new_tokens: usize,
     /// Sequences generated together.
     pub batch: usize,
+    /// Where tokens were found: `host`, which looks at each, or `device`, where they are looked at some at a time.
+    pub decoding: &'static str,
     /// Repeats that counted.
     pub repeats: usize,
     /// Generated tokens of all sequences by the time from prompt to last token.
     pub tokens_per_second: Spread,
-    /// From prompt to first token.
+    /// From prompt to first token; where tokens are looked at some at a time, to the first of them.
     pub first_token_ms: Spread,
-    /// Between tokens of a sequence after the first.
+    /// Between tokens of a sequence after the first, or after those that came with it.
     pub token_ms: Spread,
     /// Seconds of all repeats before those that counted: on a GPU, kernels are compiled and tuned in them.
     pub warm_up_seconds: f64,
@@ -237,10 +241,13 @@ pub fn measure(
         }
     }
     let Repeats { prompts, warm_up, runs } = match subject.model {
-        Model::Plain(model) => repeat(&Bench { model, profile: |_| None }, workload, options, device)?,
+        Model::Plain(model) => match options.decoding {
+            Decoding::Host => repeat(&OnHost { model, profile: |_| None }, workload, options, device)?,
+            Decoding::Device(decoding) => repeat(&OnDevice { model, decoding }, workload, options, device)?,
+        },
         Model::Packed(model) => {
             let profile = |state: &CpuState| Some((state.profile(), state.buffer_bytes()));
-            repeat(&Bench { model, profile }, workload, options, device)?
+            repeat(&OnHost { model, profile }, workload, options, device)?
         }
     };
     let steps = runs.last().map_or(&[][..], |run| &run.generated);
@@ -258,13 +265,13 @@ pub fn measure(
 pub fn required_bytes(
     subject: &Subject<'_>,
     workload: &Workload,
-    batch: usize,
+    (batch, decoding): (usize, Decoding),
     device: &Device,
 ) -> Result<usize, BenchError> {
     let before = memory::resident_bytes().ok_or(BenchError::NoMemory)?;
     memory::reset_peak();
     let shorter = Workload { new_tokens: 2.min(workload.new_tokens), ..workload.clone() };
-    let options = MeasureOptions { batch, repeats: 1, warm_up: 0, seed: 0 };
+    let options = MeasureOptions { batch, repeats: 1, warm_up: 0, seed: 0, decoding };
     let short = measure(subject, &shorter, &options, device)?;
     let peak = memory::peak_bytes().ok_or(BenchError::NoMemory)?;
     let positions = |workload: &Workload| workload.prompt_tokens + workload.new_tokens;
@@ -281,26 +288,34 @@ pub fn required_bytes(
 pub fn needed_bytes(
     subject: &Subject<'_>,
     workload: &Workload,
-    batch: usize,
+    (batch, decoding): (usize, Decoding),
     device: &Device,
 ) -> Result<usize, BenchError> {
-    if memory::device_bytes(device).is_none() {
-        return guarded(|| required_bytes(subject, workload, batch, device))?;
-    }
+    let (Model::Plain(model), Some(_)) = (subject.model, memory::device_bytes(device)) else {
+        return guarded(|| required_bytes(subject, workload, (batch, decoding), device))?;
+    };
     device.memory_cleanup();
-    guarded(|| match subject.model {
-        Model::Plain(model) => take_in(model, workload, batch, device),
-        Model::Packed(model) => take_in(model, workload, batch, device),
-    })??;
+    guarded(|| take_in(model, workload, (batch, decoding), device))??;
     memory::device_bytes(device).map(|bytes| bytes.reserved).ok_or(BenchError::NoMemory)
 }
 
-/// A prefill, and one step where there is one, in caches for the whole workload.
-fn take_in<M: LanguageModel>(model: &M, workload: &Workload, batch: usize, device: &Device) -> Result<(), BenchError> {
+/// A prefill, and a step or a round where there is one, in caches for the whole workload.
+fn take_in(
+    model: &AnyModel,
+    workload: &Workload,
+    (batch, decoding): (usize, Decoding),
+    device: &Device,
+) -> Result<(), BenchError> {
     let layout = model.layout();
-    let prompts: Vec<Vec<u32>> =
-        (0..batch).map(|row| prompt(workload.prompt_tokens, layout.vocab_size, row as u64)).collect();
+    let prompts = prompts(workload, batch, layout.vocab_size, 0);
     let slices: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    if let Decoding::Device(decoding) = decoding {
+        let mut rounds = Rounds::begin(model, &slices, &greedy(workload), decoding, device)?;
+        for _ in 0..2 {
+            rounds.next_tokens()?;
+        }
+        return Ok(());
+    }
     let blocked = layout.block_prompts(&slices, workload.new_tokens)?;
     let (mut state, logits) = model.prefill(&blocked, workload.new_tokens, device);
     let mut spent = Duration::ZERO;
@@ -311,15 +326,34 @@ fn take_in<M: LanguageModel>(model: &M, workload: &Workload, batch: usize, devic
     Ok(())
 }
 
-/// A model and how its state tells where time and memory went.
-struct Bench<'a, M: LanguageModel> {
+fn greedy(workload: &Workload) -> GenerateOptions {
+    GenerateOptions { max_new_tokens: workload.new_tokens, ..GenerateOptions::default() }
+}
+
+/// A way to run a workload.
+trait Bench {
+    fn layout(&self) -> BlockLayout;
+
+    fn run(&self, prompts: &[&[u32]], new_tokens: usize, device: &Device) -> Result<Run, BenchError>;
+}
+
+/// A model and how its state tells where time and memory went; the host looks at every token.
+struct OnHost<'a, M: LanguageModel> {
     model: &'a M,
     profile: fn(&M::State) -> Option<(Profile, usize)>,
+}
+
+/// A model whose tokens are found on its device.
+struct OnDevice<'a> {
+    model: &'a AnyModel,
+    decoding: DeviceDecoding,
 }
 
 struct Run {
     first: Duration,
     total: Duration,
+    /// Tokens of a sequence that were there after `first`.
+    together: usize,
     sampling: [Duration; 2],
     profile: Option<[Profile; 2]>,
     kv_bytes: usize,
@@ -337,26 +371,27 @@ struct Repeats {
     runs: Vec<Run>,
 }
 
-fn repeat<M: LanguageModel>(
-    bench: &Bench<'_, M>,
+fn repeat(
+    bench: &impl Bench,
     workload: &Workload,
     options: &MeasureOptions,
     device: &Device,
 ) -> Result<Repeats, BenchError> {
-    let layout = bench.model.layout();
-    let prompts: Vec<Vec<u32>> = (0..options.batch)
-        .map(|row| prompt(workload.prompt_tokens, layout.vocab_size, options.seed.wrapping_add(row as u64)))
-        .collect();
+    let prompts = prompts(workload, options.batch, bench.layout().vocab_size, options.seed);
     let slices: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-    let blocked = layout.block_prompts(&slices, workload.new_tokens)?;
     let start = Instant::now();
     for _ in 0..options.warm_up {
-        run(bench, &blocked, workload.new_tokens, device)?;
+        bench.run(&slices, workload.new_tokens, device)?;
     }
     let warm_up = start.elapsed();
-    let runs = (0..options.repeats).map(|_| run(bench, &blocked, workload.new_tokens, device));
+    let runs = (0..options.repeats).map(|_| bench.run(&slices, workload.new_tokens, device));
     let runs = runs.collect::<Result<_, _>>()?;
     Ok(Repeats { prompts, warm_up, runs })
+}
+
+/// As many prompts as the batch has sequences.
+fn prompts(workload: &Workload, batch: usize, vocab_size: usize, seed: u64) -> Vec<Vec<u32>> {
+    (0..batch).map(|row| prompt(workload.prompt_tokens, vocab_size, seed.wrapping_add(row as u64))).collect()
 }
 
 /// Ids that look random.
@@ -369,36 +404,72 @@ fn prompt(length: usize, vocab_size: usize, seed: u64) -> Vec<u32> {
     (0..length).map(|_| next()).collect()
 }
 
-fn run<M: LanguageModel>(
-    bench: &Bench<'_, M>,
-    prompts: &BlockedPrompts,
-    new_tokens: usize,
-    device: &Device,
-) -> Result<Run, BenchError> {
-    memory::reset_peak();
-    let mut sampling = [Duration::ZERO; 2];
-    let start = Instant::now();
-    let (mut state, logits) = bench.model.prefill(prompts, new_tokens, device);
-    let mut generated = Vec::with_capacity(new_tokens);
-    generated.push(choose(logits, &mut sampling[0])?);
-    let first = start.elapsed();
-    let prefill = (bench.profile)(&state).map(|(profile, _)| profile);
-    for step in 1..new_tokens {
-        let found = bench.model.step_likeliest(&mut state, &generated[step - 1]);
-        generated.push(found.into_iter().collect::<Option<_>>().ok_or(GenerateError::NotANumber)?);
+impl<M: LanguageModel> Bench for OnHost<'_, M> {
+    fn layout(&self) -> BlockLayout {
+        self.model.layout()
     }
-    let total = start.elapsed();
-    let last = (bench.profile)(&state);
-    Ok(Run {
-        first,
-        total,
-        sampling,
-        profile: prefill.zip(last).map(|(prefill, (last, _))| [prefill, last]),
-        kv_bytes: bench.model.kv_bytes(&state),
-        buffer_bytes: last.map(|(_, bytes)| bytes),
-        peak_bytes: memory::peak_bytes(),
-        generated,
-    })
+
+    fn run(&self, prompts: &[&[u32]], new_tokens: usize, device: &Device) -> Result<Run, BenchError> {
+        let blocked = self.layout().block_prompts(prompts, new_tokens)?;
+        memory::reset_peak();
+        let mut sampling = [Duration::ZERO; 2];
+        let start = Instant::now();
+        let (mut state, logits) = self.model.prefill(&blocked, new_tokens, device);
+        let mut generated = Vec::with_capacity(new_tokens);
+        generated.push(choose(logits, &mut sampling[0])?);
+        let first = start.elapsed();
+        let prefill = (self.profile)(&state).map(|(profile, _)| profile);
+        for step in 1..new_tokens {
+            let found = self.model.step_likeliest(&mut state, &generated[step - 1]);
+            generated.push(found.into_iter().collect::<Option<_>>().ok_or(GenerateError::NotANumber)?);
+        }
+        let total = start.elapsed();
+        let last = (self.profile)(&state);
+        Ok(Run {
+            first,
+            total,
+            together: 1,
+            sampling,
+            profile: prefill.zip(last).map(|(prefill, (last, _))| [prefill, last]),
+            kv_bytes: self.model.kv_bytes(&state),
+            buffer_bytes: last.map(|(_, bytes)| bytes),
+            peak_bytes: memory::peak_bytes(),
+            generated,
+        })
+    }
+}
+
+impl Bench for OnDevice<'_> {
+    fn layout(&self) -> BlockLayout {
+        self.model.layout()
+    }
+
+    /// The first token is there when the first round is.
+    fn run(&self, prompts: &[&[u32]], new_tokens: usize, device: &Device) -> Result<Run, BenchError> {
+        memory::reset_peak();
+        let options = GenerateOptions { max_new_tokens: new_tokens, ..GenerateOptions::default() };
+        let start = Instant::now();
+        let mut rounds = Rounds::begin(self.model, prompts, &options, self.decoding, device)?;
+        let mut generated = Vec::with_capacity(new_tokens);
+        let mut first = None;
+        while let Some(tokens) = rounds.next_tokens()? {
+            generated.extend(tokens);
+            first.get_or_insert_with(|| (start.elapsed(), generated.len()));
+        }
+        let total = start.elapsed();
+        let (first, together) = first.ok_or(GenerateError::NothingToGenerate)?;
+        Ok(Run {
+            first,
+            total,
+            together,
+            sampling: [Duration::ZERO; 2],
+            profile: None,
+            kv_bytes: rounds.kv_bytes(),
+            buffer_bytes: None,
+            peak_bytes: memory::peak_bytes(),
+            generated,
+        })
+    }
 }
 
 /// The likeliest token of each row. Reading the logits waits for the device.
@@ -415,7 +486,7 @@ fn choose(logits: Tensor<2>, spent: &mut Duration) -> Result<Vec<u32>, BenchErro
 
 fn summary(subject: &Subject<'_>, workload: &Workload, options: &MeasureOptions, runs: &[Run]) -> Measurement {
     let spread = |f: &dyn Fn(&Run) -> f64| Spread::of(runs.iter().map(f));
-    let later = workload.new_tokens.saturating_sub(1).max(1) as f64;
+    let later = |run: &Run| workload.new_tokens.saturating_sub(run.together).max(1) as f64;
     let median = |f: &dyn Fn(&[Profile; 2], &[Duration; 2]) -> f64| {
         Spread::of(runs.iter().filter_map(|run| Some(f(run.profile.as_ref()?, &run.sampling)))).median
     };
@@ -429,10 +500,14 @@ fn summary(subject: &Subject<'_>, workload: &Workload, options: &MeasureOptions,
         prompt_tokens: workload.prompt_tokens,
         new_tokens: workload.new_tokens,
         batch: options.batch,
+        decoding: match (subject.model, options.decoding) {
+            (Model::Plain(_), Decoding::Device(_)) => "device",
+            _ => "host",
+        },
         repeats: options.repeats,
         tokens_per_second: spread(&|run| (options.batch * workload.new_tokens) as f64 / run.total.as_secs_f64()),
         first_token_ms: spread(&|run| milliseconds(run.first)),
-        token_ms: spread(&|run| milliseconds(run.total - run.first) / later),
+        token_ms: spread(&|run| milliseconds(run.total - run.first) / later(run)),
         warm_up_seconds: 0.0,
         weight_bytes,
         kv_bytes,

@@ -153,6 +153,7 @@ mod tests {
             tokens_per_second: spread(speed),
             first_token_ms: spread(12.5),
             token_ms: spread(1000.0 / speed),
+            decoding: "host",
             warm_up_seconds: 1.5,
             weight_bytes: 1000,
             kv_bytes: 200,

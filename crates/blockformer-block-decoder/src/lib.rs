@@ -81,7 +81,7 @@ impl BlockDecoder {
 
     /// An empty cache for `batch` sequences of up to `n_blocks` blocks.
     pub fn new_cache(&self, batch: usize, n_blocks: usize, device: &Device) -> KvCache {
-        KvCache::new(self.cache_config(batch, n_blocks), device)
+        self.transformer.new_cache(batch, n_blocks * self.n_embedding_tokens, device)
     }
 
     /// Embedding tokens a block.

@@ -63,6 +63,10 @@ pub(crate) enum CliError {
     DeviceGone { name: String, path: PathBuf },
     #[error("{} is there already: go on with --resume, or name another file", path.display())]
     ReportExists { path: PathBuf },
+    #[error("{} was made with {name} {was}, not {now}: name another file", path.display())]
+    ReportSettings { path: PathBuf, name: String, was: String, now: String },
+    #[error("device {name} does not compute")]
+    DeviceSilent { name: String },
     #[error("{} is not a report of this command: {source}", path.display())]
     Report { path: PathBuf, source: serde_json::Error },
     #[error("cannot read the prompt from standard input: {source}")]

@@ -118,8 +118,9 @@ impl EncoderEmbedder {
         let padding = self.padding_idx as i64;
         let counts = ids.clone().not_equal_elem(padding); // [blocks, n]
         let positions = counts.clone().int().cumsum(1) * counts.clone().int() + padding;
-        let trained = counts.float().unsqueeze_dim::<3>(2); // [blocks, n, 1]
-        let words = without_gradient_where_zero(self.word_embedding.forward(ids), trained.clone());
+        let words = self.word_embedding.forward(ids);
+        let trained = counts.float().cast(words.dtype()).unsqueeze_dim::<3>(2); // [blocks, n, 1]
+        let words = without_gradient_where_zero(words, trained.clone());
         let positions = without_gradient_where_zero(self.position_embedding.forward(positions), trained);
         let token_type = self.token_type_embedding.weight.val().unsqueeze::<3>(); // [1, 1, d_model]
         self.norm.forward(words + positions + token_type)

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! [`Sampler`] adds in float64 and this in float32, so that the tokens are the same unless `u` lies within the rounding
-//! (about 1e-6 of the sum) of a bound between two tokens. Nothing is sorted and nothing read back.
+//! (about 1e-6 of the sum) of a bound between two tokens. Nothing is sorted and nothing read back. Where there is a kernel,
+//! one launch does it all.
 
 mod adjust;
 mod draw;
@@ -17,6 +18,7 @@ mod narrow;
 #[cfg(test)]
 mod tests;
 
+use blockformer_cubecl::{Choice, Filters};
 use burn::tensor::{Bool, DType, Device, FloatDType, Int, Tensor, TensorData};
 
 use crate::{GenerateError, Sampler, Sampling};
@@ -113,6 +115,9 @@ impl DeviceSampler {
 
     /// A token of every sequence, and whether there is one, `[batch, 1]` both.
     fn choose(&self, logits: Tensor<2>, uniform: Option<Tensor<2>>) -> (Tensor<2, Int>, Tensor<2, Bool>) {
+        if let Some(drawn) = blockformer_cubecl::draw(&logits, uniform.as_ref(), self.choice()) {
+            return (drawn.clone().clamp_min(0), drawn.greater_equal_elem(0));
+        }
         let Some(uniform) = uniform else {
             let likeliest = logits.clone().argmax(1);
             return (likeliest, weights(logits, 1.0).1);
@@ -130,6 +135,15 @@ impl DeviceSampler {
             weights = keep_above(weights, p);
         }
         (draw(weights, uniform), sound)
+    }
+
+    /// The same for a kernel.
+    fn choice(&self) -> Choice {
+        if self.sampling.is_greedy() {
+            return Choice::Likeliest;
+        }
+        let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
+        Choice::Sampled(Filters { temperature, top_k, top_p, min_p })
     }
 }
 

@@ -11,7 +11,7 @@ use crate::device_sampler::token;
 use crate::engine::Logits;
 use crate::read_back::read_tokens;
 use crate::{Decoding, FinishReason, GenerateError, LanguageModel, Sampler, Sampling};
-use rounds::Rounds;
+pub use rounds::Rounds;
 
 /// What is to be generated.
 #[derive(Debug, Clone, PartialEq)]
@@ -60,19 +60,28 @@ pub fn generate<M: LanguageModel>(
     device: &Device,
     on_token: impl FnMut(usize, u32) -> ControlFlow<()>,
 ) -> Result<Vec<Generation>, GenerateError> {
-    if options.max_new_tokens == 0 {
-        return Err(GenerateError::NothingToGenerate);
-    }
-    let blocked = model.layout().block_prompts(prompts, options.max_new_tokens)?;
-    options.sampling.validate(model.layout().vocab_size)?;
-    let sampler = |(index, prompt): (usize, &&[u32])| Sampler::new(options.sampling.clone(), index, prompt);
-    let samplers: Vec<Sampler> = prompts.iter().enumerate().map(sampler).collect();
+    let (blocked, samplers) = prepare(model, prompts, options)?;
     let mut batch = Batch { sequences: vec![Sequence::default(); prompts.len()], options, on_token };
     match options.decoding.on_device(&options.sampling) {
         None => on_host(model, &blocked, samplers, &mut batch, device)?,
         Some(decoding) => on_device(Rounds::new(model, blocked, samplers, (options, decoding), device), &mut batch)?,
     }
     Ok(batch.sequences.into_iter().map(Sequence::into_generation).collect())
+}
+
+/// Checks options and prompts; a sampler for each.
+fn prepare<M: LanguageModel>(
+    model: &M,
+    prompts: &[&[u32]],
+    options: &GenerateOptions,
+) -> Result<(BlockedPrompts, Vec<Sampler>), GenerateError> {
+    if options.max_new_tokens == 0 {
+        return Err(GenerateError::NothingToGenerate);
+    }
+    let blocked = model.layout().block_prompts(prompts, options.max_new_tokens)?;
+    options.sampling.validate(model.layout().vocab_size)?;
+    let sampler = |(index, prompt): (usize, &&[u32])| Sampler::new(options.sampling.clone(), index, prompt);
+    Ok((blocked, prompts.iter().enumerate().map(sampler).collect()))
 }
 
 /// Looks at the logits of every token.

@@ -58,7 +58,7 @@ pub use block::BlockState;
 pub use decoding::{Decoding, DeviceDecoding};
 pub use engine::{Engine, EngineConfig, EngineStats, RequestId, Speculation};
 pub use error::GenerateError;
-pub use generate::{GenerateOptions, Generation, generate};
+pub use generate::{GenerateOptions, Generation, Rounds, generate};
 pub use language_model::{LanguageModel, likeliest};
 pub use paged::{Blocks, Context, PagedModel};
 pub use prompt::Alignment;

@@ -1,6 +1,6 @@
 //! The caches of a stack of layers.
 
-use burn::tensor::Device;
+use burn::tensor::TensorCreationOptions;
 
 use crate::{CacheError, LayerCache};
 
@@ -39,10 +39,12 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// An empty cache on `device`.
-    pub fn new(config: CacheConfig, device: &Device) -> Self {
+    /// An empty cache on a device, or on a device and of a float type: [`LayerCache::new`].
+    pub fn new(config: CacheConfig, options: impl Into<TensorCreationOptions>) -> Self {
         let CacheConfig { n_layers, batch, n_kv_heads, capacity, head_dim } = config;
-        let layers = (0..n_layers).map(|_| LayerCache::new(batch, n_kv_heads, capacity, head_dim, device)).collect();
+        let options = options.into();
+        let layer = |_| LayerCache::new(batch, n_kv_heads, capacity, head_dim, options.clone());
+        let layers = (0..n_layers).map(layer).collect();
         Self { config, layers }
     }
 
@@ -121,7 +123,7 @@ impl KvCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Tensor;
+    use burn::tensor::{Device, Tensor};
 
     const CONFIG: CacheConfig = CacheConfig { n_layers: 3, batch: 2, n_kv_heads: 2, capacity: 4, head_dim: 8 };
 

@@ -1,6 +1,6 @@
 //! The cache of one attention layer.
 
-use burn::tensor::{Device, Tensor, s};
+use burn::tensor::{Tensor, TensorCreationOptions, s};
 
 use crate::CacheError;
 
@@ -19,12 +19,20 @@ pub struct LayerCache {
 }
 
 impl LayerCache {
-    /// An empty cache on `device`, in the device's default float type until the first keys come, whose type it takes on.
+    /// An empty cache on a device, in the device's default float type, or with `(device, dtype)` in another. If the first
+    /// keys have yet another, it takes on theirs.
     ///
     /// # Shapes
     /// Holds `[batch, n_kv_heads, capacity, head_dim]` twice.
-    pub fn new(batch: usize, n_kv_heads: usize, capacity: usize, head_dim: usize, device: &Device) -> Self {
-        let zeros = || Tensor::zeros([batch, n_kv_heads, capacity, head_dim], device);
+    pub fn new(
+        batch: usize,
+        n_kv_heads: usize,
+        capacity: usize,
+        head_dim: usize,
+        options: impl Into<TensorCreationOptions>,
+    ) -> Self {
+        let options = options.into();
+        let zeros = || Tensor::zeros([batch, n_kv_heads, capacity, head_dim], options.clone());
         Self { keys: zeros(), values: zeros(), len: 0, view_multiple: 1 }
     }
 
@@ -105,6 +113,23 @@ impl LayerCache {
         Ok((self.view(&self.keys), self.view(&self.values)))
     }
 
+    /// Lets `write` put keys and values of one new position behind those held: it is given both tensors and the number of
+    /// positions they hold, and answers nothing if it has left them as they were.
+    ///
+    /// # Errors
+    /// [`CacheError::Full`]; the cache is then unchanged.
+    pub fn write_one<T>(
+        &mut self,
+        write: impl FnOnce(&mut Tensor<4>, &mut Tensor<4>, usize) -> Option<T>,
+    ) -> Result<Option<T>, CacheError> {
+        if self.remaining() == 0 {
+            return Err(CacheError::Full { len: self.len, capacity: self.capacity(), requested: 1 });
+        }
+        let written = write(&mut self.keys, &mut self.values, self.len);
+        self.len += usize::from(written.is_some());
+        Ok(written)
+    }
+
     /// Forgets everything held; the memory stays.
     pub fn reset(&mut self) {
         self.len = 0;
@@ -138,7 +163,7 @@ impl LayerCache {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::{DType, FloatDType};
+    use burn::tensor::{DType, Device, FloatDType};
 
     use super::*;
 
@@ -192,6 +217,25 @@ mod tests {
         cache.reset();
         let (k, _) = cache.append(positions(&[5.0]), positions(&[5.0])).unwrap();
         k.into_data().assert_eq(&positions(&[5.0]).into_data(), true);
+    }
+
+    #[test]
+    fn a_position_that_somebody_else_wrote_is_held() {
+        let mut cache = cache(2);
+        cache.append(positions(&[1.0]), positions(&[-1.0])).unwrap();
+        let declined = cache.write_one(|_, _, len| (len > 1).then_some(())).unwrap();
+        assert_eq!((declined, cache.len()), (None, 1));
+        let written = cache.write_one(|keys, values, len| {
+            let at = s![.., .., len..len + 1, ..];
+            keys.inplace(|held| held.slice_assign(at, positions(&[2.0])));
+            values.inplace(|held| held.slice_assign(at, positions(&[-2.0])));
+            Some(len)
+        });
+        assert_eq!((written, cache.len()), (Ok(Some(1)), 2));
+        cache.view(&cache.keys).into_data().assert_eq(&positions(&[1.0, 2.0]).into_data(), true);
+        cache.view(&cache.values).into_data().assert_eq(&positions(&[-1.0, -2.0]).into_data(), true);
+        let refused = cache.write_one(|_, _, _| Some(()));
+        assert_eq!(refused, Err(CacheError::Full { len: 2, capacity: 2, requested: 1 }));
     }
 
     #[test]

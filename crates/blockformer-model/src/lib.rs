@@ -28,6 +28,7 @@ mod checkpoint;
 mod config;
 mod context;
 mod error;
+mod panic;
 mod parameter_path;
 mod parameters;
 pub mod presets;
@@ -41,6 +42,7 @@ pub use checkpoint::{CONFIG_FILE, Checkpoint, SavePrecision, TOKENIZER_FILE, WEI
 pub use config::{BlockTransformerConfig, ModelConfig, VanillaTransformerConfig};
 pub use context::ContextEnds;
 pub use error::{CheckpointError, PromptError};
+pub use panic::panic_message;
 pub use parameter_path::ParameterPath;
 pub use parameters::ParameterCount;
 pub use vanilla::VanillaTransformer;

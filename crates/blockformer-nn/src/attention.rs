@@ -6,6 +6,7 @@
 
 use core::ops::Range;
 
+use blockformer_cubecl::{OnePosition, attend_one, local_attention};
 use blockformer_kv_cache::{KvCache, LayerCache, PagedBatch};
 use burn::module::Module;
 use burn::nn::Linear;
@@ -134,10 +135,16 @@ impl Attention {
     ///
     /// # Panics
     /// If `cache` cannot take `positions` more.
-    pub(crate) fn forward(&self, x: Tensor<3>, context: &AttentionContext, kv: LayerKv<'_, '_>) -> Tensor<3> {
+    pub(crate) fn forward(&self, x: Tensor<3>, context: &AttentionContext, mut kv: LayerKv<'_, '_>) -> Tensor<3> {
         let [batch, positions, _] = x.dims();
         let (heads, kv_heads, head_dim) = (self.n_heads, self.n_kv_heads, self.head_dim);
-        let qkv = linear(&self.qkv, x).reshape([batch, positions, heads + 2 * kv_heads, head_dim]).swap_dims(1, 2); // [batch, heads + 2 kv_heads, positions, head_dim]
+        let qkv = linear(&self.qkv, x); // [batch, positions, (heads + 2 kv_heads) · head_dim]
+        if let LayerKv::Contiguous(cache) = &mut kv
+            && let Some(mixed) = self.attend_one(&qkv, context, cache)
+        {
+            return linear(&self.output, mixed);
+        }
+        let qkv = qkv.reshape([batch, positions, heads + 2 * kv_heads, head_dim]).swap_dims(1, 2); // [batch, heads + 2 kv_heads, positions, head_dim]
         let mut qk = qkv.clone().slice(s![.., 0..heads + kv_heads, .., ..]);
         let values = qkv.slice(s![.., heads + kv_heads.., .., ..]);
         if let Some(rotation) = &context.rotation {
@@ -158,6 +165,22 @@ impl Attention {
         };
         let mixed = self.attend(queries, keys, values, &context.sight[0][0]); // [batch, heads, positions, head_dim]
         self.project(mixed)
+    }
+
+    /// One new position that sees all others, by a kernel if there is one: `[batch, 1, heads · head_dim]`.
+    fn attend_one(&self, qkv: &Tensor<3>, context: &AttentionContext, cache: &mut LayerCache) -> Option<Tensor<3>> {
+        let sight = &context.sight[0][0];
+        if sight.queries.len() != 1 || sight.hidden.is_some() || sight.fused {
+            return None;
+        }
+        let rotation = context.rotation.as_ref().map(Rotation::tables);
+        let attend = |keys: &mut Tensor<4>, values: &mut Tensor<4>, len| {
+            attend_one(OnePosition { qkv, rotation, n_heads: self.n_heads, len }, keys, values)
+        };
+        match cache.write_one(attend) {
+            Ok(mixed) => mixed,
+            Err(error) => panic!("attention with a cache: {error}"),
+        }
     }
 
     fn project(&self, mixed: Tensor<4>) -> Tensor<3> {
@@ -203,6 +226,10 @@ impl Attention {
             let options = AttentionModuleOptions { is_causal: sight.plain_causal, ..Default::default() };
             let hidden = sight.hidden.clone().map(|mask| mask.expand([batch, heads, n_queries, n_keys]));
             return attention(q, k, v, hidden, None, options);
+        }
+        let sees_all_before = sight.plain_causal || (n_queries == 1 && sight.hidden.is_none());
+        if sees_all_before && let Some(mixed) = local_attention(&q, &k, &v) {
+            return mixed;
         }
         // Query heads that share a key head become further queries of it: nothing is repeated.
         let group = heads / self.n_kv_heads;

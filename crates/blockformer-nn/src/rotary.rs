@@ -84,6 +84,11 @@ pub(crate) struct Rotation {
 }
 
 impl Rotation {
+    /// Cosine and sine, `[sequences or 1, 1, positions, rotary_dim / 2]`.
+    pub(crate) fn tables(&self) -> (&Tensor<4>, &Tensor<4>) {
+        (&self.cos, &self.sin)
+    }
+
     /// # Shapes
     /// - `x`: `[sequences, heads, positions, head_dim]`, returns the same.
     pub(crate) fn forward(&self, x: Tensor<4>) -> Tensor<4> {

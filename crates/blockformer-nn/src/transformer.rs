@@ -77,9 +77,13 @@ impl Transformer {
         CacheConfig { n_layers, batch, n_kv_heads, capacity, head_dim }
     }
 
-    /// An empty cache of that size.
+    /// An empty cache of that size, in the type of the weights.
     pub fn new_cache(&self, batch: usize, capacity: usize, device: &Device) -> KvCache {
-        KvCache::new(self.cache_config(batch, capacity), device)
+        let config = self.cache_config(batch, capacity);
+        match self.layers.first() {
+            Some(layer) => KvCache::new(config, (device, layer.attention.qkv.weight.val().dtype())),
+            None => KvCache::new(config, device),
+        }
     }
 
     /// Features of the residual stream.

@@ -212,7 +212,8 @@ impl TokenDecoder for CrossAttentionDecoder {
             capacity: self.sizes.block_length,
             head_dim: self.head_dim,
         };
-        CrossAttentionCache { tokens: KvCache::new(config, device), context: Vec::new() }
+        let dtype = self.final_norm.gamma.val().dtype();
+        CrossAttentionCache { tokens: KvCache::new(config, (device, dtype)), context: Vec::new() }
     }
 
     fn sizes(&self) -> TokenDecoderSizes {

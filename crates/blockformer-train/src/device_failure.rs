@@ -1,12 +1,12 @@
 //! Work on devices that ends in a panic. Burn reports what goes wrong on a device so, where a tensor is read; whoever
 //! trains wants an error that names the device, and a checkpoint to go on from.
 
-use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use blockformer_model::panic_message;
 use burn::tensor::Device;
 
 use crate::TrainError;
@@ -46,12 +46,6 @@ fn silent(devices: &[Device], patience: Duration, answers: fn(&Device) -> bool) 
         receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())).unwrap_or(false)
     };
     (0..devices.len()).filter(|&index| !answered(&answers[index])).collect()
-}
-
-/// What a panic says, in one line: backends report causes in lines of their own.
-pub fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("no reason was given").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

@@ -62,7 +62,6 @@ pub use batch::Batch;
 pub use block_losses::{BlockDecodingLoss, BlockDecodingLossKind, LossConfig};
 pub use checkpoint::{FoundCheckpoint, latest_checkpoint};
 pub use config::{BatchRamp, TrainConfig};
-pub use device_failure::panic_message;
 pub use error::TrainError;
 pub use evaluation::Evaluation;
 pub use gradients::{GradientAccumulator, clip_gradients, scale_gradients};

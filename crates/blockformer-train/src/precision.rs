@@ -36,9 +36,7 @@ impl Precision {
             None => master.clone(),
         }
     }
-}
 
-impl Precision {
     /// The model itself in this type, for inference. Its weights are converted one by one, and weights not yet drawn are
     /// drawn as they come, so that never all of them are in memory in both types.
     pub fn convert<M: Module>(self, model: M) -> M {

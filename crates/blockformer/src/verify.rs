@@ -17,7 +17,8 @@ use std::path::{Path, PathBuf};
 use blockformer_data::DataError;
 use blockformer_generate::GenerateError;
 use blockformer_model::CheckpointError;
-use blockformer_train::{TrainError, panic_message};
+use blockformer_model::panic_message;
+use blockformer_train::TrainError;
 use burn::tensor::Device;
 use thiserror::Error;
 

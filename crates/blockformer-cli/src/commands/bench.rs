@@ -118,18 +118,21 @@ fn all_batches(
     device: &Device,
     report: &mut Report,
 ) -> Result<(), CliError> {
+    let decoding = blockformer::decoding(device);
     let batches = match arguments.memory_budget {
         None => arguments.batch.clone(),
         Some(gib) => {
             let budget = (gib * f64::from(1 << 30)) as usize;
-            vec![largest_batch(budget, LARGEST_BATCH, |batch| needed_bytes(subject, workload, batch, device))?]
+            vec![largest_batch(budget, LARGEST_BATCH, |batch| {
+                needed_bytes(subject, workload, (batch, decoding), device)
+            })?]
         }
     };
     for batch in batches {
         // What the measurement before took is not this one's.
         settle();
         let Arguments { repeats, warm_up, seed, .. } = *arguments;
-        let options = MeasureOptions { batch, repeats, seed, warm_up };
+        let options = MeasureOptions { batch, repeats, seed, warm_up, decoding };
         let measured = measure(subject, workload, &options, device)?;
         print(&measured)?;
         report.measurements.push(measured);

@@ -19,7 +19,7 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::error::CliError;
-use record::Record;
+use record::{Record, Resume};
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -32,13 +32,13 @@ pub(crate) struct Arguments {
     /// Go on with FILE: rows that are there are not made again, those that failed included
     #[arg(long)]
     resume: bool,
-    /// With --resume: make the rows that failed again
+    /// With --resume: make the rows that failed, or did not pass, again
     #[arg(long, requires = "resume")]
     retry: bool,
     /// What to do, in this order
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Section::ALL)]
     sections: Vec<Section>,
-    /// Begin nothing more after so many seconds
+    /// Begin nothing more after so many seconds of this process; the exit status is 4 if rows were left out
     #[arg(long, value_name = "N")]
     budget_seconds: Option<u64>,
     /// Reference cases for the section verify
@@ -133,7 +133,11 @@ struct Run<'a> {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
     let device = blockformer::device(&arguments.device)?;
     let end = arguments.budget_seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let record = Record::open(&arguments.out, arguments.resume, arguments.retry, end)?;
+    if !answers(&device) {
+        return Err(CliError::DeviceSilent { name: arguments.device.clone() });
+    }
+    let how = Resume { resume: arguments.resume, retry: arguments.retry, end };
+    let record = Record::open(&arguments.out, settings(arguments, &device), how)?;
     let mut run = Run { arguments, device, record };
     for section in &arguments.sections {
         match section {
@@ -146,7 +150,34 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
         }
     }
     run.record.print_table()?;
+    let left_out = run.record.left_out();
+    if left_out > 0 {
+        eprintln!("{left_out} rows were not begun, for want of time: go on with --resume");
+        return Ok(ExitCode::from(TIME_WAS_UP));
+    }
     Ok(if run.record.all_good() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The exit status where rows were left out.
+const TIME_WAS_UP: u8 = 4;
+
+/// What every row of a report has in common; a row's own settings are in its name.
+fn settings(arguments: &Arguments, device: &Device) -> Value {
+    let Arguments { limits, throughput, training, .. } = arguments;
+    json!({
+        "device": arguments.device,
+        "hardware": hardware(device),
+        "version": env!("CARGO_PKG_VERSION"),
+        "optimised": !cfg!(debug_assertions),
+        "copy size": limits.copy_size,
+        "product size": limits.product_size,
+        "scale": throughput.scale,
+        "repeats": throughput.repeats,
+        "memory": throughput.memory,
+        "most sequences": throughput.most_sequences,
+        "training batch": training.training_batch,
+        "training length": training.training_length,
+    })
 }
 
 impl Run<'_> {
@@ -169,9 +200,9 @@ impl Run<'_> {
             Ok(result) => result,
             Err(error) => Err(error.into()),
         };
-        let failed = result.is_err();
         self.record.finish(&section, item, started.elapsed().as_secs_f64(), result)?;
-        if failed && !answers(&self.device) {
+        // Checks have their failures in their results, so every row is a reason to ask.
+        if !answers(&self.device) {
             let (name, path) = (self.arguments.device.clone(), self.arguments.out.clone());
             return Err(CliError::DeviceGone { name, path });
         }

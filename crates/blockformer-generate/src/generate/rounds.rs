@@ -3,14 +3,18 @@
 use blockformer_model::{BlockLayout, BlockedPrompts};
 use burn::tensor::{Device, Int, Tensor, s};
 
-use crate::device_sampler::DeviceSampler;
-use crate::{DeviceDecoding, GenerateOptions, LanguageModel, Sampler};
+use super::prepare;
+use crate::device_sampler::{DeviceSampler, token};
+use crate::read_back::read_tokens;
+use crate::{DeviceDecoding, GenerateError, GenerateOptions, LanguageModel, Sampler};
 
 /// Cached positions are attended to in multiples of this where shapes are static.
 const POSITIONS: usize = 64;
 
-/// Decodes a batch on its device, some tokens of all sequences at a time.
-pub(super) struct Rounds<'a, M: LanguageModel> {
+/// Decodes a batch on its device, some tokens of all sequences at a time: what
+/// [`Decoding::Device`](crate::Decoding::Device) does inside [`generate`](crate::generate()), for programs that measure it
+/// or want its tokens round by round.
+pub struct Rounds<'a, M: LanguageModel> {
     model: &'a M,
     state: M::State,
     next: Next,
@@ -30,7 +34,40 @@ enum Next {
 }
 
 impl<'a, M: LanguageModel> Rounds<'a, M> {
-    /// Takes in the prompts.
+    /// Takes in the prompts. Of the options, stop tokens and [`decoding`](GenerateOptions::decoding) are not looked at.
+    ///
+    /// # Errors
+    /// As [`generate`](crate::generate()).
+    pub fn begin(
+        model: &'a M,
+        prompts: &[&[u32]],
+        options: &GenerateOptions,
+        decoding: DeviceDecoding,
+        device: &Device,
+    ) -> Result<Self, GenerateError> {
+        let (blocked, samplers) = prepare(model, prompts, options)?;
+        Ok(Self::new(model, blocked, samplers, (options, decoding), device))
+    }
+
+    /// Decodes the next tokens and waits for them: for each place, the token of every sequence. Nothing once there are as
+    /// many as were asked for.
+    ///
+    /// # Errors
+    /// [`GenerateError::NotANumber`] if logits are not numbers.
+    pub fn next_tokens(&mut self) -> Result<Option<Vec<Vec<u32>>>, GenerateError> {
+        let Some(round) = self.next_round() else { return Ok(None) };
+        let n = round.dims()[1];
+        let tokens = read_tokens(round);
+        let place = |place: usize| tokens.iter().skip(place).step_by(n).map(|id| token(*id)).collect();
+        (0..n).map(place).collect::<Result<_, _>>().map(Some)
+    }
+
+    /// Bytes of the keys and values that there is room for, those of rows and positions that fill up shapes included.
+    pub fn kv_bytes(&self) -> usize {
+        self.model.kv_bytes(&self.state)
+    }
+
+    /// Takes in prompts that were checked.
     pub(super) fn new(
         model: &'a M,
         prompts: BlockedPrompts,

@@ -2,9 +2,13 @@
 
 use std::ops::ControlFlow;
 
-use blockformer_generate::{Engine, EngineConfig, Event, GenerateOptions, LanguageModel, Request, RequestId, generate};
+use blockformer_generate::{
+    Decoding, DeviceDecoding, Engine, EngineConfig, Event, GenerateOptions, LanguageModel, Request, RequestId, Sampler,
+    Sampling, generate,
+};
 use blockformer_kv_cache::LayerCache;
 use blockformer_model::{BlockTransformer, BlockTransformerConfig, VanillaTransformer, VanillaTransformerConfig};
+use blockformer_train::Precision;
 use burn::tensor::{Device, Tensor, TensorData, s};
 
 use super::answers::{Answer, Part};
@@ -177,26 +181,27 @@ pub(super) fn pieces_of_blocks(subject: &Subject) -> Answer {
     vec![Part::equal("context embeddings", [whole.clone(), whole].concat(), [in_pieces(), in_pieces()].concat())]
 }
 
-/// Greedy tokens of three requests through the engine, which keeps keys and values in pages, and of plain generation.
+/// Prompts that advance together, and new tokens of each.
+fn prompts() -> [Vec<u32>; 3] {
+    [ids(5, 0, VOCAB_SIZE), ids(12, 1, VOCAB_SIZE), ids(3, 2, VOCAB_SIZE)]
+}
+
+const NEW: usize = 9;
+
+/// How far greedy texts stay behind the likeliest tokens, by passes without caches: of the engine, which keeps keys and
+/// values in pages, and of plain generation.
 pub(super) fn engine(subject: &Subject) -> Answer {
-    const NEW: usize = 9;
     let device = &subject.device;
     let model = subject.block(&models::lookup_prefix(), device);
-    let prompts = [ids(5, 0, VOCAB_SIZE), ids(12, 1, VOCAB_SIZE), ids(3, 2, VOCAB_SIZE)];
-    let options = GenerateOptions { max_new_tokens: NEW, ..GenerateOptions::default() };
-    let plain =
-        |prompt: &Vec<u32>| match generate(&model, &[prompt], &options, device, |_, _| ControlFlow::Continue(())) {
-            Ok(generations) => generations.into_iter().flat_map(|generation| generation.tokens).collect::<Vec<u32>>(),
-            Err(error) => panic!("{error}"),
-        };
-    let plain: Vec<u32> = prompts.iter().flat_map(plain).collect();
+    let plain = |prompt: &Vec<u32>| generated(&model, &[prompt], &GenerateOptions::default(), device);
+    let plain: Vec<Vec<u32>> = prompts().iter().flat_map(plain).collect();
     let mut engine =
         match Engine::new(model.clone(), EngineConfig { kv_budget: 4 << 20, ..EngineConfig::default() }, device) {
             Ok(engine) => engine,
             Err(error) => panic!("{error}"),
         };
-    let submitted = prompts.into_iter().map(|prompt| engine.submit(Request::new(prompt).with_max_new_tokens(NEW)));
-    let requests = match submitted.collect::<Result<Vec<_>, _>>() {
+    let submitted = prompts().map(|prompt| engine.submit(Request::new(prompt).with_max_new_tokens(NEW)));
+    let requests = match submitted.into_iter().collect::<Result<Vec<_>, _>>() {
         Ok(requests) => requests,
         Err(error) => panic!("{error}"),
     };
@@ -206,8 +211,94 @@ pub(super) fn engine(subject: &Subject) -> Answer {
         Event::Failed(error) => panic!("{error}"),
         _ => {}
     });
-    let of = |request: RequestId| events.iter().filter(move |(id, _)| *id == request).map(|(_, token)| *token);
-    let tokens = requests.into_iter().flat_map(of);
-    let number = |token: u32| token as f32;
-    vec![Part::equal("tokens", plain.into_iter().map(number).collect(), tokens.map(number).collect())]
+    let of = |request: RequestId| events.iter().filter(|(id, _)| *id == request).map(|(_, token)| *token).collect();
+    let paged: Vec<Vec<u32>> = requests.into_iter().map(of).collect();
+    vec![
+        behind_the_likeliest::<BlockTransformerConfig>("of the engine", &model, &paged, device),
+        behind_the_likeliest::<BlockTransformerConfig>("of plain generation", &model, &plain, device),
+    ]
+}
+
+/// The same of texts whose tokens are found on the device, in static shapes.
+pub(super) fn likeliest_on_device(subject: &Subject) -> Answer {
+    let device = &subject.device;
+    let options = GenerateOptions { decoding: ON_DEVICE, ..GenerateOptions::default() };
+    let rows = prompts();
+    let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+    let model = subject.block(&models::lookup_prefix(), device);
+    let texts = generated(&model, &rows, &options, device);
+    let vanilla = subject.vanilla(&models::vanilla(), device);
+    let of_vanilla = generated(&vanilla, &rows, &options, device);
+    vec![
+        behind_the_likeliest::<BlockTransformerConfig>("block model", &model, &texts, device),
+        behind_the_likeliest::<VanillaTransformerConfig>("vanilla", &vanilla, &of_vanilla, device),
+    ]
+}
+
+const ON_DEVICE: Decoding = Decoding::Device(DeviceDecoding { tokens_per_read: None, static_shapes: true });
+
+/// Which tokens that a device drew are not those that the host draws, with the same random numbers, from the logits of
+/// passes without caches: 1 for each.
+pub(super) fn drawn_on_device(subject: &Subject) -> Answer {
+    let device = &subject.device;
+    let model = subject.block(&models::lookup_prefix(), device);
+    let narrowed = Sampling { temperature: 1.3, top_k: Some(30), top_p: Some(0.9), seed: 7, ..Sampling::default() };
+    let plain = Sampling { temperature: 0.8, seed: 3, ..Sampling::default() };
+    let rows = prompts();
+    let slices: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+    let (mut differ, mut n) = (0, 0);
+    for sampling in [plain, narrowed] {
+        let options = GenerateOptions { sampling, decoding: ON_DEVICE, ..GenerateOptions::default() };
+        let texts = generated(&model, &slices, &options, device);
+        for (index, (prompt, text)) in rows.iter().zip(&texts).enumerate() {
+            let mut sampler = Sampler::new(options.sampling.clone(), index, prompt);
+            let logits = BlockTransformerConfig::uncached(&model, &[&prompt[..], text].concat(), prompt.len(), device);
+            for (logits, token) in logits.iter().zip(text) {
+                differ += usize::from(!matches!(sampler.sample(logits), Ok(drawn) if drawn == *token));
+                n += 1;
+            }
+        }
+    }
+    assert_eq!(n, 2 * rows.len() * NEW, "tokens were drawn");
+    vec![Part::equal("share that differs", vec![0.0], vec![differ as f32 / n as f32])]
+}
+
+/// Continuations of [`NEW`] tokens.
+fn generated<M: LanguageModel>(
+    model: &M,
+    prompts: &[&[u32]],
+    options: &GenerateOptions,
+    device: &Device,
+) -> Vec<Vec<u32>> {
+    let options = GenerateOptions { max_new_tokens: NEW, ..options.clone() };
+    match generate(model, prompts, &options, device, |_, _| ControlFlow::Continue(())) {
+        Ok(generations) => generations.into_iter().map(|generation| generation.tokens).collect(),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// How far the logit of each token is behind the largest, as a share of the largest of all, by passes without caches.
+fn behind_the_likeliest<C: CachedConfig>(
+    name: &'static str,
+    model: &C::Model,
+    texts: &[Vec<u32>],
+    device: &Device,
+) -> Part {
+    let mut behind = Vec::new();
+    for (prompt, text) in prompts().iter().zip(texts) {
+        let logits = C::uncached(model, &[&prompt[..], text].concat(), prompt.len(), device);
+        for (logits, token) in logits.iter().zip(text) {
+            let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let scale = logits.iter().fold(0f32, |max, logit| max.max(logit.abs()));
+            behind.push((best - logits[*token as usize]) / scale);
+        }
+    }
+    // All tokens that were asked for, and none behind.
+    Part::equal(name, vec![0.0; prompts().len() * NEW], behind)
+}
+
+/// Steps in a shorter type beside passes in float32.
+pub(super) fn shorter(subject: &Subject, precision: Precision) -> Answer {
+    let model = subject.block(&models::lookup_prefix(), &subject.device);
+    compare::<BlockTransformerConfig, _>(&model, &precision.shadow(&model), &subject.device)
 }

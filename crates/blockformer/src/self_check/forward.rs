@@ -5,6 +5,7 @@ use blockformer_train::{GradientAccumulator, Objective, Precision, Trainable};
 use burn::tensor::{Device, FloatDType, Tensor};
 
 use super::answers::{Answer, Part};
+use super::cached;
 use super::models::{self, BLOCK_LENGTH, Subject, VOCAB_SIZE, id_tensor, ids, mask, numbers};
 use super::training;
 
@@ -60,7 +61,7 @@ pub(super) fn long(subject: &Subject) -> Answer {
     answer
 }
 
-/// A shorter type beside float32 on the same device: forward passes, and gradients of mixed precision.
+/// A shorter type beside float32 on the same device: whole passes, steps, and gradients of mixed precision.
 pub(super) fn shorter(subject: &Subject, precision: Precision) -> Answer {
     let device = &subject.device;
     let config = models::lookup_prefix();
@@ -81,5 +82,6 @@ pub(super) fn shorter(subject: &Subject, precision: Precision) -> Answer {
         training::gradients_of(&model, &accumulator.finish(&model))
     };
     answer.push(Part::equal("gradients", gradients(Precision::F32), gradients(precision)));
+    answer.extend(cached::shorter(subject, precision));
     answer
 }

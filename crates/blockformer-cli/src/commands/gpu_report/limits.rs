@@ -12,10 +12,10 @@ use crate::error::CliError;
 pub(super) struct Arguments {
     /// Size of the copies that memory is measured by
     #[arg(long, value_name = "MIB", default_value_t = 1024)]
-    copy_size: usize,
+    pub(super) copy_size: usize,
     /// Rows of the square matrices that arithmetic is measured by
     #[arg(long, value_name = "N", default_value_t = 8192)]
-    product_size: usize,
+    pub(super) product_size: usize,
 }
 
 const TRIES: usize = 10;

@@ -26,16 +26,16 @@ pub(super) struct Arguments {
     presets: Vec<String>,
     /// Divides the workloads' lengths
     #[arg(long, value_name = "N", default_value_t = 1)]
-    scale: usize,
+    pub(super) scale: usize,
     /// Repeats that count, behind one that does not
     #[arg(long, value_name = "N", default_value_t = 3)]
-    repeats: usize,
+    pub(super) repeats: usize,
     /// Memory that the largest batch may fill; nine tenths of the card's if NVIDIA's driver tells
     #[arg(long, value_name = "GIB")]
     pub(super) memory: Option<f64>,
     /// The largest batch that is looked for
     #[arg(long, value_name = "N", default_value_t = LARGEST_BATCH)]
-    most_sequences: usize,
+    pub(super) most_sequences: usize,
 }
 
 pub(super) fn measure(run: &mut Run<'_>) -> Result<(), CliError> {
@@ -47,7 +47,9 @@ pub(super) fn measure(run: &mut Run<'_>) -> Result<(), CliError> {
             // Made for the first row that needs it, and gone before the next model's.
             let mut subject = None;
             for workload in &workloads {
-                for largest in [false, true] {
+                // Of one sequence there is no largest batch.
+                let batches = if arguments.throughput.most_sequences > 1 { &[false, true][..] } else { &[false] };
+                for &largest in batches {
                     let batch = if largest { "largest batch" } else { "batch 1" };
                     let item = format!("{name} {} {} {batch}", precision.name(), workload.name);
                     run.item(Section::Throughput, &item, |run| {
@@ -85,7 +87,8 @@ fn row(
 ) -> Result<Value, CliError> {
     let subject = Subject::new(name, model);
     let batch = if largest { find_largest(run, &subject, workload)? } else { 1 };
-    let options = MeasureOptions { batch, repeats: run.arguments.throughput.repeats, warm_up: 1, seed: 0 };
+    let (repeats, decoding) = (run.arguments.throughput.repeats, blockformer::decoding(&run.device));
+    let options = MeasureOptions { batch, repeats, warm_up: 1, seed: 0, decoding };
     let measured = time(&subject, workload, &options, &run.device)?;
     let bytes = (precision.bytes(), measured.kv_bytes);
     let work = Work::of((config, model), workload, batch, bytes);
@@ -143,7 +146,7 @@ fn find_largest(run: &Run<'_>, subject: &Subject<'_>, workload: &Workload) -> Re
         return Err(CliError::Option { option: "--memory", reason });
     };
     let needed = |batch: usize| -> Result<usize, BenchError> {
-        match needed_bytes(subject, workload, batch, device) {
+        match needed_bytes(subject, workload, (batch, blockformer::decoding(device)), device) {
             Err(BenchError::Device { .. }) if answers(device) => Ok(usize::MAX),
             needed => needed,
         }

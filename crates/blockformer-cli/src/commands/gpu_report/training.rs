@@ -27,14 +27,16 @@ pub(super) struct Arguments {
     training_steps: usize,
     /// Samples a step
     #[arg(long, value_name = "N", default_value_t = 8)]
-    training_batch: usize,
+    pub(super) training_batch: usize,
     /// Tokens a sample; the model's context if not given
     #[arg(long, value_name = "N")]
-    training_length: Option<usize>,
+    pub(super) training_length: Option<usize>,
 }
 
 /// Steps that do not count: kernels are compiled and tuned in them.
 const WARM_UP: usize = 5;
+/// Steps from which on memory in use is judged: what it is at the end against what it was after a twentieth.
+const LONG_RUN: usize = 200;
 /// How often memory is looked at.
 const LOOKS: usize = 20;
 
@@ -85,10 +87,16 @@ fn train(run: &Run<'_>, name: &str, precision: Type) -> Result<Value, CliError> 
     let counted = if steps > WARM_UP { &seconds[WARM_UP..] } else { &seconds[..] };
     let tokens = (batch_size * length) as f64;
     let speed = Spread::of(counted.iter().map(|seconds| tokens / seconds));
-    // Two operations a weight and token forward, twice as many backward.
+    // A multiplication and an addition forward, twice as many backward.
     let flops = run.record.number("limits", &limits::products(precision), "flops");
-    let operations = operations(&config, weights);
-    let share = flops.zip(operations).map(|(flops, weights)| 6.0 * weights * speed.median / flops);
+    let operations = operations(&config, weights, length);
+    let share = flops.zip(operations).map(|(flops, operations)| 6.0 * operations * speed.median / flops);
+    let in_use = |look: &Value| look["device"]["in_use"].as_u64();
+    // A leak of a thousandth a step would double it.
+    let flat = match (memory.get(1).and_then(in_use), memory.last().and_then(in_use)) {
+        (Some(early), Some(late)) if steps >= LONG_RUN => Some(late as f64 <= 1.02 * early as f64),
+        _ => None,
+    };
     let held = |look: &Value| look["device"]["reserved"].as_u64().or(look["process"].as_u64()).unwrap_or(0) as f64;
     let summary = format!(
         "{:.0} tokens/s{}; first {} steps {warm_up:.0} s; memory {:.2} GiB at the beginning, {:.2} in the middle, {:.2} at the \
@@ -100,8 +108,10 @@ fn train(run: &Run<'_>, name: &str, precision: Type) -> Result<Value, CliError> 
         memory.get(memory.len() / 2).map_or(0.0, held) / f64::from(1 << 30),
         memory.last().map_or(0.0, held) / f64::from(1 << 30),
     );
+    let growth = if flat == Some(false) { "; what is in use GROWS" } else { "" };
     Ok(json!({
-        "summary": summary,
+        "summary": summary + growth,
+        "passed": flat,
         "tokens_per_second": speed,
         "step_seconds": Spread::of(counted.iter().copied()),
         "warm_up_seconds": warm_up,
@@ -113,25 +123,31 @@ fn train(run: &Run<'_>, name: &str, precision: Type) -> Result<Value, CliError> 
     }))
 }
 
-/// Weights that a token meets in a forward pass, on average; of models that presets do not have, not known here.
-fn operations(config: &ModelConfig, weights: usize) -> Option<f64> {
+/// Multiplications for a token in a forward pass, on average: of the weights it meets, and of causal attention, which sees
+/// half of the positions; of models that presets do not have, not known here.
+fn operations(config: &ModelConfig, weights: usize, length: usize) -> Option<f64> {
+    let attention = |t: &TransformerConfig, positions: f64| (t.n_layers * t.n_heads * t.head_dim) as f64 * positions;
     let config = match config {
         // The token table is looked up.
         ModelConfig::VanillaTransformer(config) => {
-            return Some((weights - config.vocab_size * config.transformer.d_model) as f64);
+            let table = config.vocab_size * config.transformer.d_model;
+            return Some((weights - table) as f64 + attention(&config.transformer, length as f64));
         }
         ModelConfig::BlockTransformer(config) => config,
     };
     let TokenDecoderConfig::Prefix(prefix) = &config.token_decoder else { return None };
-    let layers = |t: &TransformerConfig| {
-        let attention = t.d_model * t.head_dim * (2 * t.n_heads + 2 * t.n_kv_heads);
-        (t.n_layers * (attention + t.d_model * t.d_ff * if t.gated { 3 } else { 2 })) as f64
+    let layers = |t: &TransformerConfig, positions: f64| {
+        let projections = t.d_model * t.head_dim * (2 * t.n_heads + 2 * t.n_kv_heads);
+        let feed_forward = t.d_model * t.d_ff * if t.gated { 3 } else { 2 };
+        (t.n_layers * (projections + feed_forward)) as f64 + attention(t, positions)
     };
-    let length = config.block_length as f64;
+    let (block, length) = (config.block_length as f64, length as f64);
     let contexts = config.token_decoder_sizes().n_contexts();
     let (positions, _) = config.token_decoder.cache_size(contexts, config.block_length, 4);
+    let positions = positions as f64;
     let output = (config.vocab_size * prefix.transformer.d_model) as f64;
-    Some(layers(&config.block_decoder) / length + layers(&prefix.transformer) * positions as f64 / length + output)
+    let of_blocks = layers(&config.block_decoder, length / block) / block;
+    Some(of_blocks + layers(&prefix.transformer, positions) * positions / block + output)
 }
 
 /// Documents of words that look random.

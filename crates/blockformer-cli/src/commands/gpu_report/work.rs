@@ -31,6 +31,11 @@ impl Stack {
         Self { weights, n_layers: config.n_layers as f64, width: (config.n_heads * config.head_dim) as f64 }
     }
 
+    /// Operations of one position that sees `seen`: its weights, and two products of attention.
+    fn step_flops(&self, seen: f64) -> f64 {
+        2.0 * self.weights + 4.0 * self.n_layers * self.width * seen
+    }
+
     /// Two operations a weight and position, and causal attention: two products of half of all pairs.
     fn flops(&self, positions: f64) -> f64 {
         2.0 * self.weights * positions + 2.0 * self.n_layers * self.width * positions * positions
@@ -46,7 +51,9 @@ impl Work {
     ) -> Self {
         let (rows, bytes) = (batch as f64, bytes_per_weight as f64);
         let (prompt, new) = (workload.prompt_tokens as f64, workload.new_tokens as f64);
-        let kv_bytes = kv_bytes as f64 * (prompt + new / 2.0) / (prompt + new);
+        // On average half of what is generated is there.
+        let seen = prompt + new / 2.0;
+        let filled = seen / (prompt + new);
         match (config, model) {
             (ModelConfig::BlockTransformer(config), AnyModel::Block(model)) => {
                 let length = config.block_length as f64;
@@ -58,15 +65,19 @@ impl Work {
                 let table = (config.vocab_size * width) as f64;
                 let token_weights = tokens.total as f64 - if tied { 0.0 } else { table };
                 let contexts = config.token_decoder_sizes().n_contexts();
-                let (positions, _) = config.token_decoder.cache_size(contexts, config.block_length, bytes_per_weight);
-                let layers = tokens.non_embedding as f64 * positions as f64 / length; // an average token
+                let cache = config.token_decoder.cache_size(contexts, config.block_length, bytes_per_weight);
+                let (positions, of_row) = (cache.0 as f64, cache.1 as f64);
+                let layers = tokens.non_embedding as f64 * positions / length; // an average token
+                // Every token reads the token decoder's cache, on average half full; a block reads the block decoder's.
+                let token_kv = (rows * of_row).min(kv_bytes as f64);
+                let block_kv = (kv_bytes as f64 - token_kv) * filled;
+                let block_step = blocks.step_flops(seen / length * config.n_embedding_tokens as f64);
                 Self {
                     prefill_flops: rows * blocks.flops(embeddings),
                     prefill_bytes: bytes * (blocks.weights + token_weights),
-                    step_flops: 2.0
-                        * rows
-                        * (layers + table + blocks.weights * config.n_embedding_tokens as f64 / length),
-                    step_bytes: bytes * (token_weights + blocks.weights / length) + kv_bytes / length,
+                    step_flops: 2.0 * rows * (layers + table)
+                        + rows * block_step * config.n_embedding_tokens as f64 / length,
+                    step_bytes: bytes * (token_weights + blocks.weights / length) + block_kv / length + token_kv / 2.0,
                 }
             }
             (ModelConfig::VanillaTransformer(config), model) => {
@@ -75,8 +86,8 @@ impl Work {
                 Self {
                     prefill_flops: rows * (stack.flops(prompt) + 2.0 * output),
                     prefill_bytes: bytes * (stack.weights + output),
-                    step_flops: 2.0 * rows * (stack.weights + output),
-                    step_bytes: bytes * (stack.weights + output) + kv_bytes,
+                    step_flops: rows * (stack.step_flops(seen) + 2.0 * output),
+                    step_bytes: bytes * (stack.weights + output) + kv_bytes as f64 * filled,
                 }
             }
             (ModelConfig::BlockTransformer(_), AnyModel::Vanilla(_)) => unreachable!("a configuration is its model's"),
@@ -117,7 +128,8 @@ mod tests {
         let weights = layers * 12.0 * d * d;
         let work = work("vanilla_410", &Workload::prefill_heavy(), 2176);
         assert_near(work.prefill_flops, 2.0 * (2.0 * n * weights + 2.0 * layers * d * n * n + 2.0 * vocabulary * d));
-        assert_near(work.step_flops, 2.0 * 2.0 * (weights + vocabulary * d));
+        let seen = n + 64.0;
+        assert_near(work.step_flops, 2.0 * (2.0 * (weights + vocabulary * d) + 4.0 * layers * d * seen));
         assert_near(work.step_bytes - 2112.0, 4.0 * (weights + vocabulary * d));
     }
 
@@ -129,7 +141,8 @@ mod tests {
         assert_near(work.prefill_flops, 2.0 * (2.0 * n * weights + 2.0 * layers * d * n * n));
         // A block of four takes the token decoder through two positions of context and three tokens.
         let layers_of_a_token = weights * 5.0 / 4.0 + weights / 4.0;
-        assert_near(work.step_flops, 2.0 * 2.0 * (layers_of_a_token + vocabulary * d));
+        let attention = 4.0 * layers * d * (n + 16.0) / 4.0;
+        assert_near(work.step_flops, 2.0 * (2.0 * (layers_of_a_token + vocabulary * d) + attention));
         let expansion = 2.0 * d * d;
         assert_near(work.step_bytes, 4.0 * (weights + vocabulary * d + expansion + weights / 4.0));
     }

@@ -1,0 +1,171 @@
+//! Kernels for decoding on GPUs: what takes many small launches in plain tensor operations, in one.
+//!
+//! - [`local_attention`]: a few queries over a short cache, such as that of a Block Transformer's token decoder;
+//! - [`attend_one`]: the same for the one new position of a decoding step, from the projections on, writing the cache;
+//! - [`draw`]: a token of every row of logits, by an inverse cumulative distribution, without sorting.
+//!
+//! They are written in CubeCL, so that one source serves CUDA, Vulkan, Metal and WebGPU, and join the streams of Burn's
+//! fusion. A function answers `None` where it has no kernel: on other backends, under autodiff, for shapes it was not
+//! made for, and in a build without one of the features `wgpu` and `cuda`. The caller then goes on with plain
+//! operations.
+//!
+//! ```
+//! use burn::tensor::{Device, Tensor, activation::softmax};
+//!
+//! /// `q` is `[batch, heads, 1, head_dim]`, keys and values `[batch, heads, n, head_dim]`.
+//! fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
+//!     blockformer_cubecl::local_attention(&q, &k, &v).unwrap_or_else(|| {
+//!         let scale = (q.dims()[3] as f64).powf(-0.5);
+//!         softmax(q.mul_scalar(scale).matmul(k.transpose()), 3).matmul(v)
+//!     })
+//! }
+//!
+//! let ones = Tensor::<4>::ones([1, 2, 1, 4], &Device::flex());
+//! assert_eq!(attend(ones.clone(), ones.clone(), ones).sum().into_scalar::<f32>(), 8.0);
+//! ```
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+#[cfg(feature = "_kernels")]
+mod attention;
+#[cfg(feature = "_kernels")]
+mod drawing;
+#[cfg(feature = "_kernels")]
+mod extension;
+#[cfg(feature = "_kernels")]
+mod one_position;
+
+use burn::tensor::{Int, Tensor};
+
+/// The most cubes along an axis of a launch: what WebGPU promises.
+const MAX_CUBES: usize = 65_535;
+
+/// The most keys that kernels attend to, as every unit of a cube looks at all scores.
+pub const MAX_KEYS: usize = 64;
+
+/// The most queries of one sequence in a launch.
+pub const MAX_QUERIES: usize = 8;
+
+/// Attention of a few queries over a short cache, in one launch: `softmax(q kᵀ / √head_dim) v`. The queries are the last
+/// positions of the keys, and each sees the keys up to its own position.
+///
+/// # Shapes
+/// - `q`: `[batch, heads, queries, head_dim]`
+/// - `k`, `v`: `[batch, kv_heads, keys, head_dim]`; query heads share key heads in groups
+/// - returns: `[batch, heads, queries, head_dim]`; `None` where there is no kernel: on backends other than CubeCL's,
+///   under autodiff, for more than [`MAX_QUERIES`], [`MAX_KEYS`] or 65,535 heads of all sequences, and for shapes that
+///   do not fit
+pub fn local_attention(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>) -> Option<Tensor<4>> {
+    let ([batch, heads, queries, head_dim], [_, kv_heads, keys, _]) = (q.dims(), k.dims());
+    let fits = k.dims() == [batch, kv_heads, keys, head_dim]
+        && v.dims() == k.dims()
+        && (1..=MAX_QUERIES.min(keys)).contains(&queries)
+        && keys <= MAX_KEYS
+        && heads.is_multiple_of(kv_heads)
+        && batch * heads <= MAX_CUBES;
+    if !fits || q.dtype() != k.dtype() || q.dtype() != v.dtype() {
+        return None;
+    }
+    #[cfg(feature = "_kernels")]
+    {
+        extension::local_attention(q, k, v)
+    }
+    #[cfg(not(feature = "_kernels"))]
+    None
+}
+
+/// One new position of every sequence.
+#[derive(Debug, Clone, Copy)]
+pub struct OnePosition<'a> {
+    /// Its queries, keys and values, heads one after another, `[batch, 1, (n_heads + 2 · n_kv_heads) · head_dim]`.
+    pub qkv: &'a Tensor<3>,
+    /// Cosine and sine of the rotary embedding in its half-split form, `[1, 1, 1, rotated features / 2]`, which turn
+    /// queries and keys; the features behind them stay. `None` where nothing is rotated.
+    pub rotation: Option<(&'a Tensor<4>, &'a Tensor<4>)>,
+    /// Query heads.
+    pub n_heads: usize,
+    /// Positions that the cache holds of every sequence.
+    pub len: usize,
+}
+
+/// Attention of one new position of every sequence, in one launch: queries and keys are rotated, key and value written
+/// into the cache behind the `len` positions it holds, and each query attends to all of them and to its own. A cache that
+/// nobody else holds is written in place.
+///
+/// # Shapes
+/// - `keys`, `values`: `[batch, n_kv_heads, capacity, head_dim]`
+/// - returns: `[batch, 1, n_heads · head_dim]`; `None`, with the cache as it was, where there is no kernel: on backends
+///   other than CubeCL's, under autodiff, for more than [`MAX_KEYS`] or 65,535 key heads of all sequences, and for shapes
+///   that do not fit
+pub fn attend_one(position: OnePosition<'_>, keys: &mut Tensor<4>, values: &mut Tensor<4>) -> Option<Tensor<3>> {
+    let OnePosition { qkv, rotation, n_heads, len } = position;
+    let [batch, n_kv_heads, capacity, head_dim] = keys.dims();
+    let tables_fit = rotation.is_none_or(|(cos, sin)| {
+        let half = cos.dims()[3];
+        [cos, sin].into_iter().all(|table| table.dims() == [1, 1, 1, half] && table.dtype() == qkv.dtype())
+            && half > 0
+            && 2 * half <= head_dim
+    });
+    let fits = values.dims() == keys.dims()
+        && qkv.dims() == [batch, 1, (n_heads + 2 * n_kv_heads) * head_dim]
+        && n_heads.is_multiple_of(n_kv_heads)
+        && len < capacity.min(MAX_KEYS)
+        && batch * n_kv_heads <= MAX_CUBES
+        && tables_fit;
+    if !fits || qkv.dtype() != keys.dtype() || qkv.dtype() != values.dtype() {
+        return None;
+    }
+    #[cfg(feature = "_kernels")]
+    {
+        extension::attend_one(position, keys, values)
+    }
+    #[cfg(not(feature = "_kernels"))]
+    None
+}
+
+/// How tokens are drawn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Choice {
+    /// The likeliest; of several, the first.
+    Likeliest,
+    /// By their probabilities.
+    Sampled(Filters),
+}
+
+/// What narrows the choice, one after another; tokens that are equally likely count in the order of their ids.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Filters {
+    /// The logits are divided by it.
+    pub temperature: f64,
+    /// Only so many of the likeliest.
+    pub top_k: Option<usize>,
+    /// Only the likeliest that make up this share.
+    pub top_p: Option<f64>,
+    /// Only those that are this share of the likeliest at least.
+    pub min_p: Option<f64>,
+}
+
+/// Draws a token of every row, in one launch: the first whose cumulative weight is beyond `uniform` times the sum of all,
+/// where weights are `exp((logit - max) / temperature)`, added up in float32.
+///
+/// # Shapes
+/// - `logits`: `[rows, vocab_size]`
+/// - `uniform`: `[rows, 1]` in float32, from 0 to less than 1; not looked at for [`Choice::Likeliest`]
+/// - returns: `[rows, 1]`, -1 where a logit is not a number or infinite, or none is finite; `None` where there is no
+///   kernel: on backends other than CubeCL's, under autodiff, for more than 65,535 rows, and for shapes that do not fit
+pub fn draw(logits: &Tensor<2>, uniform: Option<&Tensor<2>>, choice: Choice) -> Option<Tensor<2, Int>> {
+    let [rows, vocab_size] = logits.dims();
+    let given = match choice {
+        Choice::Likeliest => true,
+        Choice::Sampled(_) => uniform.is_some_and(|uniform| uniform.dims() == [rows, 1]),
+    };
+    // Ids pass through float32.
+    if !given || rows == 0 || rows > MAX_CUBES || vocab_size == 0 || vocab_size > 1 << 24 {
+        return None;
+    }
+    #[cfg(feature = "_kernels")]
+    {
+        extension::draw(logits, uniform, choice)
+    }
+    #[cfg(not(feature = "_kernels"))]
+    None
+}

@@ -1,0 +1,325 @@
+//! The kernels against float64, on a CUDA device in a build for CUDA, otherwise on one of WGPU (Mesa's software device will
+//! do).
+#![cfg(any(feature = "wgpu", feature = "cuda"))]
+
+use blockformer_cubecl::{Choice, Filters, MAX_KEYS, MAX_QUERIES, OnePosition, attend_one, draw, local_attention};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+
+fn device() -> Device {
+    #[cfg(feature = "cuda")]
+    return Device::cuda(0);
+    #[cfg(not(feature = "cuda"))]
+    Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)
+}
+
+/// Numbers from -1 to 1 that look random.
+fn numbers(n: usize, salt: u64) -> Vec<f32> {
+    let number = |i: u64| {
+        let x = (i ^ (salt << 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let x = (x ^ (x >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        (x >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..n as u64).map(number).collect()
+}
+
+fn tensor<const D: usize>(values: &[f32], shape: [usize; D], dtype: DType) -> Tensor<D> {
+    Tensor::<D>::from_data(TensorData::new(values.to_vec(), shape), (&device(), DType::F32)).cast(dtype)
+}
+
+fn values<const D: usize>(x: Tensor<D>) -> Vec<f64> {
+    x.cast(DType::F32).into_data().iter::<f64>().collect()
+}
+
+/// `[batch, heads, queries, head_dim]` and `[batch, kv_heads, keys, head_dim]`.
+struct Sizes {
+    batch: usize,
+    heads: usize,
+    kv_heads: usize,
+    queries: usize,
+    keys: usize,
+    head_dim: usize,
+}
+
+/// The definition: each query sees the keys up to its own position, and they are the last positions.
+fn attention([q, k, v]: [&[f64]; 3], sizes: &Sizes) -> Vec<f64> {
+    let Sizes { batch, heads, kv_heads, queries, keys, head_dim } = *sizes;
+    let mut output = Vec::new();
+    for row in 0..batch * heads * queries {
+        let (b, h, i) = (row / queries / heads, row / queries % heads, row % queries);
+        let q = &q[row * head_dim..][..head_dim];
+        let at = |x: usize| ((b * kv_heads + h / (heads / kv_heads)) * keys + x) * head_dim;
+        let scores = (0..keys - queries + i + 1).map(|key| {
+            let dot: f64 = q.iter().zip(&k[at(key)..]).map(|(q, k)| q * k).sum();
+            (dot / (head_dim as f64).sqrt()).exp()
+        });
+        let scores: Vec<f64> = scores.collect();
+        let total: f64 = scores.iter().sum();
+        output.extend(
+            (0..head_dim)
+                .map(|d| scores.iter().enumerate().map(|(key, score)| score * v[at(key) + d]).sum::<f64>() / total),
+        );
+    }
+    output
+}
+
+fn check_attention(sizes: &Sizes, dtype: DType, tolerance: f64) {
+    let Sizes { batch, heads, kv_heads, queries, keys, head_dim } = *sizes;
+    let (q_shape, k_shape) = ([batch, heads, queries, head_dim], [batch, kv_heads, keys, head_dim]);
+    let of = |shape: [usize; 4], salt| tensor(&numbers(shape.iter().product(), salt), shape, dtype);
+    let (q, k, v) = (of(q_shape, 1).mul_scalar(3.0), of(k_shape, 2), of(k_shape, 3));
+    let expected = attention([&values(q.clone()), &values(k.clone()), &values(v.clone())], sizes);
+    // Keys and values as a cache gives them: a part of something longer.
+    let longer = |x: Tensor<4>| {
+        let rest = Tensor::ones([batch, kv_heads, 3, head_dim], (&device(), dtype));
+        Tensor::cat(vec![x, rest], 2).narrow(2, 0, keys)
+    };
+    let got = local_attention(&q, &longer(k), &longer(v)).expect("there is a kernel");
+    assert_eq!((got.dims(), got.dtype()), (q_shape, dtype));
+    for (got, expected) in values(got).iter().zip(&expected) {
+        assert!(
+            (got - expected).abs() < tolerance,
+            "{got} instead of {expected}, {q_shape:?} of {k_shape:?} {dtype:?}"
+        );
+    }
+}
+
+#[test]
+fn attention_is_that_of_float64() {
+    let sizes =
+        |batch, heads, kv_heads, queries, keys, head_dim| Sizes { batch, heads, kv_heads, queries, keys, head_dim };
+    for sizes in [
+        sizes(1, 1, 1, 1, 1, 1),
+        sizes(2, 3, 3, 1, 5, 17),
+        sizes(3, 4, 2, 1, 6, 64),
+        sizes(1, 6, 1, 3, 16, 33),
+        sizes(2, 2, 2, 8, 8, 128),
+        sizes(1, 2, 1, 2, 64, 129),
+        sizes(1, 2, 2, 1, 19, 200),
+    ] {
+        check_attention(&sizes, DType::F32, 1e-5);
+        for (dtype, tolerance) in [(DType::F16, 4e-3), (DType::BF16, 3e-2)] {
+            if device().supports_dtype(dtype) {
+                check_attention(&sizes, dtype, tolerance);
+            }
+        }
+    }
+}
+
+/// The half-split rotation of one head.
+fn rotate(head: &[f64], [cos, sin]: [&[f64]; 2]) -> Vec<f64> {
+    let half = cos.len();
+    let mut rotated = head.to_vec();
+    for i in 0..half {
+        rotated[i] = head[i] * cos[i] - head[i + half] * sin[i];
+        rotated[i + half] = head[i + half] * cos[i] + head[i] * sin[i];
+    }
+    rotated
+}
+
+/// Decodes position after position and compares what is mixed, and what the cache holds, with the definition.
+fn check_one_position(sizes: &Sizes, half: usize, dtype: DType, tolerance: f64) {
+    let Sizes { batch, heads, kv_heads, keys: capacity, head_dim, .. } = *sizes;
+    let width = (heads + 2 * kv_heads) * head_dim;
+    let shape = [batch, kv_heads, capacity, head_dim];
+    let fives = || Tensor::<4>::full(shape, 5.0, (&device(), dtype));
+    let (mut keys, mut values_) = (fives(), fives());
+    let mut held: [Vec<f64>; 2] = [values(fives()), values(fives())];
+    for len in 0..capacity {
+        let qkv = tensor(&numbers(batch * width, len as u64), [batch, 1, width], dtype).mul_scalar(2.0);
+        let table = |salt| tensor(&numbers(half, salt + len as u64), [1, 1, 1, half], dtype);
+        let tables = (half > 0).then(|| (table(50), table(90)));
+        let [cos, sin]: [Vec<f64>; 2] = match &tables {
+            Some((cos, sin)) => [values(cos.clone()), values(sin.clone())],
+            None => [vec![], vec![]],
+        };
+        let rows = values(qkv.clone());
+        let head = |row: usize, head: usize| &rows[row * width + head * head_dim..][..head_dim];
+        let mut queries = Vec::new();
+        for row in 0..batch {
+            (0..heads).for_each(|h| queries.extend(rotate(head(row, h), [&cos, &sin])));
+            for kv in 0..kv_heads {
+                let at = ((row * kv_heads + kv) * capacity + len) * head_dim;
+                held[0][at..at + head_dim].copy_from_slice(&rotate(head(row, heads + kv), [&cos, &sin]));
+                held[1][at..at + head_dim].copy_from_slice(head(row, heads + kv_heads + kv));
+            }
+        }
+        let known = |all: &[f64]| -> Vec<f64> {
+            all.chunks(capacity * head_dim).flat_map(|rows| rows[..(len + 1) * head_dim].to_vec()).collect()
+        };
+        let now = Sizes { batch, heads, kv_heads, queries: 1, keys: len + 1, head_dim };
+        let expected = attention([&queries, &known(&held[0]), &known(&held[1])], &now);
+
+        let before = (len == 1).then(|| (keys.clone(), values(keys.clone())));
+        let rotation = tables.as_ref().map(|(cos, sin)| (cos, sin));
+        let position = OnePosition { qkv: &qkv, rotation, n_heads: heads, len };
+        let mixed = attend_one(position, &mut keys, &mut values_).expect("there is a kernel");
+        assert_eq!(mixed.dims(), [batch, 1, heads * head_dim]);
+        let close = |got: Vec<f64>, expected: &[f64], what: &str| {
+            let error = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(error < tolerance, "{what} at {len}, {shape:?} for {heads} heads in {dtype:?}: {error}");
+        };
+        close(values(mixed), &expected, "mixed values");
+        close(values(keys.clone()), &held[0], "keys");
+        close(values(values_.clone()), &held[1], "values");
+        if let Some((clone, numbers)) = before {
+            assert_eq!(values(clone), numbers, "somebody else's cache was written");
+        }
+    }
+}
+
+#[test]
+fn one_position_after_the_other_is_rotated_written_and_attended_to() {
+    let sizes = |batch, heads, kv_heads, keys, head_dim| Sizes { batch, heads, kv_heads, queries: 1, keys, head_dim };
+    for (sizes, half) in [
+        (sizes(2, 3, 3, 5, 17), 4),
+        (sizes(3, 4, 2, 4, 64), 32),
+        (sizes(1, 6, 1, 18, 33), 0),
+        (sizes(2, 2, 2, 3, 200), 25),
+    ] {
+        check_one_position(&sizes, half, DType::F32, 2e-5);
+        for (dtype, tolerance) in [(DType::F16, 8e-3), (DType::BF16, 6e-2)] {
+            if device().supports_dtype(dtype) {
+                check_one_position(&sizes, half, dtype, tolerance);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_position_without_a_kernel_leaves_the_cache_alone() {
+    let device = device();
+    let qkv = Tensor::<3>::ones([1, 1, 3 * 8], &device);
+    let mut keys = Tensor::<4>::zeros([1, 1, MAX_KEYS + 2, 8], &device);
+    let mut values_ = keys.clone();
+    let position = |len| OnePosition { qkv: &qkv, rotation: None, n_heads: 1, len };
+    assert!(attend_one(position(MAX_KEYS), &mut keys, &mut values_).is_none());
+    assert_eq!(values(keys.clone()).iter().sum::<f64>(), 0.0);
+    assert!(attend_one(position(MAX_KEYS - 1), &mut keys, &mut values_).is_some());
+    assert_eq!(values(keys).iter().sum::<f64>(), 8.0);
+}
+
+#[test]
+fn what_the_kernels_were_not_made_for_is_left_to_others() {
+    let zeros = |queries: usize| Tensor::<4>::zeros([1, 2, queries, 8], &device());
+    assert!(local_attention(&zeros(1), &zeros(MAX_KEYS), &zeros(MAX_KEYS)).is_some());
+    assert!(local_attention(&zeros(1), &zeros(MAX_KEYS + 1), &zeros(MAX_KEYS + 1)).is_none());
+    assert!(local_attention(&zeros(MAX_QUERIES + 1), &zeros(32), &zeros(32)).is_none());
+    assert!(local_attention(&zeros(3), &zeros(2), &zeros(2)).is_none());
+    let many = |batch: usize| Tensor::<4>::zeros([batch, 2, 1, 1], &device());
+    assert!(local_attention(&many(32_767), &many(32_767), &many(32_767)).is_some());
+    assert!(local_attention(&many(32_768), &many(32_768), &many(32_768)).is_none());
+    assert!(local_attention(&zeros(1), &zeros(2), &zeros(3)).is_none());
+    let flex = Tensor::<4>::zeros([1, 2, 1, 8], &Device::flex());
+    assert!(local_attention(&flex, &flex, &flex).is_none());
+    let graph = zeros(1).autodiff();
+    assert!(local_attention(&graph, &graph, &graph).is_none());
+    let logits = Tensor::<2>::zeros([2, 5], &Device::flex());
+    assert!(draw(&logits, None, Choice::Likeliest).is_none());
+    let logits = Tensor::<2>::zeros([2, 5], &device());
+    assert!(draw(&logits, None, Choice::Sampled(PLAIN)).is_none());
+}
+
+const PLAIN: Filters = Filters { temperature: 1.0, top_k: None, top_p: None, min_p: None };
+
+/// Logits with ties, of which few are likely.
+fn logits(rows: usize, vocab_size: usize) -> Vec<f32> {
+    numbers(rows * vocab_size, 9).iter().map(|x| (x * 24.0).round() * 0.25).collect()
+}
+
+/// The definition in float64, by sorting: the token, and how far the number is from the nearest bound between tokens.
+fn expected(logits: &[f32], uniform: f32, filters: &Filters) -> (i64, f64) {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weight = |logit: &f32| (f64::from(logit - max) / filters.temperature).exp();
+    let weights: Vec<f64> = logits.iter().map(weight).collect();
+    let mut order: Vec<usize> = (0..weights.len()).collect();
+    order.sort_by(|a, b| weights[*b].total_cmp(&weights[*a]).then(a.cmp(b)));
+    order.truncate(filters.top_k.unwrap_or(usize::MAX));
+    if let Some(p) = filters.top_p {
+        let wanted = p * order.iter().map(|id| weights[*id]).sum::<f64>();
+        let mut mass = 0.0;
+        let n = order.iter().take_while(|id| {
+            let goes_on = mass < wanted;
+            mass += weights[**id];
+            goes_on
+        });
+        order.truncate(n.count());
+    }
+    order.retain(|id| weights[*id] >= filters.min_p.unwrap_or(0.0));
+    order.sort();
+    let total: f64 = order.iter().map(|id| weights[*id]).sum();
+    let (mut sum, mut nearest, mut drawn) = (0.0, f64::INFINITY, None);
+    for id in order {
+        sum += weights[id] / total;
+        nearest = nearest.min((sum - f64::from(uniform)).abs());
+        drawn = drawn.or((sum > f64::from(uniform)).then_some(id as i64));
+    }
+    (drawn.unwrap(), nearest)
+}
+
+#[test]
+fn drawn_tokens_are_those_of_the_definition() {
+    let filters = [
+        PLAIN,
+        Filters { temperature: 0.6, ..PLAIN },
+        Filters { top_k: Some(1), ..PLAIN },
+        Filters { top_k: Some(7), ..PLAIN },
+        Filters { top_k: Some(1 << 20), ..PLAIN },
+        Filters { top_p: Some(0.803), ..PLAIN },
+        Filters { top_p: Some(1e-46), ..PLAIN },
+        Filters { min_p: Some(0.1), ..PLAIN },
+        Filters { temperature: 1.4, top_k: Some(40), top_p: Some(0.913), min_p: Some(0.02) },
+    ];
+    for vocab_size in [1, 2, 255, 1009] {
+        let rows = 24;
+        let logits = logits(rows, vocab_size);
+        let uniforms: Vec<f32> = numbers(rows, 5).iter().map(|x| (x + 1.0) / 2.0).collect();
+        let (x, u) = (tensor(&logits, [rows, vocab_size], DType::F32), tensor(&uniforms, [rows, 1], DType::F32));
+        for filters in filters {
+            let drawn = draw(&x, Some(&u), Choice::Sampled(filters)).expect("there is a kernel");
+            assert_eq!(drawn.dims(), [rows, 1]);
+            let drawn: Vec<i64> = drawn.into_data().iter::<i64>().collect();
+            for row in 0..rows {
+                let (token, distance) = expected(&logits[row * vocab_size..][..vocab_size], uniforms[row], &filters);
+                assert!(drawn[row] == token || distance < 1e-5, "row {row} of {vocab_size}, {filters:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_first_of_the_likeliest_is_taken() {
+    for vocab_size in [1, 3, 300, 1009] {
+        let logits = logits(5, vocab_size);
+        let x = tensor(&logits, [5, vocab_size], DType::F32);
+        let drawn = draw(&x, None, Choice::Likeliest).expect("there is a kernel").into_data();
+        let expected = logits.chunks(vocab_size).map(|row| {
+            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            row.iter().position(|logit| *logit == max).unwrap() as i64
+        });
+        assert_eq!(drawn.iter::<i64>().collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn rows_that_are_not_numbers_are_marked() {
+    let infinity = f32::INFINITY;
+    let rows = [[1.0, f32::NAN, 2.0], [1.0, infinity, 2.0], [-infinity; 3], [1.0, -infinity, 2.0]].concat();
+    let (x, u) = (tensor(&rows, [4, 3], DType::F32), tensor(&[0.9; 4], [4, 1], DType::F32));
+    for (choice, uniform) in [(Choice::Likeliest, None), (Choice::Sampled(PLAIN), Some(&u))] {
+        let drawn = draw(&x, uniform, choice).expect("there is a kernel").into_data();
+        assert_eq!(drawn.iter::<i64>().collect::<Vec<_>>(), [-1, -1, -1, 2], "{choice:?}");
+    }
+}
+
+#[test]
+fn kernels_stand_in_the_middle_of_fused_streams() {
+    let q = tensor(&numbers(2 * 4 * 8, 1), [1, 2, 4, 8], DType::F32);
+    let before = q.clone().mul_scalar(2.0).add_scalar(0.5);
+    let sizes = Sizes { batch: 1, heads: 2, kv_heads: 2, queries: 4, keys: 4, head_dim: 8 };
+    let plain: Vec<f64> = values(q).iter().map(|x| x * 2.0 + 0.5).collect();
+    let expected = attention([&plain, &plain, &plain], &sizes);
+    let after = local_attention(&before, &before, &before).expect("there is a kernel").mul_scalar(3.0) + before;
+    for ((got, expected), before) in values(after).iter().zip(expected).zip(plain) {
+        assert!((got - (3.0 * expected + before)).abs() < 1e-5);
+    }
+}

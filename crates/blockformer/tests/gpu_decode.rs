@@ -1,0 +1,58 @@
+//! Decoding on a GPU (Mesa's software device will do) against decoding on the host, kernels included.
+#![cfg(any(feature = "wgpu", feature = "cuda"))]
+
+use std::ops::ControlFlow;
+
+use blockformer::embedder::EmbedderConfig;
+use blockformer::generate::{Decoding, GenerateOptions, Sampling, generate};
+use blockformer::model::{AnyModel, BlockTransformerConfig, VanillaTransformerConfig, presets};
+use blockformer::nn::TransformerConfig;
+use blockformer::token_decoder::TokenDecoderConfig;
+use burn::tensor::Device;
+
+fn device() -> Device {
+    let name = std::env::var("BLOCKFORMER_TEST_DEVICE");
+    let name = name.as_deref().unwrap_or(if cfg!(feature = "cuda") { "cuda:0" } else { "wgpu" });
+    blockformer::device(name).expect("the device is there")
+}
+
+/// Small enough for a device in software.
+fn block_model(transformer: TransformerConfig) -> AnyModel {
+    let config = presets::block("block_main_b4_5").expect("a preset");
+    let mut config = BlockTransformerConfig { vocab_size: 96, max_length: 64, ..config };
+    config.block_decoder = transformer.clone();
+    let TokenDecoderConfig::Prefix(prefix) = &mut config.token_decoder else { panic!("a prefix decoder") };
+    prefix.transformer = transformer;
+    let EmbedderConfig::Lookup(lookup) = &mut config.embedder else { panic!("a lookup embedder") };
+    lookup.d_embedding = 8;
+    AnyModel::Block(config.init(&device()).expect("a configuration that fits"))
+}
+
+fn vanilla_model(transformer: TransformerConfig) -> AnyModel {
+    let config = presets::vanilla("vanilla_31").expect("a preset");
+    let config = VanillaTransformerConfig { vocab_size: 96, max_length: 64, transformer, ..config };
+    AnyModel::Vanilla(config.init(&device()).expect("a configuration that fits"))
+}
+
+fn run(model: &AnyModel, sampling: &Sampling, decoding: Decoding) -> Vec<Vec<u32>> {
+    let prompts: [&[u32]; 3] = [&[5, 9, 60, 2, 33, 70], &[1, 2, 3], &[95, 4, 8, 15, 16, 23, 42, 7]];
+    let sampling = sampling.clone();
+    let options = GenerateOptions { max_new_tokens: 9, sampling, decoding, ..GenerateOptions::default() };
+    let generated = generate(model, &prompts, &options, &device(), |_, _| ControlFlow::Continue(()));
+    generated.expect("prompts that fit").into_iter().map(|generation| generation.tokens).collect()
+}
+
+#[test]
+fn the_device_draws_what_the_host_draws() {
+    let style = |config: TransformerConfig| TransformerConfig { initializer_range: 0.3, ..config };
+    let neox = style(TransformerConfig::gpt_neox(32, 1, 4));
+    let llama = style(TransformerConfig::llama(32, 1, 4).with_n_kv_heads(2));
+    let sampled = Sampling { temperature: 1.1, top_k: Some(40), top_p: Some(0.95), seed: 3, ..Sampling::default() };
+    let on_device = blockformer::decoding(&device());
+    assert_ne!(on_device, Decoding::Host);
+    for model in [block_model(neox), block_model(llama.clone()), vanilla_model(llama)] {
+        for sampling in [&Sampling::greedy(), &sampled] {
+            assert_eq!(run(&model, sampling, on_device), run(&model, sampling, Decoding::Host));
+        }
+    }
+}
