@@ -130,16 +130,21 @@ pub enum Outcome {
     },
     /// The device does not compute in the type.
     Unsupported,
+    /// The device refused what goes beyond a limit of its own, and works on.
+    Refused {
+        /// Its message, in one line.
+        message: String,
+    },
 }
 
 impl SelfCheckLine {
     /// Whether the device can be trusted in this. An error that is not a number is a failure; a type the device does not
-    /// have is none.
+    /// have, or a limit that it tells, is none.
     pub fn passed(&self) -> bool {
         match &self.outcome {
             Outcome::Compared { error, tolerance, .. } => error <= tolerance,
             Outcome::Panicked { .. } => false,
-            Outcome::Unsupported => true,
+            Outcome::Unsupported | Outcome::Refused { .. } => true,
         }
     }
 }
@@ -152,6 +157,9 @@ impl fmt::Display for SelfCheckLine {
             }
             Outcome::Panicked { message } => write!(f, "{}: {message}", self.name),
             Outcome::Unsupported => write!(f, "{}: not a type of this device", self.name),
+            Outcome::Refused { message } => {
+                write!(f, "{}: refused, beyond a limit of this device: {message}", self.name)
+            }
         }
     }
 }
@@ -214,6 +222,8 @@ enum Accuracy {
     Exact,
     /// A share of tokens.
     Draws,
+    /// The same numbers, of something that a device may refuse, if it goes on to work.
+    Limit,
     Products,
     Float32,
     Gradients,
@@ -224,7 +234,7 @@ enum Accuracy {
 impl Accuracy {
     fn tolerance(self) -> f64 {
         match self {
-            Self::Exact => 0.0,
+            Self::Exact | Self::Limit => 0.0,
             Self::Draws => DRAWS_TOLERANCE,
             Self::Products => PRODUCTS_TOLERANCE,
             Self::Float32 => FLOAT32_TOLERANCE,
@@ -239,7 +249,7 @@ impl Accuracy {
         match self {
             Self::Products => tolerance.max(TF32_PRODUCTS_TOLERANCE),
             Self::Float32 | Self::Gradients => tolerance.max(TF32_TOLERANCE),
-            Self::Exact | Self::Draws | Self::Of(_) => tolerance,
+            Self::Exact | Self::Draws | Self::Limit | Self::Of(_) => tolerance,
         }
     }
 }
@@ -251,8 +261,8 @@ struct Check {
 }
 
 /// All of them. Those that tell most about a device come first.
-const CHECKS: [Check; 24] = {
-    use Accuracy::{Draws, Exact, Float32, Gradients, Of, Products};
+const CHECKS: [Check; 25] = {
+    use Accuracy::{Draws, Exact, Float32, Gradients, Limit, Of, Products};
     const fn check(name: &'static str, accuracy: Accuracy, run: fn(&Subject) -> Answer) -> Check {
         Check { name, accuracy, run }
     }
@@ -281,6 +291,7 @@ const CHECKS: [Check; 24] = {
         check("training: block model", Gradients, |on| training::two_steps(on, &models::lookup_prefix())),
         check("training: vanilla, grouped queries", Gradients, |on| training::two_steps(on, &models::vanilla())),
         check("50,304 words", Gradients, vocabulary::large),
+        check("a buffer for 768 rows of 50,304", Limit, vocabulary::buffer),
         check("bfloat16", Of(FloatDType::BF16), |on| forward::shorter(on, Precision::Bf16)),
         check("float16", Of(FloatDType::F16), |on| forward::shorter(on, Precision::F16)),
     ]
@@ -296,7 +307,11 @@ impl Check {
                 let tolerance = if tf32 { accuracy.with_tf32(tolerance) } else { tolerance };
                 match catch_unwind(AssertUnwindSafe(|| self.largest_error(subject))) {
                     Ok(LargestError { part, error }) => Outcome::Compared { part, error, tolerance },
-                    Err(panic) => Outcome::Panicked { message: panic_message(panic.as_ref()) },
+                    Err(panic) => {
+                        let message = panic_message(panic.as_ref());
+                        let refused = accuracy == Accuracy::Limit && subject.computes();
+                        if refused { Outcome::Refused { message } } else { Outcome::Panicked { message } }
+                    }
                 }
             }
         };
@@ -336,8 +351,9 @@ mod tests {
     #[test]
     fn a_device_with_wrong_numbers_fails_every_check_of_a_model() {
         let subject = Subject::new(&Device::flex()).spoilt();
-        // Texts are judged by the model that wrote them, wrong or not, and two checks are of no model.
-        let without_weights = ["products of float32 matrices", "cache written in place"];
+        // Texts are judged by the model that wrote them, wrong or not, and three checks are of no model.
+        let without_weights =
+            ["products of float32 matrices", "cache written in place", "a buffer for 768 rows of 50,304"];
         let of_themselves = |name: &str| name.contains(" texts: ") || without_weights.contains(&name);
         let checks: Vec<Check> = CHECKS.into_iter().filter(|check| !of_themselves(check.name)).collect();
         // Shorter floats have a tolerance beyond what was done to the weights.
@@ -357,6 +373,17 @@ mod tests {
         let message = "1 of 2 checks of the device failed, first broken: the kernel is gone";
         assert_eq!(result.as_ref().unwrap_err().to_string(), message);
         assert_eq!(failures(result), ["broken"]);
+    }
+
+    #[test]
+    fn a_limit_is_told_and_no_failure_as_long_as_the_device_works_on() {
+        let check = |run| Check { name: "a large buffer", accuracy: Accuracy::Limit, run };
+        let subject = Subject::new(&Device::flex());
+        let refusal: fn(&Subject) -> Answer = |_| panic!("147 MiB are too many");
+        let report = run_all(&[check(refusal)], &subject, &SelfCheckOptions::default(), |_| ()).unwrap();
+        assert_eq!(report.lines[0].outcome, Outcome::Refused { message: "147 MiB are too many".into() });
+        let wrong: fn(&Subject) -> Answer = |_| vec![answers::Part::equal("ends", vec![0.5], vec![0.0])];
+        assert_eq!(failures(run_all(&[check(wrong)], &subject, &SelfCheckOptions::default(), |_| ())).len(), 1);
     }
 
     #[test]

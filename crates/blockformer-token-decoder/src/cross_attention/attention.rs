@@ -4,12 +4,14 @@ use blockformer_nn::{linear, linear_init, normal_embedding};
 use burn::module::Module;
 use burn::nn::{Embedding, Linear};
 use burn::tensor::activation::softmax;
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 
 use super::CrossAttentionConfig;
 
-/// A score that leaves nothing of a position.
-const HIDDEN: f32 = -1e9;
+/// A score that leaves nothing of a position; twice it is still a number.
+fn hidden(dtype: DType) -> f32 {
+    if dtype == DType::F16 { -3e4 } else { -1e9 }
+}
 
 /// The projections of one attention.
 #[derive(Module, Debug)]
@@ -101,12 +103,13 @@ impl RelativeBias {
         let buckets = Tensor::<1, Int>::from_data(TensorData::new(buckets, [n * end]), &device);
         let bias = table.select(0, buckets).reshape([n, end, n_heads]).permute([2, 0, 1]).unsqueeze::<4>();
         let future = Tensor::<4, Bool>::from_data(TensorData::new(future, [1, 1, n, end]), &device);
-        let bias = bias.mask_fill(future.expand([1, n_heads, n, end]), HIDDEN);
+        let hidden = hidden(bias.dtype());
+        let bias = bias.mask_fill(future.expand([1, n_heads, n, end]), hidden);
         match mask {
             Some(mask) => {
                 let rows = mask.dims()[0];
-                let hidden = mask.bool_not().float().mul_scalar(HIDDEN).reshape([rows, 1, 1, end]);
-                bias + hidden
+                let mask = mask.bool_not().float().cast(bias.dtype()).mul_scalar(hidden);
+                bias + mask.reshape([rows, 1, 1, end])
             }
             None => bias,
         }

@@ -119,7 +119,7 @@ fn compare<C: CachedConfig, M: LanguageModel>(whole: &C::Model, cached: &M, devi
         let rows: Vec<_> = texts.iter().zip(lengths).map(|(text, n)| C::uncached(whole, text, *n, device)).collect();
         at_once.extend((0..=steps).flat_map(|step| rows.iter().flat_map(move |row| row[step].clone())));
     }
-    vec![Part::equal("logits", at_once, by_steps)]
+    vec![Part::equal("logits by steps", at_once, by_steps)]
 }
 
 /// Logits behind the prompt and behind each of the last `steps` tokens of every text, step after step.

@@ -33,6 +33,12 @@ impl Subject {
         Self { spoilt: true, ..self }
     }
 
+    /// Whether the device still computes.
+    pub(super) fn computes(&self) -> bool {
+        let sum = || Tensor::<1>::ones([8], &self.device).sum().into_scalar::<f32>();
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(sum)).is_ok_and(|sum| sum == 8.0)
+    }
+
     /// Replaces the weights of a model by the fixed ones.
     pub(super) fn weights<M: Module>(&self, model: M) -> M {
         model.map(&mut FixedWeights { parameters: 0, spoilt: self.spoilt })

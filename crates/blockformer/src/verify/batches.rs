@@ -9,7 +9,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::{Int, Tensor, TensorData};
 
 use super::case::{Case, CaseBatch, ParameterValue, for_each_parameter};
-use super::{Check, VerifyError};
+use super::{Check, VerifyError, VerifyPrecision};
 
 pub(super) fn check(case: &Case) -> Result<Vec<Check>, VerifyError> {
     match &case.model {
@@ -27,7 +27,7 @@ fn check_block(case: &Case, model: &BlockTransformer) -> Result<Vec<Check>, Veri
     }
     if let Some(last) = names.last() {
         let CaseBatch { batch, normalizer, .. } = case.batch(last)?;
-        checks.push(check_gradients(case, model, case.backward(model, &batch, normalizer).1)?);
+        checks.extend(check_gradients(case, model, case.backward(model, &batch, normalizer).1)?);
     }
     Ok(checks)
 }
@@ -49,7 +49,7 @@ fn check_batch(case: &Case, model: &BlockTransformer, name: &str) -> Result<Vec<
     let mut checks = Vec::new();
     let mut compare = |quantity: &str, got: TensorData, keep: &[bool], width: usize| -> Result<(), VerifyError> {
         let expected = &case.floats(&format!("{name}.{quantity}"))?.values;
-        let error = largest_error(&got, expected, keep, width);
+        let error = case.error(&got, expected, keep, width);
         checks.push(Check { quantity: format!("{name} {quantity}"), error, tolerance: case.tolerances().logits });
         Ok(())
     };
@@ -85,7 +85,7 @@ fn check_vanilla(case: &Case, model: &VanillaTransformer) -> Result<Vec<Check>, 
     let tensor = Tensor::<2, Int>::from_data(TensorData::new(values, [rows, n]), &case.device);
     let logits = valid.logits(valid.forward(tensor.clone(), None, None));
     let expected = &case.floats("logits")?.values;
-    let error = largest_error(&logits.into_data(), expected, &vec![true; rows * n], model.layout().vocab_size);
+    let error = case.error(&logits.into_data(), expected, &vec![true; rows * n], model.layout().vocab_size);
     let mut checks = vec![Check { quantity: "logits".into(), error, tolerance: case.tolerances().logits }];
     if let Some(expected) = case.scalar("loss") {
         let ids = Tensor::from_inner(tensor.reshape([rows, n, 1]));
@@ -106,8 +106,20 @@ impl ParameterValue for &Gradient {
     }
 }
 
-/// The worst gradient, relative to its largest entry.
-fn check_gradients(case: &Case, model: &BlockTransformer, gradients: GradientsParams) -> Result<Check, VerifyError> {
+/// The share of the norm of all gradients that errors of a parameter's gradient are at least compared with, in shorter types.
+const SMALL_GRADIENT: f64 = 1e-2;
+
+/// Largest error of one parameter's gradient in shorter types, where most of a small one is rounding; a gradient of zeros
+/// is 1 off.
+const WORST_GRADIENT: f64 = 0.5;
+
+/// The worst gradient, relative to its largest entry. In shorter types all gradients together, relative to their norm, and the
+/// worst relative to its own.
+fn check_gradients(
+    case: &Case,
+    model: &BlockTransformer,
+    gradients: GradientsParams,
+) -> Result<Vec<Check>, VerifyError> {
     let gradients = Gradient(gradients);
     let mut ours = BTreeMap::new();
     for_each_parameter(model, &gradients, |path, values| {
@@ -120,7 +132,10 @@ fn check_gradients(case: &Case, model: &BlockTransformer, gradients: GradientsPa
         check.quantity = "gradients (none in the case)".into();
     }
     let overall = names.iter().filter_map(|name| case.floats(&format!("grad.{name}")).ok());
-    let overall = overall.flat_map(|array| &array.values).fold(0f32, |max, value| max.max(value.abs()));
+    let overall: Vec<f32> = overall.flat_map(|array| array.values.iter().copied()).collect();
+    let largest_of_all = overall.iter().fold(0f32, |max, value| max.max(value.abs()));
+    let norm_of_all = overall.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+    let mut all = Squares { errors: 0.0, of: norm_of_all.powi(2) };
     for name in names {
         let (path, layout) = case.parameter(&name)?;
         let array = case.floats(&format!("grad.{name}"))?;
@@ -128,12 +143,22 @@ fn check_gradients(case: &Case, model: &BlockTransformer, gradients: GradientsPa
         let mut largest = expected.iter().fold(0f32, |max, value| max.max(value.abs()));
         if name.ends_with(".key.bias") {
             // The gradient of a key's bias is zero but for rounding: there is no largest entry to compare with.
-            largest = largest.max(1e-4 * overall);
+            largest = largest.max(1e-4 * largest_of_all);
         }
         let error = match ours.get(&path) {
             Some(got) if got.len() >= layout.range(&array.shape).end => {
-                let difference = largest_difference(&got[layout.range(&array.shape)], &expected);
-                if difference == 0.0 { 0.0 } else { difference / f64::from(largest) }
+                let got = &got[layout.range(&array.shape)];
+                if case.precision == VerifyPrecision::F32 {
+                    let difference = largest_difference(got, &expected);
+                    if difference == 0.0 { 0.0 } else { difference / f64::from(largest) }
+                } else {
+                    let mut squares = Squares::default();
+                    squares.add_all(got, &expected);
+                    all.errors += squares.errors;
+                    // Gradients far below the others are rounding.
+                    squares.of = squares.of.max((SMALL_GRADIENT * norm_of_all).powi(2));
+                    squares.share()
+                }
             }
             _ => f64::INFINITY,
         };
@@ -143,7 +168,11 @@ fn check_gradients(case: &Case, model: &BlockTransformer, gradients: GradientsPa
             check.quantity = format!("gradients (worst: {name})");
         }
     }
-    Ok(check)
+    if case.precision == VerifyPrecision::F32 {
+        return Ok(vec![check]);
+    }
+    let tolerance = std::mem::replace(&mut check.tolerance, WORST_GRADIENT);
+    Ok(vec![Check { quantity: "gradients (all)".into(), error: all.share(), tolerance }, check])
 }
 
 pub(super) fn relative(quantity: &str, got: f64, expected: f64, tolerance: f64) -> Check {
@@ -159,15 +188,46 @@ pub(super) fn larger(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
 }
 
-/// The largest error over the rows of `width` numbers that are kept; infinite if there are not as many as expected.
-fn largest_error(got: &TensorData, expected: &[f32], keep: &[bool], width: usize) -> f64 {
-    let got: Vec<f32> = got.iter::<f32>().collect();
-    if got.len() != expected.len() || got.len() != keep.len() * width {
-        return f64::INFINITY;
+impl Case {
+    /// The error over the rows of `width` numbers that are kept: in float32 the largest, in shorter types that of all as a
+    /// share of them; infinite if there are not as many as expected.
+    fn error(&self, got: &TensorData, expected: &[f32], keep: &[bool], width: usize) -> f64 {
+        let got: Vec<f32> = got.iter::<f32>().collect();
+        if got.len() != expected.len() || got.len() != keep.len() * width {
+            return f64::INFINITY;
+        }
+        let rows = got.chunks(width).zip(expected.chunks(width)).zip(keep);
+        let rows = rows.filter(|(_, keep)| **keep).map(|(row, _)| row);
+        if self.precision == VerifyPrecision::F32 {
+            return rows.map(|(got, expected)| largest_difference(got, expected)).fold(0.0, larger);
+        }
+        let mut squares = Squares::default();
+        rows.for_each(|(got, expected)| squares.add_all(got, expected));
+        squares.share()
     }
-    let rows = got.chunks(width).zip(expected.chunks(width)).zip(keep);
-    let errors = rows.filter(|(_, keep)| **keep).map(|((got, expected), _)| largest_difference(got, expected));
-    errors.fold(0.0, larger)
+}
+
+/// Sums of squares, of errors and of what they are a share of.
+#[derive(Default)]
+pub(super) struct Squares {
+    pub(super) errors: f64,
+    pub(super) of: f64,
+}
+
+impl Squares {
+    pub(super) fn add(&mut self, error: f64, of: f64) {
+        self.errors += error * error;
+        self.of += of * of;
+    }
+
+    fn add_all(&mut self, got: &[f32], expected: &[f32]) {
+        got.iter().zip(expected).for_each(|(a, b)| self.add(f64::from(a - b), f64::from(*b)));
+    }
+
+    /// The root of their quotient; not a number where nothing was expected and nothing wrong.
+    pub(super) fn share(&self) -> f64 {
+        (self.errors / self.of).sqrt()
+    }
 }
 
 #[cfg(test)]

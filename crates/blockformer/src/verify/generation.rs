@@ -57,7 +57,7 @@ fn exact_device() -> Option<Device> {
     None
 }
 
-/// The furthest that a chosen token's logit is behind the best one, as the float32 model sees it; infinite unless there are
+/// The furthest that a chosen token's logit is behind the best one, as a share of the largest, as the float32 model sees it; infinite unless there are
 /// `n` tokens of every prompt. Rounded logits choose
 /// another token where two are near each other, and from there on a text is another; but it never chooses a bad one.
 fn furthest_behind(
@@ -79,7 +79,8 @@ fn furthest_behind(
         let tokens: Vec<u32> = generated.iter().map(|tokens| tokens[step]).collect();
         for (row, token) in values.chunks(vocab_size).zip(&tokens) {
             let best = row.iter().fold(f32::NEG_INFINITY, |max, logit| max.max(*logit));
-            furthest = larger(furthest, f64::from(best - row[*token as usize]));
+            let scale = row.iter().fold(0f32, |max, logit| max.max(logit.abs()));
+            furthest = larger(furthest, f64::from((best - row[*token as usize]) / scale));
         }
         if step + 1 == n {
             break; // the cache holds no more

@@ -8,7 +8,7 @@ use blockformer_train::{AdamWSettings, Optimizer, Schedule, ScheduleShape, clip_
 use burn::module::Param;
 use burn::tensor::Tensor;
 
-use super::batches::{larger, relative};
+use super::batches::{Squares, larger, relative};
 use super::case::{Case, CaseBatch, ParameterValue, for_each_parameter};
 use super::{Check, VerifyError, VerifyPrecision};
 
@@ -112,25 +112,6 @@ fn values(model: &BlockTransformer) -> BTreeMap<String, Vec<f32>> {
         values.insert(path.to_string(), of);
     });
     values
-}
-
-/// Sums of squares, of errors and of what they are compared with.
-#[derive(Default)]
-struct Squares {
-    errors: f64,
-    changes: f64,
-}
-
-impl Squares {
-    fn add(&mut self, error: f64, change: f64) {
-        self.errors += error * error;
-        self.changes += change * change;
-    }
-
-    /// The errors as a share; not a number where nothing was to change.
-    fn share(&self) -> f64 {
-        (self.errors / self.changes).sqrt()
-    }
 }
 
 /// Whether an element is a key's bias. It adds the same to all scores of a query, so its gradient is zero but for
