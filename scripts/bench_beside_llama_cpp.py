@@ -62,19 +62,20 @@ def turn(path, prompt, new, threads):
     params.n_ctx, params.n_parallel, params.n_gpu_layers = len(prompt) + new + 16, 1, 0
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     server = xllamacpp.Server(params)
-    request = {"prompt": prompt, "n_predict": new, "temperature": 0, "ignore_eos": True, "cache_prompt": False,
-               "return_tokens": True}
-    for _ in range(2):
-        start = time.perf_counter()
-        answer = server.handle_completions(request)
-        seconds = time.perf_counter() - start
-    answer = answer if isinstance(answer, dict) else json.loads(answer)
-    return {"seconds": seconds, "n": answer["usage"]["completion_tokens"], "tokens": answer.get("tokens", [])}
+    request = {"prompt": prompt, "n_predict": new, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
+    warm_up = server.handle_completions({**request, "logprobs": 1})
+    tokens = [token["id"] for token in warm_up["choices"][0]["logprobs"]["content"]]
+    start = time.perf_counter()
+    answer = server.handle_completions(request)
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "n": answer["usage"]["completion_tokens"], "tokens": tokens}
 
 
 def theirs(path, prompt, arguments):
     call = [sys.executable, __file__, "--turn", path, json.dumps(prompt), arguments.new_tokens, arguments.threads]
-    done = subprocess.run([str(part) for part in call], capture_output=True, text=True)
+    # Its threads wait for each other often, and shall not sleep meanwhile.
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run([str(part) for part in call], capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         raise SystemExit(f"llama.cpp failed on {path}:\n{done.stderr[-2000:]}")
     run = json.loads(done.stdout.strip().splitlines()[-1])
