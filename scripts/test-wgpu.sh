@@ -3,7 +3,7 @@
 # of blockformer-cubecl, everything that `self-check` knows, the smallest reference cases, generation, and training steps. No GPU is needed:
 #   apt-get install mesa-vulkan-drivers libvulkan1     # Mesa's lavapipe, a Vulkan device on the CPU
 #   scripts/test-wgpu.sh
-# The build takes 20 minutes on two cores, the checks some minutes more: most of it is the tuning of kernels. Further
+# The build takes 20 minutes on two cores, the checks 30: most of it is the tuning of kernels. Further
 # reference cases can be named: CASES="lookup_prefix_b4 megabyte_b4" scripts/test-wgpu.sh, or CASES=all.
 # Feature `vulkan` (SPIR-V) is no choice here: it runs into an invalid address inside lavapipe.
 set -euo pipefail
@@ -65,7 +65,7 @@ cat > "$scratch/config.json" <<JSON
 JSON
 train() { # OUTPUT DEVICE STEPS, then where weights come from
     "$program" train --data "$scratch/text.txt" --tokenizer characters --output "$scratch/$1" --device "$2" --steps "$3" \
-        --batch-size 2 --sample-length 32 --learning-rate 0.01 --warmup-steps 1 --evaluate-every 100 --log-every 1 "${@:4}"
+        --validation-split tail --batch-size 2 --sample-length 32 --learning-rate 0.01 --warmup-steps 1 --evaluate-every 100 --log-every 1 "${@:4}"
 }
 train start cpu 1 --config "$scratch/config.json"
 train on_cpu cpu 3 --init "$scratch/start"
