@@ -37,7 +37,8 @@ pub use device_limits::{copy_rate, product_rate};
 pub use error::{BenchError, guarded};
 pub use limits::Limits;
 pub use measure::{
-    Components, MeasureOptions, Measurement, Phase, Spread, Subject, Tokens, measure, needed_bytes, required_bytes,
+    Components, MeasureOptions, Measurement, Phase, Spread, Subject, Tokens, measure, needed_bytes, random_ids,
+    required_bytes,
 };
 pub use memory::{DeviceBytes, device_bytes, peak_bytes, reset_peak, resident_bytes, settle};
 pub use report::Report;

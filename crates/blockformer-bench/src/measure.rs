@@ -1,17 +1,20 @@
 //! One workload at one batch size.
 
-use std::time::{Duration, Instant};
+mod run;
+
+use std::time::Duration;
 
 use blockformer_cpu::{CpuModel, CpuState, Profile};
-use blockformer_generate::{Decoding, DeviceDecoding, GenerateError, GenerateOptions, LanguageModel, Rounds};
-use blockformer_kernels::{Level, argmax};
-use blockformer_model::{AnyModel, BlockLayout};
+use blockformer_generate::Decoding;
+use blockformer_model::AnyModel;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, Tensor};
 use serde::Serialize;
 
 use crate::error::guarded;
 use crate::{BenchError, Workload, memory};
+pub use run::random_ids;
+use run::{OnDevice, OnHost, Repeats, Run, repeat, take_in};
 
 /// A model under measurement.
 #[derive(Debug, Clone, Copy)]
@@ -257,21 +260,21 @@ pub fn measure(
     Ok(Measurement { tokens, warm_up_seconds, ..summary(subject, workload, options, &runs) })
 }
 
-/// Bytes that a workload takes at a batch size, beside what the process has already: the peak of a prefill and one
-/// step, and the keys and values that later steps will fill.
+/// Bytes that a workload takes at the batch size of `options`, beside what the process has already: the peak of a prefill
+/// and one step, once, and the keys and values that later steps will fill.
 ///
 /// # Errors
 /// [`BenchError::NoMemory`] where the system does not tell, and as [`measure`].
 pub fn required_bytes(
     subject: &Subject<'_>,
     workload: &Workload,
-    (batch, decoding): (usize, Decoding),
+    options: &MeasureOptions,
     device: &Device,
 ) -> Result<usize, BenchError> {
     let before = memory::resident_bytes().ok_or(BenchError::NoMemory)?;
     memory::reset_peak();
     let shorter = Workload { new_tokens: 2.min(workload.new_tokens), ..workload.clone() };
-    let options = MeasureOptions { batch, repeats: 1, warm_up: 0, seed: 0, decoding };
+    let options = MeasureOptions { repeats: 1, warm_up: 0, ..*options };
     let short = measure(subject, &shorter, &options, device)?;
     let peak = memory::peak_bytes().ok_or(BenchError::NoMemory)?;
     let positions = |workload: &Workload| workload.prompt_tokens + workload.new_tokens;
@@ -279,209 +282,24 @@ pub fn required_bytes(
     Ok(peak.saturating_sub(before) + grown as usize - short.kv_bytes)
 }
 
-/// Bytes that a workload needs at a batch size, to be compared with a budget. Where the device tells what its allocator has
-/// reserved, that, weights included, when the prompts have been taken in and all room for keys and values is there;
-/// elsewhere as [`required_bytes`].
+/// Bytes that a workload needs at the batch size of `options`, to be compared with a budget. Where the device tells what its
+/// allocator has reserved, that, weights included, when the prompts have been taken in and all room for keys and values is
+/// there; elsewhere as [`required_bytes`].
 ///
 /// # Errors
 /// [`BenchError::Device`] if the device failed, for want of memory most likely, and as [`required_bytes`].
 pub fn needed_bytes(
     subject: &Subject<'_>,
     workload: &Workload,
-    (batch, decoding): (usize, Decoding),
+    options: &MeasureOptions,
     device: &Device,
 ) -> Result<usize, BenchError> {
     let (Model::Plain(model), Some(_)) = (subject.model, memory::device_bytes(device)) else {
-        return guarded(|| required_bytes(subject, workload, (batch, decoding), device))?;
+        return guarded(|| required_bytes(subject, workload, options, device))?;
     };
     device.memory_cleanup();
-    guarded(|| take_in(model, workload, (batch, decoding), device))??;
+    guarded(|| take_in(model, workload, options, device))??;
     memory::device_bytes(device).map(|bytes| bytes.reserved).ok_or(BenchError::NoMemory)
-}
-
-/// A prefill, and a step or a round where there is one, in caches for the whole workload.
-fn take_in(
-    model: &AnyModel,
-    workload: &Workload,
-    (batch, decoding): (usize, Decoding),
-    device: &Device,
-) -> Result<(), BenchError> {
-    let layout = model.layout();
-    let prompts = prompts(workload, batch, layout.vocab_size, 0);
-    let slices: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-    if let Decoding::Device(decoding) = decoding {
-        let mut rounds = Rounds::begin(model, &slices, &greedy(workload), decoding, device)?;
-        for _ in 0..2 {
-            rounds.next_tokens()?;
-        }
-        return Ok(());
-    }
-    let blocked = layout.block_prompts(&slices, workload.new_tokens)?;
-    let (mut state, logits) = model.prefill(&blocked, workload.new_tokens, device);
-    let mut spent = Duration::ZERO;
-    let tokens = choose(logits, &mut spent)?;
-    if workload.new_tokens > 1 {
-        choose(model.step(&mut state, &tokens), &mut spent)?;
-    }
-    Ok(())
-}
-
-fn greedy(workload: &Workload) -> GenerateOptions {
-    GenerateOptions { max_new_tokens: workload.new_tokens, ..GenerateOptions::default() }
-}
-
-/// A way to run a workload.
-trait Bench {
-    fn layout(&self) -> BlockLayout;
-
-    fn run(&self, prompts: &[&[u32]], new_tokens: usize, device: &Device) -> Result<Run, BenchError>;
-}
-
-/// A model and how its state tells where time and memory went; the host looks at every token.
-struct OnHost<'a, M: LanguageModel> {
-    model: &'a M,
-    profile: fn(&M::State) -> Option<(Profile, usize)>,
-}
-
-/// A model whose tokens are found on its device.
-struct OnDevice<'a> {
-    model: &'a AnyModel,
-    decoding: DeviceDecoding,
-}
-
-struct Run {
-    first: Duration,
-    total: Duration,
-    /// Tokens of a sequence that were there after `first`.
-    together: usize,
-    sampling: [Duration; 2],
-    profile: Option<[Profile; 2]>,
-    kv_bytes: usize,
-    buffer_bytes: Option<usize>,
-    peak_bytes: Option<usize>,
-    /// One list a step.
-    generated: Vec<Vec<u32>>,
-}
-
-/// All runs of a measurement.
-struct Repeats {
-    prompts: Vec<Vec<u32>>,
-    /// What those that do not count took.
-    warm_up: Duration,
-    runs: Vec<Run>,
-}
-
-fn repeat(
-    bench: &impl Bench,
-    workload: &Workload,
-    options: &MeasureOptions,
-    device: &Device,
-) -> Result<Repeats, BenchError> {
-    let prompts = prompts(workload, options.batch, bench.layout().vocab_size, options.seed);
-    let slices: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-    let start = Instant::now();
-    for _ in 0..options.warm_up {
-        bench.run(&slices, workload.new_tokens, device)?;
-    }
-    let warm_up = start.elapsed();
-    let runs = (0..options.repeats).map(|_| bench.run(&slices, workload.new_tokens, device));
-    let runs = runs.collect::<Result<_, _>>()?;
-    Ok(Repeats { prompts, warm_up, runs })
-}
-
-/// As many prompts as the batch has sequences.
-fn prompts(workload: &Workload, batch: usize, vocab_size: usize, seed: u64) -> Vec<Vec<u32>> {
-    (0..batch).map(|row| prompt(workload.prompt_tokens, vocab_size, seed.wrapping_add(row as u64))).collect()
-}
-
-/// Ids that look random.
-fn prompt(length: usize, vocab_size: usize, seed: u64) -> Vec<u32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 33) % vocab_size as u64) as u32
-    };
-    (0..length).map(|_| next()).collect()
-}
-
-impl<M: LanguageModel> Bench for OnHost<'_, M> {
-    fn layout(&self) -> BlockLayout {
-        self.model.layout()
-    }
-
-    fn run(&self, prompts: &[&[u32]], new_tokens: usize, device: &Device) -> Result<Run, BenchError> {
-        let blocked = self.layout().block_prompts(prompts, new_tokens)?;
-        memory::reset_peak();
-        let mut sampling = [Duration::ZERO; 2];
-        let start = Instant::now();
-        let (mut state, logits) = self.model.prefill(&blocked, new_tokens, device);
-        let mut generated = Vec::with_capacity(new_tokens);
-        generated.push(choose(logits, &mut sampling[0])?);
-        let first = start.elapsed();
-        let prefill = (self.profile)(&state).map(|(profile, _)| profile);
-        for step in 1..new_tokens {
-            let found = self.model.step_likeliest(&mut state, &generated[step - 1]);
-            generated.push(found.into_iter().collect::<Option<_>>().ok_or(GenerateError::NotANumber)?);
-        }
-        let total = start.elapsed();
-        let last = (self.profile)(&state);
-        Ok(Run {
-            first,
-            total,
-            together: 1,
-            sampling,
-            profile: prefill.zip(last).map(|(prefill, (last, _))| [prefill, last]),
-            kv_bytes: self.model.kv_bytes(&state),
-            buffer_bytes: last.map(|(_, bytes)| bytes),
-            peak_bytes: memory::peak_bytes(),
-            generated,
-        })
-    }
-}
-
-impl Bench for OnDevice<'_> {
-    fn layout(&self) -> BlockLayout {
-        self.model.layout()
-    }
-
-    /// The first token is there when the first round is.
-    fn run(&self, prompts: &[&[u32]], new_tokens: usize, device: &Device) -> Result<Run, BenchError> {
-        memory::reset_peak();
-        let options = GenerateOptions { max_new_tokens: new_tokens, ..GenerateOptions::default() };
-        let start = Instant::now();
-        let mut rounds = Rounds::begin(self.model, prompts, &options, self.decoding, device)?;
-        let mut generated = Vec::with_capacity(new_tokens);
-        let mut first = None;
-        while let Some(tokens) = rounds.next_tokens()? {
-            generated.extend(tokens);
-            first.get_or_insert_with(|| (start.elapsed(), generated.len()));
-        }
-        let total = start.elapsed();
-        let (first, together) = first.ok_or(GenerateError::NothingToGenerate)?;
-        Ok(Run {
-            first,
-            total,
-            together,
-            sampling: [Duration::ZERO; 2],
-            profile: None,
-            kv_bytes: rounds.kv_bytes(),
-            buffer_bytes: None,
-            peak_bytes: memory::peak_bytes(),
-            generated,
-        })
-    }
-}
-
-/// The likeliest token of each row. Reading the logits waits for the device.
-fn choose(logits: Tensor<2>, spent: &mut Duration) -> Result<Vec<u32>, BenchError> {
-    let [_, vocab_size] = logits.dims();
-    let data = logits.into_data().convert::<f32>(); // on a GPU this waits for the model
-    let start = Instant::now();
-    let rows = data.as_slice::<f32>().map_err(|_| GenerateError::NotANumber)?.chunks_exact(vocab_size);
-    let token = |row| argmax(Level::current(), row).map(|id| id as u32).ok_or(GenerateError::NotANumber);
-    let tokens = rows.map(token).collect::<Result<Vec<u32>, _>>()?;
-    *spent += start.elapsed();
-    Ok(tokens)
 }
 
 fn summary(subject: &Subject<'_>, workload: &Workload, options: &MeasureOptions, runs: &[Run]) -> Measurement {
@@ -552,13 +370,5 @@ mod tests {
     fn the_median_of_an_even_number_lies_between_the_middle_two() {
         assert_eq!(Spread::of([4.0, 1.0, 3.0]), Spread { median: 3.0, min: 1.0, max: 4.0 });
         assert_eq!(Spread::of([4.0, 1.0, 3.0, 2.0]).median, 2.5);
-    }
-
-    #[test]
-    fn prompts_differ_by_row_and_stay_in_the_vocabulary() {
-        let (a, b) = (prompt(100, 50, 1), prompt(100, 50, 2));
-        assert_ne!(a, b);
-        assert_eq!(a, prompt(100, 50, 1));
-        assert!(a.iter().chain(&b).all(|id| *id < 50));
     }
 }

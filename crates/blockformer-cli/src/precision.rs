@@ -3,7 +3,7 @@
 use blockformer::cpu::{CpuModel, Precision};
 use blockformer::model::{AnyModel, ModelConfig};
 use blockformer::{ServingModel, is_cpu, train};
-use burn::tensor::Device;
+use burn::tensor::{Device, FloatDType};
 use clap::ValueEnum;
 
 use crate::error::CliError;
@@ -37,6 +37,14 @@ impl Choice {
     }
 }
 
+/// Refuses a type that the device does not compute in.
+pub(crate) fn check_type(dtype: FloatDType, (device, name): (&Device, &str)) -> Result<(), CliError> {
+    if device.supports_dtype(dtype) {
+        return Ok(());
+    }
+    Err(CliError::Option { option: "--precision", reason: format!("{name} does not compute in {dtype:?}") })
+}
+
 /// Packs the weights, in float32 if nothing was chosen, where the device is the CPU. Where nothing was chosen, a model
 /// without a packed form, and any on another device, stay plain; elsewhere than on a CPU, `bf16` and `f16` are the type
 /// of a plain model's weights and of all it computes. `name` is what the command calls the device.
@@ -58,8 +66,10 @@ pub(crate) fn prepare(
     match (choice.packed(), shorter.dtype()) {
         (Some(precision), _) if is_cpu(device) => Ok(ServingModel::Packed(CpuModel::new(config, model, precision)?)),
         (_, Some(dtype)) if is_cpu(device) => refuse(format!("{dtype:?} is for GPUs, but the device is {name}")),
-        (_, Some(dtype)) if !device.supports_dtype(dtype) => refuse(format!("{name} does not compute in {dtype:?}")),
-        (_, Some(_)) => Ok(ServingModel::Plain(shorter.convert(model))),
+        (_, Some(dtype)) => {
+            check_type(dtype, (device, name))?;
+            Ok(ServingModel::Plain(shorter.convert(model)))
+        }
         (Some(precision), None) => refuse(format!("{} is for CPUs, but the device is {name}", precision.name())),
         (None, None) => Ok(ServingModel::Plain(model)),
     }

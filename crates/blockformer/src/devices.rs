@@ -60,6 +60,14 @@ const BACKENDS: [(&str, &str, bool); 8] = [
     ("webgpu", "webgpu", cfg!(feature = "webgpu")),
 ];
 
+/// The CPU backend whose numbers others are compared with, if this build has it.
+pub(crate) fn flex() -> Option<Device> {
+    #[cfg(feature = "flex")]
+    return Some(Device::flex());
+    #[cfg(not(feature = "flex"))]
+    None
+}
+
 /// Opens a device by name: `cpu`, `cuda`, `cuda:1`, `wgpu`, `vulkan`, `metal`, `webgpu`, or `flex` and `ndarray` for a
 /// certain CPU backend. A number selects among several devices of a backend, 0 being the default.
 ///

@@ -124,7 +124,8 @@ fn all_batches(
         Some(gib) => {
             let budget = (gib * f64::from(1 << 30)) as usize;
             vec![largest_batch(budget, LARGEST_BATCH, |batch| {
-                needed_bytes(subject, workload, (batch, decoding), device)
+                let options = MeasureOptions { batch, decoding, ..MeasureOptions::default() };
+                needed_bytes(subject, workload, &options, device)
             })?]
         }
     };

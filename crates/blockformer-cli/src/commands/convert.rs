@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use blockformer::check_tokenizer;
 use blockformer::data::Tokenizer;
 use blockformer::model::{AnyModel, ModelConfig, SavePrecision, TOKENIZER_FILE};
-use blockformer::train::lora;
+use blockformer::train::{self, lora};
 use clap::{Args, ValueEnum};
 
 use crate::error::CliError;
@@ -29,8 +29,8 @@ pub(crate) struct Arguments {
     precision: Precision,
 }
 
-/// The number type of written weights.
-#[derive(Clone, Copy, ValueEnum)]
+/// A number type, of weights that are written or of what is computed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Precision {
     /// 32-bit
     F32,
@@ -46,6 +46,16 @@ impl From<Precision> for SavePrecision {
             Precision::F32 => Self::Float32,
             Precision::F16 => Self::Float16,
             Precision::Bf16 => Self::BFloat16,
+        }
+    }
+}
+
+impl From<Precision> for train::Precision {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::F16 => Self::F16,
+            Precision::Bf16 => Self::Bf16,
         }
     }
 }

@@ -13,12 +13,15 @@ use std::time::{Duration, Instant};
 
 use blockformer::bench::device_bytes;
 use blockformer::is_cpu;
-use blockformer::train::Precision;
+use blockformer::self_check::computes;
+use blockformer::train;
 use burn::tensor::{Device, FloatDType};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
+use super::convert::Precision;
 use crate::error::CliError;
+use crate::precision::check_type;
 use record::{Record, Resume};
 
 #[derive(Args)]
@@ -36,7 +39,7 @@ pub(crate) struct Arguments {
     #[arg(long, requires = "resume")]
     retry: bool,
     /// What to do, in this order
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Section::ALL)]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Section::value_variants().to_vec())]
     sections: Vec<Section>,
     /// Begin nothing more after so many seconds of this process; the exit status is 4 if rows were left out
     #[arg(long, value_name = "N")]
@@ -46,7 +49,7 @@ pub(crate) struct Arguments {
     cases: Option<PathBuf>,
     /// What to compute in; a type the device does not have is a row that says so
     #[arg(long, value_enum, value_delimiter = ',', default_value = "f32,bf16")]
-    precision: Vec<Type>,
+    precision: Vec<Precision>,
     #[command(flatten)]
     limits: limits::Arguments,
     #[command(flatten)]
@@ -71,56 +74,14 @@ enum Section {
     Training,
 }
 
-impl Section {
-    const ALL: [Self; 6] =
-        [Self::Device, Self::SelfCheck, Self::Verify, Self::Limits, Self::Throughput, Self::Training];
+/// The type's number in Burn.
+fn dtype(precision: Precision) -> FloatDType {
+    train::Precision::from(precision).dtype().unwrap_or(FloatDType::F32)
 }
 
-impl std::fmt::Display for Section {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Device => "device",
-            Self::SelfCheck => "self-check",
-            Self::Verify => "verify",
-            Self::Limits => "limits",
-            Self::Throughput => "throughput",
-            Self::Training => "training",
-        })
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Type {
-    F32,
-    Bf16,
-    F16,
-}
-
-impl Type {
-    fn precision(self) -> Precision {
-        match self {
-            Self::F32 => Precision::F32,
-            Self::Bf16 => Precision::Bf16,
-            Self::F16 => Precision::F16,
-        }
-    }
-
-    fn dtype(self) -> FloatDType {
-        self.precision().dtype().unwrap_or(FloatDType::F32)
-    }
-
-    /// Bytes of a number.
-    fn bytes(self) -> usize {
-        if self == Self::F32 { 4 } else { 2 }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::F16 => "f16",
-        }
-    }
+/// What an option calls one of its values.
+fn value_name(value: impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |value| value.get_name().into())
 }
 
 /// A report in the making.
@@ -133,7 +94,7 @@ struct Run<'a> {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
     let device = blockformer::device(&arguments.device)?;
     let end = arguments.budget_seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    if !answers(&device) {
+    if !computes(&device) {
         return Err(CliError::DeviceSilent { name: arguments.device.clone() });
     }
     let how = Resume { resume: arguments.resume, retry: arguments.retry, end };
@@ -191,7 +152,7 @@ impl Run<'_> {
         item: &str,
         work: impl FnOnce(&mut Self) -> Result<Value, CliError>,
     ) -> Result<(), CliError> {
-        let section = section.to_string();
+        let section = value_name(section);
         if !self.record.begin(&section, item)? {
             return Ok(());
         }
@@ -202,7 +163,7 @@ impl Run<'_> {
         };
         self.record.finish(&section, item, started.elapsed().as_secs_f64(), result)?;
         // Checks have their failures in their results, so every row is a reason to ask.
-        if !answers(&self.device) {
+        if !computes(&self.device) {
             let (name, path) = (self.arguments.device.clone(), self.arguments.out.clone());
             return Err(CliError::DeviceGone { name, path });
         }
@@ -210,12 +171,8 @@ impl Run<'_> {
     }
 
     /// Refuses a type the device does not have.
-    fn check_type(&self, dtype: FloatDType) -> Result<(), CliError> {
-        if self.device.supports_dtype(dtype) {
-            return Ok(());
-        }
-        let reason = format!("{} does not compute in {dtype:?}", self.arguments.device);
-        Err(CliError::Option { option: "--precision", reason })
+    fn check_type(&self, precision: Precision) -> Result<(), CliError> {
+        check_type(dtype(precision), (&self.device, &self.arguments.device))
     }
 
     /// Bytes that the device may hold: what was given, or nine tenths of what a driver tells.
@@ -227,12 +184,6 @@ impl Run<'_> {
             Some((mebibytes << 20) / 10 * 9)
         })
     }
-}
-
-/// Whether the device still computes.
-fn answers(device: &Device) -> bool {
-    let sum = || burn::tensor::Tensor::<1>::ones([8], device).sum().into_scalar::<f32>();
-    matches!(blockformer::bench::guarded(sum), Ok(8.0))
 }
 
 fn describe(run: &mut Run<'_>) -> Value {

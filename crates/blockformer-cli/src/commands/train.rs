@@ -6,6 +6,8 @@ mod data;
 mod progress;
 mod settings;
 
+pub(super) use data::packing_of;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 

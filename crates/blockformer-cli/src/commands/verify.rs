@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 
 use super::self_check::Devices;
 use crate::error::CliError;
+use crate::precision::check_type;
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -56,11 +57,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
 fn on_device(arguments: &Arguments, name: &str) -> Result<usize, CliError> {
     let device = blockformer::device(name)?;
     let precision = VerifyPrecision::from(arguments.precision);
-    if let Some(dtype) = precision.computes_in().dtype().filter(|dtype| !device.supports_dtype(*dtype)) {
-        return Err(CliError::Option {
-            option: "--precision",
-            reason: format!("{name} does not compute in {dtype:?}"),
-        });
+    if let Some(dtype) = precision.computes_in().dtype() {
+        check_type(dtype, (&device, name))?;
     }
     let stdout = |source| CliError::Stdout { source };
     let mut out = std::io::stdout().lock();

@@ -15,7 +15,7 @@ pub(super) fn check(case: &Case) -> Result<Vec<Check>, VerifyError> {
     let model = case.model.valid();
     let short = case.precision.computes_in().shadow(&model);
     // The CPU, whose texts are the reference's, where this build has it.
-    let exact_device = exact_device().unwrap_or_else(|| case.device.clone());
+    let exact_device = crate::devices::flex().unwrap_or_else(|| case.device.clone());
     let exact = if case.precision == VerifyPrecision::F32 { model } else { model.to_device(&exact_device) };
     let mut checks = Vec::new();
     for index in 0.. {
@@ -48,13 +48,6 @@ pub(super) fn check(case: &Case) -> Result<Vec<Check>, VerifyError> {
 fn differing(expected: &[i64], got: &[u32]) -> usize {
     let wrong = expected.iter().zip(got).filter(|(a, b)| **a != i64::from(**b)).count();
     wrong + expected.len().abs_diff(got.len())
-}
-
-fn exact_device() -> Option<Device> {
-    #[cfg(feature = "flex")]
-    return Some(Device::flex());
-    #[cfg(not(feature = "flex"))]
-    None
 }
 
 /// The furthest that a chosen token's logit is behind the best one, as a share of the largest, as the float32 model sees it; infinite unless there are

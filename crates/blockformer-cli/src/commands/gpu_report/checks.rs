@@ -4,7 +4,7 @@ use blockformer::self_check::{Outcome, SelfCheckError, SelfCheckLine, SelfCheckO
 use blockformer::verify::{self, VerifyPrecision};
 use serde_json::{Value, json};
 
-use super::{Run, Section, Type};
+use super::{Precision, Run, Section, value_name};
 use crate::error::CliError;
 
 pub(super) fn self_check(run: &mut Run<'_>) -> Result<Value, CliError> {
@@ -40,15 +40,15 @@ pub(super) fn verify(run: &mut Run<'_>) -> Result<(), CliError> {
         return Ok(());
     };
     for precision in run.arguments.precision.clone() {
-        run.item(Section::Verify, precision.name(), |run| {
-            run.check_type(precision.dtype())?;
+        run.item(Section::Verify, &value_name(precision), |run| {
+            run.check_type(precision)?;
             let found = run.record.find("self-check", "all checks");
             let tf32 = found.is_some_and(|row| row.result.get("tf32") == Some(&Value::Bool(true)));
             let precision = match precision {
-                Type::F32 if tf32 => VerifyPrecision::Tf32,
-                Type::F32 => VerifyPrecision::F32,
-                Type::Bf16 => VerifyPrecision::Bf16,
-                Type::F16 => VerifyPrecision::F16,
+                Precision::F32 if tf32 => VerifyPrecision::Tf32,
+                Precision::F32 => VerifyPrecision::F32,
+                Precision::Bf16 => VerifyPrecision::Bf16,
+                Precision::F16 => VerifyPrecision::F16,
             };
             all_cases(run, &cases, precision)
         })?;

@@ -4,7 +4,7 @@ use blockformer::bench::{copy_rate, product_rate};
 use clap::Args;
 use serde_json::json;
 
-use super::{Run, Section, Type};
+use super::{Precision, Run, Section, dtype, value_name};
 use crate::error::CliError;
 
 #[derive(Args)]
@@ -21,8 +21,8 @@ pub(super) struct Arguments {
 const TRIES: usize = 10;
 
 /// The name of the row for products of a type.
-pub(super) fn products(precision: Type) -> String {
-    format!("products {}", precision.name())
+pub(super) fn products(precision: Precision) -> String {
+    format!("products {}", value_name(precision))
 }
 
 pub(super) fn measure(run: &mut Run<'_>) -> Result<(), CliError> {
@@ -33,8 +33,8 @@ pub(super) fn measure(run: &mut Run<'_>) -> Result<(), CliError> {
     })?;
     for precision in run.arguments.precision.clone() {
         run.item(Section::Limits, &products(precision), |run| {
-            run.check_type(precision.dtype())?;
-            let rate = product_rate(run.arguments.limits.product_size, precision.dtype(), TRIES, &run.device)?;
+            run.check_type(precision)?;
+            let rate = product_rate(run.arguments.limits.product_size, dtype(precision), TRIES, &run.device)?;
             Ok(json!({ "summary": format!("{:.2} TFLOP/s", rate / 1e12), "flops": rate }))
         })?;
     }

@@ -5,10 +5,13 @@ use blockformer::bench::{
     needed_bytes,
 };
 use blockformer::model::{AnyModel, ModelConfig};
+use blockformer::self_check::computes;
+use blockformer::train;
+use burn::tensor::DType;
 use serde_json::{Value, json};
 
 use super::work::Work;
-use super::{Run, Section, Type, answers, limits};
+use super::{Precision, Run, Section, dtype, limits, value_name};
 use crate::commands::bench::{LARGEST_BATCH, open};
 use crate::error::CliError;
 
@@ -51,7 +54,7 @@ pub(super) fn measure(run: &mut Run<'_>) -> Result<(), CliError> {
                 let batches = if arguments.throughput.most_sequences > 1 { &[false, true][..] } else { &[false] };
                 for &largest in batches {
                     let batch = if largest { "largest batch" } else { "batch 1" };
-                    let item = format!("{name} {} {} {batch}", precision.name(), workload.name);
+                    let item = format!("{name} {} {} {batch}", value_name(*precision), workload.name);
                     run.item(Section::Throughput, &item, |run| {
                         let model = match &mut subject {
                             Some(model) => model,
@@ -70,11 +73,11 @@ fn prepare(
     run: &Run<'_>,
     name: &str,
     workloads: &[Workload],
-    precision: Type,
+    precision: Precision,
 ) -> Result<(ModelConfig, AnyModel), CliError> {
-    run.check_type(precision.dtype())?;
+    run.check_type(precision)?;
     let (config, model) = open(name, workloads, &run.device)?;
-    Ok((config, precision.precision().convert(model)))
+    Ok((config, train::Precision::from(precision).convert(model)))
 }
 
 fn row(
@@ -82,7 +85,7 @@ fn row(
     name: &str,
     (config, model): &(ModelConfig, AnyModel),
     workload: &Workload,
-    precision: Type,
+    precision: Precision,
     largest: bool,
 ) -> Result<Value, CliError> {
     let subject = Subject::new(name, model);
@@ -90,7 +93,7 @@ fn row(
     let (repeats, decoding) = (run.arguments.throughput.repeats, blockformer::decoding(&run.device));
     let options = MeasureOptions { batch, repeats, warm_up: 1, seed: 0, decoding };
     let measured = time(&subject, workload, &options, &run.device)?;
-    let bytes = (precision.bytes(), measured.kv_bytes);
+    let bytes = (DType::from(dtype(precision)).size(), measured.kv_bytes);
     let work = Work::of((config, model), workload, batch, bytes);
     let shares = shares(run, &measured, &work, precision);
     let share = |name: &str| shares[name].as_f64().map_or("?".into(), |share| format!("{:.0} %", 100.0 * share));
@@ -113,7 +116,7 @@ fn row(
 }
 
 /// The share of its nearer limit that a phase reaches: the time it would take at the limit by the time it took.
-fn shares(run: &Run<'_>, measured: &Measurement, work: &Work, precision: Type) -> Value {
+fn shares(run: &Run<'_>, measured: &Measurement, work: &Work, precision: Precision) -> Value {
     let bytes = run.record.number("limits", "copy", "bytes_per_second");
     let flops = run.record.number("limits", &limits::products(precision), "flops");
     let share = |amount: f64, rate: Option<f64>, milliseconds: f64| {
@@ -146,8 +149,9 @@ fn find_largest(run: &Run<'_>, subject: &Subject<'_>, workload: &Workload) -> Re
         return Err(CliError::Option { option: "--memory", reason });
     };
     let needed = |batch: usize| -> Result<usize, BenchError> {
-        match needed_bytes(subject, workload, (batch, blockformer::decoding(device)), device) {
-            Err(BenchError::Device { .. }) if answers(device) => Ok(usize::MAX),
+        let options = MeasureOptions { batch, decoding: blockformer::decoding(device), ..MeasureOptions::default() };
+        match needed_bytes(subject, workload, &options, device) {
+            Err(BenchError::Device { .. }) if computes(device) => Ok(usize::MAX),
             needed => needed,
         }
     };

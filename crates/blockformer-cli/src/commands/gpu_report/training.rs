@@ -1,14 +1,14 @@
 //! Training steps.
 
-use blockformer::bench::{Spread, device_bytes, resident_bytes};
-use blockformer::data::{InMemoryCorpus, PackedDataset, PackingConfig};
+use blockformer::bench::{Spread, device_bytes, random_ids, resident_bytes};
+use blockformer::data::{InMemoryCorpus, PackedDataset};
 use blockformer::model::{AnyModel, ModelConfig, presets};
-use blockformer::nn::TransformerConfig;
-use blockformer::token_decoder::TokenDecoderConfig;
 use blockformer::train::{TrainConfig, Trainer};
 use serde_json::{Value, json};
 
-use super::{Run, Section, Type, limits};
+use super::work::forward_flops;
+use super::{Precision, Run, Section, limits, value_name};
+use crate::commands::train::packing_of;
 use crate::error::CliError;
 
 #[derive(clap::Args)]
@@ -44,15 +44,15 @@ pub(super) fn measure(run: &mut Run<'_>) -> Result<(), CliError> {
     let arguments = run.arguments;
     for name in &arguments.training.training_presets {
         for precision in &arguments.precision {
-            let item = format!("{name} {}, {} steps", precision.name(), arguments.training.training_steps);
+            let item = format!("{name} {}, {} steps", value_name(*precision), arguments.training.training_steps);
             run.item(Section::Training, &item, |run| train(run, name, *precision))?;
         }
     }
     Ok(())
 }
 
-fn train(run: &Run<'_>, name: &str, precision: Type) -> Result<Value, CliError> {
-    run.check_type(precision.dtype())?;
+fn train(run: &Run<'_>, name: &str, precision: Precision) -> Result<Value, CliError> {
+    run.check_type(precision)?;
     let arguments = &run.arguments.training;
     let unknown = || CliError::Option { option: "--training-presets", reason: format!("{name} is not a preset") };
     let config = presets::model(name).ok_or_else(unknown)?;
@@ -61,15 +61,18 @@ fn train(run: &Run<'_>, name: &str, precision: Type) -> Result<Value, CliError> 
     let settings = TrainConfig {
         steps,
         batch_size,
-        precision: precision.precision(),
+        precision: precision.into(),
         warmup_steps: 100.min(steps / 2),
         learning_rate: 3e-4,
         ..TrainConfig::default()
     };
     let device = run.device.clone().autodiff();
-    let data = PackedDataset::new(words(&config, length * batch_size * 4), packing(&config, length))?;
+    let data = PackedDataset::new(
+        words(&config, length * batch_size * 4),
+        packing_of(&config, length, config.eos_token_id().unwrap_or(0)),
+    )?;
     let model = AnyModel::new(&config, &device)?;
-    let weights = model.parameters().total;
+    let forward = forward_flops((&config, &model), length);
     let mut trainer = Trainer::new(model, data, settings, &device)?;
 
     let mut seconds = Vec::with_capacity(steps);
@@ -87,10 +90,9 @@ fn train(run: &Run<'_>, name: &str, precision: Type) -> Result<Value, CliError> 
     let counted = if steps > WARM_UP { &seconds[WARM_UP..] } else { &seconds[..] };
     let tokens = (batch_size * length) as f64;
     let speed = Spread::of(counted.iter().map(|seconds| tokens / seconds));
-    // A multiplication and an addition forward, twice as many backward.
+    // Twice as many operations backward.
     let flops = run.record.number("limits", &limits::products(precision), "flops");
-    let operations = operations(&config, weights, length);
-    let share = flops.zip(operations).map(|(flops, operations)| 6.0 * operations * speed.median / flops);
+    let share = flops.map(|flops| 3.0 * forward * speed.median / flops);
     let in_use = |look: &Value| look["device"]["in_use"].as_u64();
     // A leak of a thousandth a step would double it.
     let flat = match (memory.get(1).and_then(in_use), memory.last().and_then(in_use)) {
@@ -123,57 +125,11 @@ fn train(run: &Run<'_>, name: &str, precision: Type) -> Result<Value, CliError> 
     }))
 }
 
-/// Multiplications for a token in a forward pass, on average: of the weights it meets, and of causal attention, which sees
-/// half of the positions; of models that presets do not have, not known here.
-fn operations(config: &ModelConfig, weights: usize, length: usize) -> Option<f64> {
-    let attention = |t: &TransformerConfig, positions: f64| (t.n_layers * t.n_heads * t.head_dim) as f64 * positions;
-    let config = match config {
-        // The token table is looked up.
-        ModelConfig::VanillaTransformer(config) => {
-            let table = config.vocab_size * config.transformer.d_model;
-            return Some((weights - table) as f64 + attention(&config.transformer, length as f64));
-        }
-        ModelConfig::BlockTransformer(config) => config,
-    };
-    let TokenDecoderConfig::Prefix(prefix) = &config.token_decoder else { return None };
-    let layers = |t: &TransformerConfig, positions: f64| {
-        let projections = t.d_model * t.head_dim * (2 * t.n_heads + 2 * t.n_kv_heads);
-        let feed_forward = t.d_model * t.d_ff * if t.gated { 3 } else { 2 };
-        (t.n_layers * (projections + feed_forward)) as f64 + attention(t, positions)
-    };
-    let (block, length) = (config.block_length as f64, length as f64);
-    let contexts = config.token_decoder_sizes().n_contexts();
-    let (positions, _) = config.token_decoder.cache_size(contexts, config.block_length, 4);
-    let positions = positions as f64;
-    let output = (config.vocab_size * prefix.transformer.d_model) as f64;
-    let of_blocks = layers(&config.block_decoder, length / block) / block;
-    Some(of_blocks + layers(&prefix.transformer, positions) * positions / block + output)
-}
-
 /// Documents of words that look random.
 fn words(config: &ModelConfig, n: usize) -> InMemoryCorpus {
-    let vocab_size = config.vocab_size() as u64;
-    let mut state = 1u64;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((state >> 33) % vocab_size) as u32
-    };
     let mut corpus = InMemoryCorpus::new();
-    for _ in 0..n.div_ceil(1000) {
-        corpus.push(&(0..1000).map(|_| next()).collect::<Vec<_>>());
+    for document in 0..n.div_ceil(1000) {
+        corpus.push(&random_ids(1000, config.vocab_size(), document as u64));
     }
     corpus
-}
-
-fn packing(config: &ModelConfig, length: usize) -> PackingConfig {
-    let eos = config.eos_token_id().unwrap_or(0);
-    match config {
-        ModelConfig::VanillaTransformer(_) => PackingConfig::vanilla(length, eos),
-        ModelConfig::BlockTransformer(config) => PackingConfig {
-            random_pad_first_block: config.random_pad_first_block,
-            pad_to_block_boundary: config.pad_to_block_boundary,
-            pad_token_id: config.pad_token_id,
-            ..PackingConfig::new(config.block_length, length, eos)
-        },
-    }
 }

@@ -1,7 +1,7 @@
 //! The least bytes and operations that generation takes, to say which share of a device's limits it reaches.
 
 use blockformer::bench::Workload;
-use blockformer::model::{AnyModel, ModelConfig, ParameterCount};
+use blockformer::model::{AnyModel, BlockTransformer, BlockTransformerConfig, ModelConfig, ParameterCount};
 use blockformer::token_decoder::TokenDecoderConfig;
 use burn::module::Module;
 
@@ -59,25 +59,16 @@ impl Work {
                 let length = config.block_length as f64;
                 let blocks = Stack::of(&model.block_decoder, &config.block_decoder);
                 let embeddings = (prompt / length).ceil() * config.n_embedding_tokens as f64;
-                let tokens = ParameterCount::of(&model.token_decoder);
-                // Every weight of the token decoder is used in every step, but of the token table some rows alone.
-                let (width, tied) = output(&config.token_decoder);
-                let table = (config.vocab_size * width) as f64;
-                let token_weights = tokens.total as f64 - if tied { 0.0 } else { table };
-                let contexts = config.token_decoder_sizes().n_contexts();
-                let cache = config.token_decoder.cache_size(contexts, config.block_length, bytes_per_weight);
-                let (positions, of_row) = (cache.0 as f64, cache.1 as f64);
-                let layers = tokens.non_embedding as f64 * positions / length; // an average token
+                let tokens = TokenWork::of(config, model, bytes_per_weight);
                 // Every token reads the token decoder's cache, on average half full; a block reads the block decoder's.
-                let token_kv = (rows * of_row).min(kv_bytes as f64);
+                let token_kv = (rows * tokens.cache_bytes).min(kv_bytes as f64);
                 let block_kv = (kv_bytes as f64 - token_kv) * filled;
                 let block_step = blocks.step_flops(seen / length * config.n_embedding_tokens as f64);
                 Self {
                     prefill_flops: rows * blocks.flops(embeddings),
-                    prefill_bytes: bytes * (blocks.weights + token_weights),
-                    step_flops: 2.0 * rows * (layers + table)
-                        + rows * block_step * config.n_embedding_tokens as f64 / length,
-                    step_bytes: bytes * (token_weights + blocks.weights / length) + block_kv / length + token_kv / 2.0,
+                    prefill_bytes: bytes * (blocks.weights + tokens.weights),
+                    step_flops: rows * tokens.flops + rows * block_step * config.n_embedding_tokens as f64 / length,
+                    step_bytes: bytes * (tokens.weights + blocks.weights / length) + block_kv / length + token_kv / 2.0,
                 }
             }
             (ModelConfig::VanillaTransformer(config), model) => {
@@ -92,6 +83,49 @@ impl Work {
             }
             (ModelConfig::BlockTransformer(_), AnyModel::Vanilla(_)) => unreachable!("a configuration is its model's"),
         }
+    }
+}
+
+/// What the token decoder does for a token, on average over a block.
+struct TokenWork {
+    /// Operations of its layers and of the output. Attention within a block is next to nothing.
+    flops: f64,
+    /// Weights that are used: all of them, but of a token table that makes no logits some rows alone.
+    weights: f64,
+    /// Bytes of its cache, for a sequence.
+    cache_bytes: f64,
+}
+
+impl TokenWork {
+    fn of(config: &BlockTransformerConfig, model: &BlockTransformer, bytes_per_weight: usize) -> Self {
+        let tokens = ParameterCount::of(&model.token_decoder);
+        let (width, tied) = output(&config.token_decoder);
+        let table = (config.vocab_size * width) as f64;
+        let contexts = config.token_decoder_sizes().n_contexts();
+        let (positions, cache_bytes) = config.token_decoder.cache_size(contexts, config.block_length, bytes_per_weight);
+        let layers = tokens.non_embedding as f64 * positions as f64 / config.block_length as f64;
+        Self {
+            flops: 2.0 * (layers + table),
+            weights: tokens.total as f64 - if tied { 0.0 } else { table },
+            cache_bytes: cache_bytes as f64,
+        }
+    }
+}
+
+/// Operations of a forward pass in training, on average over the tokens of a sample of `length`.
+pub(super) fn forward_flops((config, model): (&ModelConfig, &AnyModel), length: usize) -> f64 {
+    let n = length as f64;
+    match (config, model) {
+        (ModelConfig::BlockTransformer(config), AnyModel::Block(model)) => {
+            let blocks = Stack::of(&model.block_decoder, &config.block_decoder);
+            let embeddings = n / config.block_length as f64 * config.n_embedding_tokens as f64;
+            blocks.flops(embeddings) / n + TokenWork::of(config, model, 4).flops
+        }
+        (ModelConfig::VanillaTransformer(config), model) => {
+            let output = (config.vocab_size * config.transformer.d_model) as f64;
+            Stack::of(model, &config.transformer).flops(n) / n + 2.0 * output
+        }
+        (ModelConfig::BlockTransformer(_), AnyModel::Vanilla(_)) => unreachable!("a configuration is its model's"),
     }
 }
 
@@ -131,6 +165,22 @@ mod tests {
         let seen = n + 64.0;
         assert_near(work.step_flops, 2.0 * (2.0 * (weights + vocabulary * d) + 4.0 * layers * d * seen));
         assert_near(work.step_bytes - 2112.0, 4.0 * (weights + vocabulary * d));
+    }
+
+    #[test]
+    fn a_training_step_goes_forward_through_all_weights() {
+        let forward = |preset: &str| {
+            let config = presets::model(preset).unwrap();
+            let model = AnyModel::new(&config, &blockformer::device("cpu").unwrap()).unwrap();
+            forward_flops((&config, &model), 2048)
+        };
+        let (d, n, vocabulary) = (256f64, 2048.0, 50_304.0);
+        let weights = 3.0 * 12.0 * d * d;
+        assert_near(forward("vanilla_31"), 2.0 * (2.0 * weights + vocabulary * d) + 2.0 * 6.0 * d * n);
+        let blocks = 2.0 * weights + 2.0 * 3.0 * d * n / 4.0;
+        let expansion = 2.0 * d * d;
+        let tokens = 2.0 * (5.0 / 4.0 * (weights + expansion) + vocabulary * d);
+        assert_near(forward("block_main_b4_5"), blocks / 4.0 + tokens);
     }
 
     #[test]

@@ -149,26 +149,33 @@ fn packing(arguments: &Arguments, config: &ModelConfig, seed: u64, eos: u32) -> 
                 return Err(CliError::Option { option: "--shortest-block", reason });
             }
             let max_length = arguments.sample_length.unwrap_or(context);
-            PackingConfig { seed, ..PackingConfig::vanilla(max_length, eos) }
+            PackingConfig { seed, ..packing_of(config, max_length, eos) }
         }
-        ModelConfig::BlockTransformer(config) => {
+        ModelConfig::BlockTransformer(block) => {
             let (block_lengths, fitting) = match arguments.shortest_block {
                 None => (BlockLengths::Fixed, context),
                 // As many tokens as blocks of the mean length hold.
                 Some(shortest) => {
-                    let tokens = config.max_blocks().saturating_mul(shortest.saturating_add(config.block_length)) / 2;
+                    let tokens = block.max_blocks().saturating_mul(shortest.saturating_add(block.block_length)) / 2;
                     (BlockLengths::Uniform { shortest }, tokens)
                 }
             };
-            PackingConfig {
-                random_pad_first_block: config.random_pad_first_block,
-                pad_to_block_boundary: config.pad_to_block_boundary,
-                pad_token_id: config.pad_token_id,
-                block_lengths,
-                seed,
-                ..PackingConfig::new(config.block_length, arguments.sample_length.unwrap_or(fitting), eos)
-            }
+            let length = arguments.sample_length.unwrap_or(fitting);
+            PackingConfig { block_lengths, seed, ..packing_of(config, length, eos) }
         }
     };
     Ok(packing)
+}
+
+/// How samples of `max_length` are packed for a model.
+pub(crate) fn packing_of(config: &ModelConfig, max_length: usize, eos: u32) -> PackingConfig {
+    match config {
+        ModelConfig::VanillaTransformer(_) => PackingConfig::vanilla(max_length, eos),
+        ModelConfig::BlockTransformer(config) => PackingConfig {
+            random_pad_first_block: config.random_pad_first_block,
+            pad_to_block_boundary: config.pad_to_block_boundary,
+            pad_token_id: config.pad_token_id,
+            ..PackingConfig::new(config.block_length, max_length, eos)
+        },
+    }
 }

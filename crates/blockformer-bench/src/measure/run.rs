@@ -1,0 +1,211 @@
+//! A workload, run: with a look at every token, or at some at a time.
+
+use std::time::{Duration, Instant};
+
+use blockformer_cpu::Profile;
+use blockformer_generate::{Decoding, DeviceDecoding, GenerateError, GenerateOptions, LanguageModel, Rounds};
+use blockformer_kernels::{Level, argmax};
+use blockformer_model::{AnyModel, BlockLayout};
+use burn::tensor::{Device, Tensor};
+
+use super::MeasureOptions;
+use crate::{BenchError, Workload, memory};
+
+/// A prefill, and a step or a round where there is one, in caches for the whole workload.
+pub(super) fn take_in(
+    model: &AnyModel,
+    workload: &Workload,
+    options: &MeasureOptions,
+    device: &Device,
+) -> Result<(), BenchError> {
+    let layout = model.layout();
+    let prompts = prompts(workload, options, layout.vocab_size);
+    let slices: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    if let Decoding::Device(decoding) = options.decoding {
+        let mut rounds = Rounds::begin(model, &slices, &greedy(workload.new_tokens), decoding, device)?;
+        for _ in 0..2 {
+            rounds.next_tokens()?;
+        }
+        return Ok(());
+    }
+    let blocked = layout.block_prompts(&slices, workload.new_tokens)?;
+    let (mut state, logits) = model.prefill(&blocked, workload.new_tokens, device);
+    let mut spent = Duration::ZERO;
+    let tokens = choose(logits, &mut spent)?;
+    if workload.new_tokens > 1 {
+        choose(model.step(&mut state, &tokens), &mut spent)?;
+    }
+    Ok(())
+}
+
+fn greedy(max_new_tokens: usize) -> GenerateOptions {
+    GenerateOptions { max_new_tokens, ..GenerateOptions::default() }
+}
+
+/// A way to run a workload.
+pub(super) trait Bench {
+    fn layout(&self) -> BlockLayout;
+
+    fn run(&self, prompts: &[&[u32]], new_tokens: usize, device: &Device) -> Result<Run, BenchError>;
+}
+
+/// A model and how its state tells where time and memory went; the host looks at every token.
+pub(super) struct OnHost<'a, M: LanguageModel> {
+    pub(super) model: &'a M,
+    pub(super) profile: fn(&M::State) -> Option<(Profile, usize)>,
+}
+
+/// A model whose tokens are found on its device.
+pub(super) struct OnDevice<'a> {
+    pub(super) model: &'a AnyModel,
+    pub(super) decoding: DeviceDecoding,
+}
+
+pub(super) struct Run {
+    pub(super) first: Duration,
+    pub(super) total: Duration,
+    /// Tokens of a sequence that were there after `first`.
+    pub(super) together: usize,
+    pub(super) sampling: [Duration; 2],
+    pub(super) profile: Option<[Profile; 2]>,
+    pub(super) kv_bytes: usize,
+    pub(super) buffer_bytes: Option<usize>,
+    pub(super) peak_bytes: Option<usize>,
+    /// One list a step.
+    pub(super) generated: Vec<Vec<u32>>,
+}
+
+/// All runs of a measurement.
+pub(super) struct Repeats {
+    pub(super) prompts: Vec<Vec<u32>>,
+    /// What those that do not count took.
+    pub(super) warm_up: Duration,
+    pub(super) runs: Vec<Run>,
+}
+
+pub(super) fn repeat(
+    bench: &impl Bench,
+    workload: &Workload,
+    options: &MeasureOptions,
+    device: &Device,
+) -> Result<Repeats, BenchError> {
+    let prompts = prompts(workload, options, bench.layout().vocab_size);
+    let slices: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    let start = Instant::now();
+    for _ in 0..options.warm_up {
+        bench.run(&slices, workload.new_tokens, device)?;
+    }
+    let warm_up = start.elapsed();
+    let runs = (0..options.repeats).map(|_| bench.run(&slices, workload.new_tokens, device));
+    let runs = runs.collect::<Result<_, _>>()?;
+    Ok(Repeats { prompts, warm_up, runs })
+}
+
+/// As many prompts as the batch has sequences.
+fn prompts(workload: &Workload, options: &MeasureOptions, vocab_size: usize) -> Vec<Vec<u32>> {
+    let seed = |row: usize| options.seed.wrapping_add(row as u64);
+    (0..options.batch).map(|row| random_ids(workload.prompt_tokens, vocab_size, seed(row))).collect()
+}
+
+/// Ids that look random, the same for the same seed.
+pub fn random_ids(length: usize, vocab_size: usize, seed: u64) -> Vec<u32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 33) % vocab_size as u64) as u32
+    };
+    (0..length).map(|_| next()).collect()
+}
+
+impl<M: LanguageModel> Bench for OnHost<'_, M> {
+    fn layout(&self) -> BlockLayout {
+        self.model.layout()
+    }
+
+    fn run(&self, prompts: &[&[u32]], new_tokens: usize, device: &Device) -> Result<Run, BenchError> {
+        let blocked = self.layout().block_prompts(prompts, new_tokens)?;
+        memory::reset_peak();
+        let mut sampling = [Duration::ZERO; 2];
+        let start = Instant::now();
+        let (mut state, logits) = self.model.prefill(&blocked, new_tokens, device);
+        let mut generated = Vec::with_capacity(new_tokens);
+        generated.push(choose(logits, &mut sampling[0])?);
+        let first = start.elapsed();
+        let prefill = (self.profile)(&state).map(|(profile, _)| profile);
+        for step in 1..new_tokens {
+            let found = self.model.step_likeliest(&mut state, &generated[step - 1]);
+            generated.push(found.into_iter().collect::<Option<_>>().ok_or(GenerateError::NotANumber)?);
+        }
+        let total = start.elapsed();
+        let last = (self.profile)(&state);
+        Ok(Run {
+            first,
+            total,
+            together: 1,
+            sampling,
+            profile: prefill.zip(last).map(|(prefill, (last, _))| [prefill, last]),
+            kv_bytes: self.model.kv_bytes(&state),
+            buffer_bytes: last.map(|(_, bytes)| bytes),
+            peak_bytes: memory::peak_bytes(),
+            generated,
+        })
+    }
+}
+
+impl Bench for OnDevice<'_> {
+    fn layout(&self) -> BlockLayout {
+        self.model.layout()
+    }
+
+    /// The first token is there when the first round is.
+    fn run(&self, prompts: &[&[u32]], new_tokens: usize, device: &Device) -> Result<Run, BenchError> {
+        memory::reset_peak();
+        let options = greedy(new_tokens);
+        let start = Instant::now();
+        let mut rounds = Rounds::begin(self.model, prompts, &options, self.decoding, device)?;
+        let mut generated = Vec::with_capacity(new_tokens);
+        let mut first = None;
+        while let Some(tokens) = rounds.next_tokens()? {
+            generated.extend(tokens);
+            first.get_or_insert_with(|| (start.elapsed(), generated.len()));
+        }
+        let total = start.elapsed();
+        let (first, together) = first.ok_or(GenerateError::NothingToGenerate)?;
+        Ok(Run {
+            first,
+            total,
+            together,
+            sampling: [Duration::ZERO; 2],
+            profile: None,
+            kv_bytes: rounds.kv_bytes(),
+            buffer_bytes: None,
+            peak_bytes: memory::peak_bytes(),
+            generated,
+        })
+    }
+}
+
+/// The likeliest token of each row. Reading the logits waits for the device.
+fn choose(logits: Tensor<2>, spent: &mut Duration) -> Result<Vec<u32>, BenchError> {
+    let [_, vocab_size] = logits.dims();
+    let data = logits.into_data().convert::<f32>(); // on a GPU this waits for the model
+    let start = Instant::now();
+    let rows = data.as_slice::<f32>().map_err(|_| GenerateError::NotANumber)?.chunks_exact(vocab_size);
+    let token = |row| argmax(Level::current(), row).map(|id| id as u32).ok_or(GenerateError::NotANumber);
+    let tokens = rows.map(token).collect::<Result<Vec<u32>, _>>()?;
+    *spent += start.elapsed();
+    Ok(tokens)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_differ_by_row_and_stay_in_the_vocabulary() {
+        let (a, b) = (random_ids(100, 50, 1), random_ids(100, 50, 2));
+        assert_ne!(a, b);
+        assert_eq!(a, random_ids(100, 50, 1));
+        assert!(a.iter().chain(&b).all(|id| *id < 50));
+    }
+}
