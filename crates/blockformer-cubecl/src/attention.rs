@@ -9,9 +9,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use crate::MAX_KEYS;
-
-/// Units that share the score of a key.
-const PARTS: usize = 8;
+use crate::softmax::{PARTS, add_parts, largest_and_total, units_for};
 
 #[cube(launch)]
 fn attention_kernel<F: Float>(
@@ -60,29 +58,9 @@ fn attention_kernel<F: Float>(
     }
     sync_cube();
 
-    // Scores.
     let mut scores = Shared::<[f32]>::new_slice(max_keys);
-    let mut key = unit;
-    while key < seen {
-        let mut sum = 0.0f32;
-        for part in 0..parts {
-            sum += partial[key * parts + part];
-        }
-        scores[key] = sum * scale;
-        key += units;
-    }
-    sync_cube();
-
-    // Every unit needs the largest and the sum.
-    let mut largest = scores[0];
-    for key in 1..seen {
-        largest = max(largest, scores[key]);
-    }
-    let mut total = 0.0f32;
-    for key in 0..seen {
-        total += (scores[key] - largest).exp();
-    }
-
+    add_parts(&partial, &mut scores, seen, scale, parts);
+    let (largest, total) = largest_and_total(&scores, seen);
     let mut feature = unit;
     while feature < head_dim {
         let mut sum = 0.0f32;
@@ -101,8 +79,7 @@ pub(crate) fn launch(q: CubeTensor, k: CubeTensor, v: CubeTensor) -> CubeTensor 
     let keys = k.shape().dims::<4>()[2];
     let (client, dtype) = (q.client.clone(), q.dtype);
     let output = empty_device_dtype(client.clone(), q.device.clone(), q.shape(), dtype);
-    let units = head_dim.next_power_of_two().clamp(32, 128) as u32;
-    let units = units.min(client.properties().hardware.max_cube_dim.0);
+    let units = units_for(head_dim, &q);
     attention_kernel::launch(
         &client,
         CubeCount::Static((batch * heads) as u32, queries as u32, 1),

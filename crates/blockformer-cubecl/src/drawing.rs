@@ -30,9 +30,9 @@ pub(crate) struct Filters {
     pub(crate) min_p: f32,
 }
 
-/// The sum of what the units have, in one order.
+/// The sum of what the units have, in one order, or the largest.
 #[cube]
-fn sum_of_units(value: f32, shared: &mut Shared<[f32]>) -> f32 {
+fn over_units(value: f32, shared: &mut Shared<[f32]>, #[comptime] largest: bool) -> f32 {
     let unit = UNIT_POS_X as usize;
     shared[unit] = value;
     sync_cube();
@@ -40,36 +40,20 @@ fn sum_of_units(value: f32, shared: &mut Shared<[f32]>) -> f32 {
     while half > 0 {
         if unit < half {
             let other = shared[unit + half];
-            shared[unit] += other;
-        }
-        sync_cube();
-        half /= 2;
-    }
-    let sum = shared[0];
-    sync_cube();
-    sum
-}
-
-/// The largest of what the units have.
-#[cube]
-fn max_of_units(value: f32, shared: &mut Shared<[f32]>) -> f32 {
-    let unit = UNIT_POS_X as usize;
-    shared[unit] = value;
-    sync_cube();
-    let mut half = CUBE_DIM_X as usize / 2;
-    while half > 0 {
-        if unit < half {
-            let other = shared[unit + half];
-            if other > shared[unit] {
-                shared[unit] = other;
+            if comptime!(largest) {
+                if other > shared[unit] {
+                    shared[unit] = other;
+                }
+            } else {
+                shared[unit] += other;
             }
         }
         sync_cube();
         half /= 2;
     }
-    let largest = shared[0];
+    let result = shared[0];
     sync_cube();
-    largest
+    result
 }
 
 /// A row of logits as weights, 1 for the likeliest.
@@ -117,7 +101,7 @@ fn measure<F: Float>(
         }
         id += CUBE_DIM_X as usize;
     }
-    sum_of_units(sum, shared)
+    over_units(sum, shared, false)
 }
 
 /// Where the shortest prefix ends that measures what is wanted: the bits of the weight, and how many of the first ids.
@@ -191,7 +175,7 @@ fn draw_kernel<F: Float>(
         }
         id += units;
     }
-    let max = max_of_units(largest, &mut shared);
+    let max = over_units(largest, &mut shared, true);
     let row = Row { at, stride, n, max, inverse_temperature };
     // Infinity less infinity is not a number, and neither is any sum with one that is not; nothing finite weighs nothing.
     let everything = sum_of_all::<F>(logits, &row, &mut shared);
@@ -202,7 +186,7 @@ fn draw_kernel<F: Float>(
         if largest == max {
             first = -(best as f32);
         }
-        let first = max_of_units(first, &mut shared);
+        let first = over_units(first, &mut shared, true);
         if unit == 0 {
             output[output_at] = if sound { i32::cast_from(-first) } else { -1i32 };
         }
@@ -294,7 +278,7 @@ fn sum_of_all<F: Float>(logits: &Tensor<F>, row: &Row, shared: &mut Shared<[f32]
         sum += weight::<F>(logits, row, id);
         id += CUBE_DIM_X as usize;
     }
-    sum_of_units(sum, shared)
+    over_units(sum, shared, false)
 }
 
 /// Launches it: by weight, or without filters the likeliest. Shapes have been checked.

@@ -33,6 +33,8 @@ mod drawing;
 mod extension;
 #[cfg(feature = "_kernels")]
 mod one_position;
+#[cfg(feature = "_kernels")]
+mod softmax;
 
 use burn::tensor::{Int, Tensor};
 

@@ -11,9 +11,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use crate::MAX_KEYS;
-
-/// Units that share the score of a key.
-const PARTS: usize = 8;
+use crate::softmax::{PARTS, add_parts, largest_and_total, units_for};
 
 /// A feature of a head behind its rotation, the head beginning at `at` of the projections.
 #[cube]
@@ -122,27 +120,8 @@ fn one_position_kernel<F: Float>(
         }
         sync_cube();
 
-        // Scores.
-        let mut key = unit;
-        while key < len + 1 {
-            let mut sum = 0.0f32;
-            for part in 0..parts {
-                sum += partial[key * parts + part];
-            }
-            scores[key] = sum * scale;
-            key += units;
-        }
-        sync_cube();
-
-        // Every unit needs the largest and the sum.
-        let mut largest = scores[0];
-        for key in 1..len + 1 {
-            largest = max(largest, scores[key]);
-        }
-        let mut total = 0.0f32;
-        for key in 0..len + 1 {
-            total += (scores[key] - largest).exp();
-        }
+        add_parts(&partial, &mut scores, len + 1, scale, parts);
+        let (largest, total) = largest_and_total(&scores, len + 1);
         let mut feature = unit;
         while feature < head_dim {
             let mut sum = (scores[len] - largest).exp() * new_value[feature];
@@ -172,8 +151,7 @@ pub(crate) fn launch(
     let (client, dtype) = (qkv.client.clone(), qkv.dtype);
     let shape = Shape::new([batch, 1, n_heads * head_dim]);
     let output = empty_device_dtype(client.clone(), qkv.device.clone(), shape, dtype);
-    let units = head_dim.next_power_of_two().clamp(32, 128) as u32;
-    let units = units.min(client.properties().hardware.max_cube_dim.0);
+    let units = units_for(head_dim, &qkv);
     one_position_kernel::launch(
         &client,
         CubeCount::Static((batch * kv_heads) as u32, 1, 1),
