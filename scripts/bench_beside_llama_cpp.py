@@ -13,6 +13,7 @@ The Python needs `xllamacpp` (llama.cpp, compiled for x86-64) and `gguf` (tried 
 
 import argparse
 import csv
+import hashlib
 import json
 import os
 import statistics
@@ -112,10 +113,13 @@ def main():
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     files = {"int4": arguments.gguf}
+    digest = hashlib.sha256(arguments.gguf.read_bytes()).hexdigest()[:12]
     for precision in ("f32", "int8"):
-        files[precision] = arguments.output / f"{PAIRS[precision]}.gguf"
+        files[precision] = arguments.output / f"{digest}-{PAIRS[precision]}.gguf"
         if not files[precision].exists():
-            rewrite(arguments.gguf, files[precision], PAIRS[precision])
+            partial = files[precision].with_suffix(".partial")
+            rewrite(arguments.gguf, partial, PAIRS[precision])
+            partial.rename(files[precision])
     speeds, same = {}, {}
     others = [name for name in arguments.beside.split(",") if name]
     for repeat in range(arguments.repeats):
@@ -126,6 +130,8 @@ def main():
             speeds.setdefault(("llama.cpp", str(files[precision].name), PAIRS[precision]), []).append(speed)
             agree = [a == b for a, b in zip(tokens, their_tokens)]
             same[precision] = agree.index(False) if False in agree else len(agree)
+            if precision == "f32" and same[precision] == 0:
+                raise SystemExit(f"the first tokens differ in float32: are {arguments.gguf} and {arguments.model} one model?")
         for name in others:
             speed, *_ = ours(name, "int8", arguments)
             speeds.setdefault(("blockformer", name, "int8"), []).append(speed)

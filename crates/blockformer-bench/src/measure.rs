@@ -180,15 +180,16 @@ pub struct Measurement {
     pub new_tokens: usize,
     /// Sequences generated together.
     pub batch: usize,
-    /// Where tokens were found: `host`, which looks at each, or `device`, where they are looked at some at a time.
+    /// Where tokens were found: `host`, which looks at each, or `device`, where all but the first are
+    /// looked at some at a time.
     pub decoding: &'static str,
     /// Repeats that counted.
     pub repeats: usize,
     /// Generated tokens of all sequences by the time from prompt to last token.
     pub tokens_per_second: Spread,
-    /// From prompt to first token; where tokens are looked at some at a time, to the first of them.
+    /// From prompt to first token.
     pub first_token_ms: Spread,
-    /// Between tokens of a sequence after the first, or after those that came with it.
+    /// Between tokens of a sequence after the first.
     pub token_ms: Spread,
     /// Seconds of all repeats before those that counted: on a GPU, kernels are compiled and tuned in them.
     pub warm_up_seconds: f64,
@@ -304,7 +305,7 @@ pub fn needed_bytes(
 
 fn summary(subject: &Subject<'_>, workload: &Workload, options: &MeasureOptions, runs: &[Run]) -> Measurement {
     let spread = |f: &dyn Fn(&Run) -> f64| Spread::of(runs.iter().map(f));
-    let later = |run: &Run| workload.new_tokens.saturating_sub(run.together).max(1) as f64;
+    let later = workload.new_tokens.saturating_sub(1).max(1) as f64;
     let median = |f: &dyn Fn(&[Profile; 2], &[Duration; 2]) -> f64| {
         Spread::of(runs.iter().filter_map(|run| Some(f(run.profile.as_ref()?, &run.sampling)))).median
     };
@@ -325,7 +326,7 @@ fn summary(subject: &Subject<'_>, workload: &Workload, options: &MeasureOptions,
         repeats: options.repeats,
         tokens_per_second: spread(&|run| (options.batch * workload.new_tokens) as f64 / run.total.as_secs_f64()),
         first_token_ms: spread(&|run| milliseconds(run.first)),
-        token_ms: spread(&|run| milliseconds(run.total - run.first) / later(run)),
+        token_ms: spread(&|run| milliseconds(run.total - run.first) / later),
         warm_up_seconds: 0.0,
         weight_bytes,
         kv_bytes,

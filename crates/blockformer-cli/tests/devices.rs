@@ -105,6 +105,7 @@ fn a_report_of_the_cpu_has_a_row_for_everything_and_goes_on_where_it_ended() {
     // Rows of other settings are not mixed with these.
     let (output, _) = report(&path, SECTIONS, PRESETS, &["--resume", "--device", "flex"]);
     assert!(!output.status.success(), "{}", stdout(&output));
+    assert!(stderr(&output).contains("was made with device"), "{}", stderr(&output));
 
     // Nothing is left to do; the file stays as it was.
     let before = std::fs::read(&path).unwrap();

@@ -13,6 +13,8 @@ use burn_cubecl::ops::numeric::empty_device_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use crate::extension::max_units;
+
 /// Units that share a row, where a device has so many.
 const UNITS: u32 = 1024;
 /// The bits of 1, the weight of the likeliest.
@@ -286,7 +288,7 @@ pub(crate) fn launch(logits: CubeTensor, uniforms: CubeTensor, filters: Option<F
     let [rows, vocab_size] = logits.shape().dims::<2>();
     let (client, dtype) = (logits.client.clone(), logits.dtype);
     let output = empty_device_dtype(client.clone(), logits.device.clone(), Shape::new([rows, 1]), DType::I32);
-    let limit = client.properties().hardware.max_cube_dim.0;
+    let limit = max_units(&client.properties().hardware);
     let units = UNITS.min(1 << limit.ilog2()); // a power of two, for the sums
     let greedy = filters.is_none();
     let off = Filters { inverse_temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };

@@ -5,6 +5,7 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
 use burn::tensor::{DType, Int, Shape, Tensor};
 use burn_cubecl::CubeBackend;
+use cubecl::ir::HardwareProperties;
 
 use crate::{Choice, OnePosition, attention, drawing, one_position};
 
@@ -94,6 +95,11 @@ impl DecodingOps for CubeBackend {
         let filters = drawing::Filters { inverse_temperature, top_k, top_p, min_p };
         drawing::launch(logits, uniform, (!greedy).then_some(filters))
     }
+}
+
+/// The most units of a cube along its first axis.
+pub(crate) fn max_units(hardware: &HardwareProperties) -> u32 {
+    hardware.max_cube_dim.0.min(hardware.max_units_per_cube)
 }
 
 /// Whether there are kernels for a tensor: it is one of CubeCL's, in a type of floats they know, and keeps no graph.

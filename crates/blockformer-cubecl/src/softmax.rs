@@ -3,13 +3,15 @@
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use crate::extension::max_units;
+
 /// Units that share the score of a key.
 pub(crate) const PARTS: usize = 8;
 
 /// Units of a cube for heads of so many features.
 pub(crate) fn units_for(head_dim: usize, on: &CubeTensor) -> u32 {
     let units = head_dim.next_power_of_two().clamp(32, 128) as u32;
-    units.min(on.client.properties().hardware.max_cube_dim.0)
+    units.min(max_units(&on.client.properties().hardware))
 }
 
 /// Adds up the parts of `n` scores, for all units to see.

@@ -6,6 +6,10 @@ use blockformer_cubecl::{Choice, Filters, MAX_KEYS, MAX_QUERIES, OnePosition, at
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 fn device() -> Device {
+    if let Ok(wanted) = std::env::var("BLOCKFORMER_TEST_DEVICE") {
+        let default = if cfg!(feature = "cuda") { ["cuda", "cuda:0"] } else { ["wgpu", "wgpu:0"] };
+        assert!(default.contains(&wanted.as_str()), "these tests run on {default:?} alone, {wanted} is wanted");
+    }
     #[cfg(feature = "cuda")]
     return Device::cuda(0);
     #[cfg(not(feature = "cuda"))]

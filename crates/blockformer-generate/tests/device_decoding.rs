@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 
 use blockformer_generate::{
-    Decoding, DeviceDecoding, GenerateError, GenerateOptions, Generation, LanguageModel, Sampling, generate,
+    Decoding, DeviceDecoding, GenerateError, GenerateOptions, Generation, LanguageModel, Rounds, Sampling, generate,
 };
 use blockformer_model::{AnyModel, BlockLayout, BlockedPrompts};
 use burn::tensor::{Device, Int, Tensor};
@@ -208,4 +208,43 @@ fn batches_and_prompts_of_many_sizes_run_in_few_shapes() {
     shapes.sort();
     shapes.dedup();
     assert_eq!(shapes, [[8, 10], [8, 12]]);
+}
+
+#[test]
+fn rounds_give_what_generate_gives_and_the_first_token_by_itself_if_wanted() {
+    let (model, prompts) = (block_model(), prompts());
+    let slices: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    for tokens_per_read in [None, Some(1), Some(3)] {
+        let decoding = device(tokens_per_read, true);
+        let options =
+            GenerateOptions { max_new_tokens: 9, sampling: sampled(4), decoding, ..GenerateOptions::default() };
+        let expected = run(&model, &prompts, &options, decoding).unwrap().0;
+        for alone in [false, true] {
+            let mut rounds = Rounds::begin(&model, &slices, &options, &Device::flex()).unwrap();
+            let mut tokens: Vec<Vec<u32>> = Vec::new();
+            if alone {
+                tokens.extend(rounds.next_token().unwrap());
+                assert_eq!(tokens.len(), 1);
+            }
+            while let Some(round) = rounds.next_tokens().unwrap() {
+                tokens.extend(round);
+            }
+            let rows = (0..prompts.len()).map(|row| tokens.iter().map(|tokens| tokens[row]).collect::<Vec<_>>());
+            assert!(
+                rows.eq(expected.iter().map(|generation| generation.tokens.clone())),
+                "{tokens_per_read:?} {alone}"
+            );
+        }
+    }
+}
+
+#[test]
+fn rounds_refuse_what_is_drawn_on_the_host() {
+    let model = block_model();
+    let typical = Sampling { typical_p: Some(0.2), ..sampled(1) };
+    for (sampling, decoding) in [(typical, device(None, false)), (sampled(1), Decoding::Host)] {
+        let options = GenerateOptions { sampling, decoding, ..GenerateOptions::default() };
+        let refused = Rounds::begin(&model, &[&[1, 2, 3]], &options, &Device::flex());
+        assert!(matches!(refused, Err(GenerateError::Contradiction { .. })));
+    }
 }

@@ -21,8 +21,9 @@ pub(super) fn take_in(
     let layout = model.layout();
     let prompts = prompts(workload, options, layout.vocab_size);
     let slices: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-    if let Decoding::Device(decoding) = options.decoding {
-        let mut rounds = Rounds::begin(model, &slices, &greedy(workload.new_tokens), decoding, device)?;
+    if let Decoding::Device(_) = options.decoding {
+        let options = greedy(workload.new_tokens, options.decoding);
+        let mut rounds = Rounds::begin(model, &slices, &options, device)?;
         for _ in 0..2 {
             rounds.next_tokens()?;
         }
@@ -38,8 +39,8 @@ pub(super) fn take_in(
     Ok(())
 }
 
-fn greedy(max_new_tokens: usize) -> GenerateOptions {
-    GenerateOptions { max_new_tokens, ..GenerateOptions::default() }
+fn greedy(max_new_tokens: usize, decoding: Decoding) -> GenerateOptions {
+    GenerateOptions { max_new_tokens, decoding, ..GenerateOptions::default() }
 }
 
 /// A way to run a workload.
@@ -64,8 +65,6 @@ pub(super) struct OnDevice<'a> {
 pub(super) struct Run {
     pub(super) first: Duration,
     pub(super) total: Duration,
-    /// Tokens of a sequence that were there after `first`.
-    pub(super) together: usize,
     pub(super) sampling: [Duration; 2],
     pub(super) profile: Option<[Profile; 2]>,
     pub(super) kv_bytes: usize,
@@ -141,7 +140,6 @@ impl<M: LanguageModel> Bench for OnHost<'_, M> {
         Ok(Run {
             first,
             total,
-            together: 1,
             sampling,
             profile: prefill.zip(last).map(|(prefill, (last, _))| [prefill, last]),
             kv_bytes: self.model.kv_bytes(&state),
@@ -157,24 +155,21 @@ impl Bench for OnDevice<'_> {
         self.model.layout()
     }
 
-    /// The first token is there when the first round is.
     fn run(&self, prompts: &[&[u32]], new_tokens: usize, device: &Device) -> Result<Run, BenchError> {
         memory::reset_peak();
-        let options = greedy(new_tokens);
+        let options = greedy(new_tokens, Decoding::Device(self.decoding));
         let start = Instant::now();
-        let mut rounds = Rounds::begin(self.model, prompts, &options, self.decoding, device)?;
+        let mut rounds = Rounds::begin(self.model, prompts, &options, device)?;
         let mut generated = Vec::with_capacity(new_tokens);
-        let mut first = None;
+        generated.extend(rounds.next_token()?); // by itself, to know when it is there
+        let first = start.elapsed();
         while let Some(tokens) = rounds.next_tokens()? {
             generated.extend(tokens);
-            first.get_or_insert_with(|| (start.elapsed(), generated.len()));
         }
         let total = start.elapsed();
-        let (first, together) = first.ok_or(GenerateError::NothingToGenerate)?;
         Ok(Run {
             first,
             total,
-            together,
             sampling: [Duration::ZERO; 2],
             profile: None,
             kv_bytes: rounds.kv_bytes(),

@@ -22,6 +22,8 @@ pub struct Rounds<'a, M: LanguageModel> {
     /// Sequences; rows behind them fill up the batch.
     n_sequences: usize,
     tokens_per_read: usize,
+    /// Tokens of the next round that have been decoded by themselves.
+    ahead: usize,
     left: usize,
 }
 
@@ -34,18 +36,21 @@ enum Next {
 }
 
 impl<'a, M: LanguageModel> Rounds<'a, M> {
-    /// Takes in the prompts. Of the options, stop tokens and [`decoding`](GenerateOptions::decoding) are not looked at.
+    /// Takes in the prompts. Stop tokens are not looked at.
     ///
     /// # Errors
-    /// As [`generate`](crate::generate()).
+    /// As [`generate`](crate::generate()), and [`GenerateError::Contradiction`] where `generate` would draw on the host.
     pub fn begin(
         model: &'a M,
         prompts: &[&[u32]],
         options: &GenerateOptions,
-        decoding: DeviceDecoding,
         device: &Device,
     ) -> Result<Self, GenerateError> {
         let (blocked, samplers) = prepare(model, prompts, options)?;
+        let decoding = options.decoding.on_device(&options.sampling).ok_or(GenerateError::Contradiction {
+            options: "rounds on a device and decoding on the host or typical_p",
+            reason: "tokens are then drawn on the host",
+        })?;
         Ok(Self::new(model, blocked, samplers, (options, decoding), device))
     }
 
@@ -55,7 +60,23 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
     /// # Errors
     /// [`GenerateError::NotANumber`] if logits are not numbers.
     pub fn next_tokens(&mut self) -> Result<Option<Vec<Vec<u32>>>, GenerateError> {
-        let Some(round) = self.next_round() else { return Ok(None) };
+        let round = self.next_round();
+        Self::read(round)
+    }
+
+    /// Decodes one token of every sequence and waits for it: to know when it is there, if it is the first. The next round is
+    /// the shorter by it.
+    ///
+    /// # Errors
+    /// [`GenerateError::NotANumber`] if logits are not numbers.
+    pub fn next_token(&mut self) -> Result<Option<Vec<u32>>, GenerateError> {
+        let round = self.round_of(1);
+        self.ahead = (self.ahead + 1) % self.tokens_per_read;
+        Ok(Self::read(round)?.and_then(|tokens| tokens.into_iter().next()))
+    }
+
+    fn read(round: Option<Tensor<2, Int>>) -> Result<Option<Vec<Vec<u32>>>, GenerateError> {
+        let Some(round) = round else { return Ok(None) };
         let n = round.dims()[1];
         let tokens = read_tokens(round);
         let place = |place: usize| tokens.iter().skip(place).step_by(n).map(|id| token(*id)).collect();
@@ -85,13 +106,19 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
         let [batch, vocab_size] = logits.dims();
         let sampler = DeviceSampler::new(samplers, batch, vocab_size, device);
         let tokens_per_read = decoding.tokens_per_read(&layout);
-        Self { model, state, next: Next::Logits(logits), sampler, n_sequences, tokens_per_read, left }
+        Self { model, state, next: Next::Logits(logits), sampler, n_sequences, tokens_per_read, ahead: 0, left }
     }
 
     /// Enqueues the next tokens of all sequences, `[sequences, tokens]`, for [`token`](crate::device_sampler::token) to
     /// look at; nothing once there are as many as were asked for.
     pub(super) fn next_round(&mut self) -> Option<Tensor<2, Int>> {
-        let n = self.tokens_per_read.min(self.left);
+        let ahead = std::mem::take(&mut self.ahead);
+        self.round_of(self.tokens_per_read - ahead)
+    }
+
+    /// Enqueues `n` tokens of all sequences, or as many as are left.
+    fn round_of(&mut self, n: usize) -> Option<Tensor<2, Int>> {
+        let n = n.min(self.left);
         self.left -= n;
         let uniforms = (n > 0).then(|| self.sampler.uniforms(n))?;
         let mut tokens = Vec::with_capacity(n);

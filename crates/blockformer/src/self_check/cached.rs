@@ -240,6 +240,11 @@ const ON_DEVICE: Decoding = Decoding::Device(DeviceDecoding { tokens_per_read: N
 /// Which tokens that a device drew are not those that the host draws, with the same random numbers, from the logits of
 /// passes without caches: 1 for each.
 pub(super) fn drawn_on_device(subject: &Subject) -> Answer {
+    vec![Part::equal("share that differs", vec![0.0], vec![share_that_differs(subject, |sampling| sampling)])]
+}
+
+/// The share of such tokens, where the device draws as `changed` says.
+fn share_that_differs(subject: &Subject, changed: fn(Sampling) -> Sampling) -> f32 {
     let device = &subject.device;
     let model = subject.block(&models::lookup_prefix(), device);
     let narrowed = Sampling { temperature: 1.3, top_k: Some(30), top_p: Some(0.9), seed: 7, ..Sampling::default() };
@@ -248,10 +253,11 @@ pub(super) fn drawn_on_device(subject: &Subject) -> Answer {
     let slices: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
     let (mut differ, mut n) = (0, 0);
     for sampling in [plain, narrowed] {
-        let options = GenerateOptions { sampling, decoding: ON_DEVICE, ..GenerateOptions::default() };
+        let sampling_there = changed(sampling.clone());
+        let options = GenerateOptions { sampling: sampling_there, decoding: ON_DEVICE, ..GenerateOptions::default() };
         let texts = generated(&model, &slices, &options, device);
         for (index, (prompt, text)) in rows.iter().zip(&texts).enumerate() {
-            let mut sampler = Sampler::new(options.sampling.clone(), index, prompt);
+            let mut sampler = Sampler::new(sampling.clone(), index, prompt);
             let logits = BlockTransformerConfig::uncached(&model, &[&prompt[..], text].concat(), prompt.len(), device);
             for (logits, token) in logits.iter().zip(text) {
                 differ += usize::from(!matches!(sampler.sample(logits), Ok(drawn) if drawn == *token));
@@ -260,7 +266,7 @@ pub(super) fn drawn_on_device(subject: &Subject) -> Answer {
         }
     }
     assert_eq!(n, 2 * rows.len() * NEW, "tokens were drawn");
-    vec![Part::equal("share that differs", vec![0.0], vec![differ as f32 / n as f32])]
+    differ as f32 / n as f32
 }
 
 /// Continuations of [`NEW`] tokens.
@@ -301,4 +307,42 @@ fn behind_the_likeliest<C: CachedConfig>(
 pub(super) fn shorter(subject: &Subject, precision: Precision) -> Answer {
     let model = subject.block(&models::lookup_prefix(), &subject.device);
     compare::<BlockTransformerConfig, _>(&model, &precision.shadow(&model), &subject.device)
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::super::answers::largest_error;
+    use super::super::{DRAWS_TOLERANCE, FLOAT32_TOLERANCE, TF32_DRAWS_TOLERANCE, TF32_TOLERANCE};
+    use super::*;
+
+    #[test]
+    fn other_random_numbers_and_filters_are_noticed() {
+        let subject = Subject::new(&Device::flex());
+        assert_eq!(share_that_differs(&subject, |sampling| sampling), 0.0);
+        let other_numbers = share_that_differs(&subject, |sampling| Sampling { seed: sampling.seed + 1, ..sampling });
+        assert!(f64::from(other_numbers) > TF32_DRAWS_TOLERANCE, "{other_numbers}");
+        let without_filters =
+            share_that_differs(&subject, |sampling| Sampling { top_k: None, top_p: None, ..sampling });
+        assert!(f64::from(without_filters) > DRAWS_TOLERANCE, "{without_filters}");
+    }
+
+    #[test]
+    fn another_token_or_a_missing_one_is_behind_the_likeliest() {
+        let device = Device::flex();
+        let model = Subject::new(&device).block(&models::lookup_prefix(), &device);
+        let rows = prompts();
+        let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
+        let texts = generated(&model, &rows, &GenerateOptions::default(), &device);
+        let error = |texts: &[Vec<u32>]| {
+            let part = behind_the_likeliest::<BlockTransformerConfig>("texts", &model, texts, &device);
+            largest_error("none", &vec![part], None).error
+        };
+        assert!(error(&texts) <= FLOAT32_TOLERANCE);
+        let mut changed = texts.clone();
+        changed[1][4] = (changed[1][4] + 1) % VOCAB_SIZE as u32;
+        assert!(error(&changed) > TF32_TOLERANCE);
+        let mut shorter = texts;
+        shorter[2].pop();
+        assert_eq!(error(&shorter), f64::INFINITY);
+    }
 }

@@ -94,7 +94,6 @@ fn train(run: &Run<'_>, name: &str, precision: Precision) -> Result<Value, CliEr
     let flops = run.record.number("limits", &limits::products(precision), "flops");
     let share = flops.map(|flops| 3.0 * forward * speed.median / flops);
     let in_use = |look: &Value| look["device"]["in_use"].as_u64();
-    // A leak of a thousandth a step would double it.
     let flat = match (memory.get(1).and_then(in_use), memory.last().and_then(in_use)) {
         (Some(early), Some(late)) if steps >= LONG_RUN => Some(late as f64 <= 1.02 * early as f64),
         _ => None,
@@ -110,9 +109,13 @@ fn train(run: &Run<'_>, name: &str, precision: Precision) -> Result<Value, CliEr
         memory.get(memory.len() / 2).map_or(0.0, held) / f64::from(1 << 30),
         memory.last().map_or(0.0, held) / f64::from(1 << 30),
     );
-    let growth = if flat == Some(false) { "; what is in use GROWS" } else { "" };
+    let growth = match flat {
+        Some(false) => "; what is in use GROWS".into(),
+        Some(true) => String::new(),
+        None => format!("; not judged below {LONG_RUN} steps, or where the device does not tell"),
+    };
     Ok(json!({
-        "summary": summary + growth,
+        "summary": summary + &growth,
         "passed": flat,
         "tokens_per_second": speed,
         "step_seconds": Spread::of(counted.iter().copied()),
