@@ -243,7 +243,7 @@ fn rounds_refuse_what_is_drawn_on_the_host() {
     let model = block_model();
     let typical = Sampling { typical_p: Some(0.2), ..sampled(1) };
     for (sampling, decoding) in [(typical, device(None, false)), (sampled(1), Decoding::Host)] {
-        let options = GenerateOptions { sampling, decoding, ..GenerateOptions::default() };
+        let options = GenerateOptions { max_new_tokens: 4, sampling, decoding, ..GenerateOptions::default() };
         let refused = Rounds::begin(&model, &[&[1, 2, 3]], &options, &Device::flex());
         assert!(matches!(refused, Err(GenerateError::Contradiction { .. })));
     }

@@ -107,7 +107,10 @@ impl ParameterValue for &Gradient {
 }
 
 /// The share of the norm of all gradients that errors of a parameter's gradient are at least compared with, in shorter types.
-const SMALL_GRADIENT: f64 = 1e-2;
+const SMALL_GRADIENT: f64 = 1e-4;
+
+/// The same for the bias of keys alone, whose gradient is zero but for rounding.
+const KEY_BIAS_GRADIENT: f64 = 1e-2;
 
 /// Largest error of one parameter's gradient in shorter types, where most of a small one is rounding; a gradient of zeros
 /// is 1 off.
@@ -141,8 +144,9 @@ fn check_gradients(
         let array = case.floats(&format!("grad.{name}"))?;
         let expected = layout.arrange(&array.values, &array.shape);
         let mut largest = expected.iter().fold(0f32, |max, value| max.max(value.abs()));
-        if name.ends_with(".key.bias") {
-            // The gradient of a key's bias is zero but for rounding: there is no largest entry to compare with.
+        let key_bias = name.ends_with(".key.bias");
+        if key_bias {
+            // It is zero but for rounding: there is no largest entry to compare with.
             largest = largest.max(1e-4 * largest_of_all);
         }
         let error = match ours.get(&path) {
@@ -156,7 +160,8 @@ fn check_gradients(
                     squares.add_all(got, &expected);
                     all.errors += squares.errors;
                     // Gradients far below the others are rounding.
-                    squares.of = squares.of.max((SMALL_GRADIENT * norm_of_all).powi(2));
+                    let small = if key_bias { KEY_BIAS_GRADIENT } else { SMALL_GRADIENT };
+                    squares.of = squares.of.max((small * norm_of_all).powi(2));
                     squares.share()
                 }
             }

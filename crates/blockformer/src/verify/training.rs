@@ -52,7 +52,7 @@ pub(super) fn check(case: &Case) -> Result<Vec<Check>, VerifyError> {
         .zip(worst)
         .map(|((name, tolerance), error)| Check { quantity: (*name).into(), error, tolerance: *tolerance })
         .collect();
-    checks.push(trained_weights(case, &model)?);
+    checks.extend(trained_weights(case, &model)?);
     Ok(checks)
 }
 
@@ -68,17 +68,22 @@ impl ParameterValue for Value {
 /// by their own size, and makes steps of that rounding, in the reference as here.
 const ROUNDING: f32 = 1e-5;
 
+/// Largest error of what training changed of one parameter, as a share of it, in shorter types; a parameter that was left
+/// alone is 1 off.
+const WORST_CHANGE: f64 = 0.9;
+
 /// What the steps made of the first numbers of each weight, in the reference's own arrangement.
-fn trained_weights(case: &Case, model: &BlockTransformer) -> Result<Check, VerifyError> {
+fn trained_weights(case: &Case, model: &BlockTransformer) -> Result<Vec<Check>, VerifyError> {
     let AnyModel::Block(untrained) = &case.model else { unreachable!("it was trained") };
     let (ours, before) = (values(model), values(untrained));
     let mut worst = (0.0f64, String::from("none"));
-    let mut squares = Squares::default();
+    let mut all = Squares::default();
+    let mut worst_parameter = (0.0f64, String::from("none"));
     for name in case.names("trained.") {
         let Ok((path, layout)) = case.parameter(&name) else { continue }; // the unused table
         let (Some(got), Some(before)) = (ours.get(&path), before.get(&path)) else {
             worst = (f64::INFINITY, name);
-            squares.errors = f64::INFINITY;
+            all.errors = f64::INFINITY;
             break;
         };
         let Ok(gradient) = case.floats(&format!("grad.{name}")) else { continue }; // so never trained
@@ -87,23 +92,34 @@ fn trained_weights(case: &Case, model: &BlockTransformer) -> Result<Check, Verif
         let restored = |values: &[f32]| layout.restore(&values[layout.range(&shape)], &shape);
         let (got, before) = (restored(got), restored(before));
         let expected = &case.floats(&format!("trained.{name}"))?.values;
+        let mut of_parameter = Squares::default();
         for (index, ((got, before), expected)) in got.iter().zip(&before).zip(expected).enumerate() {
             let rounding = gradient.values[index].abs() < ROUNDING * largest;
             if !rounding && !is_key_bias(&name, layout, &shape, index) {
                 let error = f64::from((got - expected).abs());
-                squares.add(error, f64::from(expected - before));
+                of_parameter.add(error, f64::from(expected - before));
                 if !worst.0.is_nan() && larger(worst.0, error) != worst.0 {
                     worst = (error, format!("{name}[{index}]"));
                 }
             }
         }
+        all.errors += of_parameter.errors;
+        all.of += of_parameter.of;
+        // A parameter of key biases or of rounding alone has nothing to compare.
+        if of_parameter.of > 0.0 && larger(worst_parameter.0, of_parameter.share()) != worst_parameter.0 {
+            worst_parameter = (of_parameter.share(), name);
+        }
     }
     let tolerance = case.tolerances().weights;
-    Ok(if case.precision == VerifyPrecision::F32 {
-        Check { quantity: format!("trained weights (worst: {})", worst.1), error: worst.0, tolerance }
-    } else {
-        Check { quantity: "what training changed of the weights".into(), error: squares.share(), tolerance }
-    })
+    if case.precision == VerifyPrecision::F32 {
+        let quantity = format!("trained weights (worst: {})", worst.1);
+        return Ok(vec![Check { quantity, error: worst.0, tolerance }]);
+    }
+    let (error, name) = worst_parameter;
+    Ok(vec![
+        Check { quantity: "change of all trained weights".into(), error: all.share(), tolerance },
+        Check { quantity: format!("change of a trained weight (worst: {name})"), error, tolerance: WORST_CHANGE },
+    ])
 }
 
 fn values(model: &BlockTransformer) -> BTreeMap<String, Vec<f32>> {
