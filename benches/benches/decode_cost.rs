@@ -10,7 +10,8 @@ use blockformer::prelude::*;
 use blockformer_benches::{device, device_id, prompt, serving_model};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
-const MODELS: [&str; 2] = ["block_main_b4_5", "vanilla_31"];
+/// Small ones, whose prompts are soon taken in; `BLOCKFORMER_BENCH_MODELS` names others, separated by commas.
+const MODELS: &str = "block_main_b4_5,vanilla_31";
 const LONGEST: usize = 8192;
 const CONTEXTS: [usize; 4] = [128, 512, 2048, LONGEST];
 /// Tokens of a sample: a block of the Block Transformer.
@@ -22,7 +23,8 @@ fn decode_cost(c: &mut Criterion) {
     let mut group = c.benchmark_group("decode_cost/four_tokens");
     group.sample_size(20);
     group.throughput(Throughput::Elements(TOKENS as u64));
-    for name in MODELS {
+    let models = std::env::var("BLOCKFORMER_BENCH_MODELS").unwrap_or_else(|_| MODELS.into());
+    for name in models.split(',') {
         let model = serving_model(name, 2 * LONGEST, &device());
         let smaller = [KvStorage::Float16, KvStorage::Int8].map(|storage| (LONGEST, storage));
         for (context, storage) in CONTEXTS.map(|context| (context, KvStorage::Float32)).into_iter().chain(smaller) {

@@ -1,4 +1,4 @@
-//! Decoding on a GPU (Mesa's software device will do) against decoding on the host, kernels included.
+//! Decoding on a GPU (Mesa's software device will do), kernels included: against the CPU, and against drawing on the host.
 #![cfg(any(feature = "wgpu", feature = "cuda"))]
 
 use std::ops::ControlFlow;
@@ -8,6 +8,7 @@ use blockformer::generate::{Decoding, GenerateOptions, Sampling, generate};
 use blockformer::model::{AnyModel, BlockTransformerConfig, VanillaTransformerConfig, presets};
 use blockformer::nn::TransformerConfig;
 use blockformer::token_decoder::TokenDecoderConfig;
+use burn::module::Module;
 use burn::tensor::Device;
 
 fn device() -> Device {
@@ -25,34 +26,38 @@ fn block_model(transformer: TransformerConfig) -> AnyModel {
     prefix.transformer = transformer;
     let EmbedderConfig::Lookup(lookup) = &mut config.embedder else { panic!("a lookup embedder") };
     lookup.d_embedding = 8;
-    AnyModel::Block(config.init(&device()).expect("a configuration that fits"))
+    AnyModel::Block(config.init(&Device::flex()).expect("a configuration that fits"))
 }
 
 fn vanilla_model(transformer: TransformerConfig) -> AnyModel {
     let config = presets::vanilla("vanilla_31").expect("a preset");
     let config = VanillaTransformerConfig { vocab_size: 96, max_length: 64, transformer, ..config };
-    AnyModel::Vanilla(config.init(&device()).expect("a configuration that fits"))
+    AnyModel::Vanilla(config.init(&Device::flex()).expect("a configuration that fits"))
 }
 
-fn run(model: &AnyModel, sampling: &Sampling, decoding: Decoding) -> Vec<Vec<u32>> {
+fn run(model: &AnyModel, device: &Device, sampling: &Sampling, decoding: Decoding) -> Vec<Vec<u32>> {
     let prompts: [&[u32]; 3] = [&[5, 9, 60, 2, 33, 70], &[1, 2, 3], &[95, 4, 8, 15, 16, 23, 42, 7]];
     let sampling = sampling.clone();
     let options = GenerateOptions { max_new_tokens: 9, sampling, decoding, ..GenerateOptions::default() };
-    let generated = generate(model, &prompts, &options, &device(), |_, _| ControlFlow::Continue(()));
+    let generated = generate(model, &prompts, &options, device, |_, _| ControlFlow::Continue(()));
     generated.expect("prompts that fit").into_iter().map(|generation| generation.tokens).collect()
 }
 
 #[test]
-fn the_device_draws_what_the_host_draws() {
+fn the_device_draws_what_the_host_and_the_cpu_draw() {
     let style = |config: TransformerConfig| TransformerConfig { initializer_range: 0.3, ..config };
     let neox = style(TransformerConfig::gpt_neox(32, 1, 4));
     let llama = style(TransformerConfig::llama(32, 1, 4).with_n_kv_heads(2));
     let sampled = Sampling { temperature: 1.1, top_k: Some(40), top_p: Some(0.95), seed: 3, ..Sampling::default() };
-    let on_device = blockformer::decoding(&device());
+    let device = device();
+    let on_device = blockformer::decoding(&device);
     assert_ne!(on_device, Decoding::Host);
-    for model in [block_model(neox), block_model(llama.clone()), vanilla_model(llama)] {
+    for on_cpu in [block_model(neox), block_model(llama.clone()), vanilla_model(llama)] {
+        let model = on_cpu.clone().to_device(&device);
         for sampling in [&Sampling::greedy(), &sampled] {
-            assert_eq!(run(&model, sampling, on_device), run(&model, sampling, Decoding::Host));
+            let drawn = run(&model, &device, sampling, on_device);
+            assert_eq!(drawn, run(&model, &device, sampling, Decoding::Host), "the host draws other tokens");
+            assert_eq!(drawn, run(&on_cpu, &Device::flex(), sampling, Decoding::Host), "the CPU computes other tokens");
         }
     }
 }
