@@ -1,9 +1,10 @@
 //! Attention of few or many queries over cached keys and values: `softmax(q kᵀ / sqrt(head_dim)) v`.
 //!
 //! Keys and values lie in pages, and each sequence has a table of its pages; a cache of sequences side by side is one
-//! page a sequence. A task is up to four rows (queries, or heads of one query that share keys) of one key/value head:
-//! their scores are kept, never those of all queries at once. Keys that no query of a task sees are not touched; those
-//! that another query sees have the weight zero.
+//! page a sequence. A tile is up to four rows (queries, or heads of one query that share keys) of one key/value head:
+//! their scores are kept, never those of all queries at once. Keys that no query of a tile sees are not touched; those
+//! that another query sees have the weight zero. Where a head has but one tile, as in decoding, neighbouring heads are
+//! taken together, page by page, so that memory is read in order.
 //!
 //! Neither the rows of a tile nor the pages' length change the order of a sum: as long as all values are finite, what a
 //! query gets depends on the query and the keys and values it sees alone, bit for bit.
@@ -20,6 +21,8 @@ use crate::stored::{Int8, Stored, StoredRows};
 
 /// Rows that share the loads of keys and values.
 const ROWS: usize = 4;
+/// Key/value heads of one query that are taken together at most.
+const HEADS: usize = 8;
 /// Multiplications that are worth a thread's attention.
 const TASK: usize = 1 << 16;
 
@@ -95,10 +98,13 @@ impl Call<'_> {
         let run = |range: Range<usize>| level.run(Tiles { call: self, keys, values, out: &out, range, longest });
         let tasks = shape.batch * shape.n_kv_heads * tiles;
         let per_task = (TASK / (2 * longest * shape.head_dim * ROWS.min(group * shape.n_queries)).max(1)).max(1);
-        if tasks <= per_task || rayon::current_num_threads() == 1 {
+        let threads = rayon::current_num_threads();
+        // A thread takes several heads of one query, which lie side by side.
+        let per_task = if tiles == 1 { per_task.max(shape.n_kv_heads.div_ceil(threads).min(HEADS)) } else { per_task };
+        if tasks <= per_task || threads == 1 {
             return run(0..tasks);
         }
-        let pieces = tasks.div_ceil(per_task).min(4 * rayon::current_num_threads());
+        let pieces = tasks.div_ceil(per_task).min(4 * threads);
         (0..pieces).into_par_iter().for_each(|piece| run(tasks * piece / pieces..tasks * (piece + 1) / pieces));
     }
 }
@@ -163,15 +169,29 @@ impl<N: StoredRows> Kernel for Tiles<'_, N> {
         let group = n_heads / n_kv_heads;
         let rows = group * n_queries;
         let tiles = rows.div_ceil(ROWS);
+        if tiles == 1 {
+            let mut scores = Vec::new();
+            let (mut pair, end) = (self.range.start, self.range.end);
+            while pair < end {
+                let heads = (n_kv_heads - pair % n_kv_heads).min(HEADS).min(end - pair);
+                if rows == 1 {
+                    self.tile::<S, 1>(s, pair..pair + heads, 0..rows, &mut scores);
+                } else {
+                    self.tile::<S, ROWS>(s, pair..pair + heads, 0..rows, &mut scores);
+                }
+                pair += heads;
+            }
+            return;
+        }
         // The union of four ranges; longer only where ranges of neighbouring queries are far apart.
         let mut scores = vec![0.0; ROWS * (self.longest + ROWS)];
         for index in self.range.clone() {
             let (pair, tile) = (index / tiles, index % tiles);
             let rows = tile * ROWS..((tile + 1) * ROWS).min(rows);
             if rows.len() == 1 {
-                self.tile::<S, 1>(s, pair, rows, &mut scores);
+                self.tile::<S, 1>(s, pair..pair + 1, rows, &mut scores);
             } else {
-                self.tile::<S, ROWS>(s, pair, rows, &mut scores);
+                self.tile::<S, ROWS>(s, pair..pair + 1, rows, &mut scores);
             }
         }
     }
@@ -188,49 +208,61 @@ struct Row<'a> {
 }
 
 impl<N: StoredRows> Tiles<'_, N> {
-    /// Rows `rows` of sequence and key/value head `pair`; with fewer than `R` the last is computed again.
+    /// Rows `rows` of a sequence and each of some key/value heads, `pairs` of both, which see the same keys; with fewer than `R`
+    /// the last is computed again.
     #[inline(always)]
-    fn tile<S: Simd, const R: usize>(&self, s: S, pair: usize, rows: Range<usize>, scores: &mut Vec<f32>) {
+    fn tile<S: Simd, const R: usize>(&self, s: S, pairs: Range<usize>, rows: Range<usize>, scores: &mut Vec<f32>) {
         let AttentionShape { batch, n_kv_heads, head_dim, page_length, .. } = self.call.shape;
-        let (sequence, kv_head) = (pair / n_kv_heads, pair % n_kv_heads);
+        let (sequence, kv_head) = (pairs.start / n_kv_heads, pairs.start % n_kv_heads);
         let last = rows.end - 1;
-        let mut tile = [self.row(sequence, kv_head, last); R];
-        for (slot, row) in tile.iter_mut().zip(rows.clone()) {
-            *slot = self.row(sequence, kv_head, row);
+        let mut heads = [[self.row(sequence, kv_head, last); R]; HEADS];
+        let heads = &mut heads[..pairs.len()];
+        for (kv_head, tile) in (kv_head..).zip(&mut *heads) {
+            for (row, slot) in (rows.start..).zip(tile) {
+                *slot = self.row(sequence, kv_head, row.min(last));
+            }
         }
         let (mut start, mut end) = (usize::MAX, 0);
-        for row in &tile {
+        for row in &heads[0] {
             (start, end) = (start.min(row.start), end.max(row.end));
         }
         let n = end - start;
-        if scores.len() < R * n {
-            scores.resize(R * n, 0.0);
+        if scores.len() < heads.len() * R * n {
+            scores.resize(heads.len() * R * n, 0.0);
         }
         let pages = self.call.tables.len() / batch;
         let table = &self.call.tables[sequence * pages..(sequence + 1) * pages];
         let walk = Walk {
             table: &table[start / page_length..],
             within: start % page_length,
+            done: 0,
             left: n,
             page_length,
-            head_dim,
             page: n_kv_heads * page_length,
             head: kv_head * page_length,
         };
-        let scores = &mut scores[..R * n];
-        score::<S, N, R>(s, &tile, walk, self.keys, scores);
-        let mut sums = [0.0; R];
-        for ((row, scores), sum) in tile.iter().zip(scores.chunks_exact_mut(n)).zip(&mut sums) {
-            let (first, behind) = (row.start - start, row.end - start);
-            scores[..first].fill(0.0);
-            scores[behind..].fill(0.0);
-            *sum = exp_and_sum(s, &mut scores[first..behind]);
+        let scores = &mut scores[..heads.len() * R * n];
+        for (at, first) in walk {
+            for (head, (tile, scores)) in heads.iter().zip(scores.chunks_exact_mut(R * n)).enumerate() {
+                score_page::<S, N, R>(s, tile, self.keys, first + head * page_length, at.clone(), scores);
+            }
         }
-        let mut out = [Part { first: self.out.0, offset: 0, scale: 0.0 }; R];
-        for ((part, row), sum) in out.iter_mut().zip(&tile).zip(sums) {
-            *part = Part { first: self.out.0, offset: row.out, scale: sum.recip() };
+        let mut outs = [[Part { first: self.out.0, offset: 0, scale: 0.0 }; R]; HEADS];
+        for ((tile, scores), outs) in heads.iter().zip(scores.chunks_exact_mut(R * n)).zip(&mut outs) {
+            for ((row, scores), out) in tile.iter().zip(scores.chunks_exact_mut(n)).zip(outs) {
+                let (first, behind) = (row.start - start, row.end - start);
+                scores[..first].fill(0.0);
+                scores[behind..].fill(0.0);
+                let sum = exp_and_sum(s, &mut scores[first..behind]);
+                *out = Part { first: self.out.0, offset: row.out, scale: sum.recip() };
+            }
         }
-        mix::<S, N, R>(s, scores, walk, self.values, &out);
+        for (at, first) in walk {
+            for (head, (outs, weights)) in outs.iter().zip(scores.chunks_exact(R * n)).enumerate() {
+                let page = Page { first: first + head * page_length, at: at.clone(), n, head_dim };
+                mix_page::<S, N, R>(s, weights, page, self.values, outs);
+            }
+        }
     }
 
     fn row(&self, sequence: usize, kv_head: usize, row: usize) -> Row<'_> {
@@ -248,55 +280,42 @@ impl<N: StoredRows> Tiles<'_, N> {
     }
 }
 
-/// Consecutive positions of one head of a sequence, page by page.
+/// Consecutive positions of one head of a sequence, page by page: which of all they are, and the row of the first.
 #[derive(Clone, Copy)]
 struct Walk<'a> {
     /// The pages that are left.
     table: &'a [usize],
     /// Positions of the first page that come before.
     within: usize,
+    /// Positions that came before.
+    done: usize,
     /// Positions that are left.
     left: usize,
     page_length: usize,
-    head_dim: usize,
     /// Rows of a page: positions of all heads.
     page: usize,
     /// Rows of a page before the head's.
     head: usize,
 }
 
-impl Walk<'_> {
-    /// The positions in the next page: how many, and the row of the first.
+impl Iterator for Walk<'_> {
+    type Item = (Range<usize>, usize);
+
     #[inline(always)]
-    fn next(&mut self) -> Option<(usize, usize)> {
+    fn next(&mut self) -> Option<Self::Item> {
         if self.left == 0 {
             return None;
         }
         let (page, rest) = self.table.split_first()?;
         let n = (self.page_length - self.within).min(self.left);
-        let first = page * self.page + self.head + self.within;
-        (self.table, self.within, self.left) = (rest, 0, self.left - n);
-        Some((n, first))
+        let (first, at) = (page * self.page + self.head + self.within, self.done..self.done + n);
+        (self.table, self.within, self.done, self.left) = (rest, 0, at.end, self.left - n);
+        Some((at, first))
     }
 }
 
-/// `scores[r][key] = q[r] · k[key] / sqrt(head_dim)`.
-#[inline(always)]
-fn score<S: Simd, N: StoredRows, const R: usize>(
-    s: S,
-    rows: &[Row<'_>; R],
-    mut walk: Walk<'_>,
-    keys: N,
-    scores: &mut [f32],
-) {
-    let mut done = 0;
-    while let Some((n, first)) = walk.next() {
-        score_page::<S, N, R>(s, rows, keys, first, done..done + n, scores);
-        done += n;
-    }
-}
-
-/// The scores of the keys of one page, which are numbers `at` of all and rows from `first` on.
+/// `scores[r][key] = q[r] · k[key] / sqrt(head_dim)` for the keys of one page, which are numbers `at` of all and rows from
+/// `first` on.
 #[inline(always)]
 fn score_page<S: Simd, N: StoredRows, const R: usize>(
     s: S,
@@ -349,40 +368,55 @@ impl Part {
     }
 }
 
-/// `out[r] = scale[r] · Σ_key weights[r][key] v[key]`.
+/// The positions of a head in one page.
+#[derive(Clone)]
+struct Page {
+    /// Row of the first.
+    first: usize,
+    /// Which of all positions they are.
+    at: Range<usize>,
+    /// All positions.
+    n: usize,
+    head_dim: usize,
+}
+
+/// `out[r] = scale[r] · Σ_key weights[r][key] v[key]`, page after page: each adds to what those before it left in `out`, and
+/// the last also scales.
 #[inline(always)]
-fn mix<S: Simd, N: StoredRows, const R: usize>(s: S, weights: &[f32], walk: Walk<'_>, values: N, out: &[Part; R]) {
-    let (head_dim, n) = (walk.head_dim, walk.left);
+fn mix_page<S: Simd, N: StoredRows, const R: usize>(s: S, weights: &[f32], page: Page, values: N, out: &[Part; R]) {
+    let head_dim = page.head_dim;
     let mut feature = 0;
     // A single row needs more sums at a time, so that additions do not wait for each other.
     while R == 1 && feature + 8 * S::LANES <= head_dim {
-        mix_features::<S, N, R, 8>(s, weights, walk, values, feature, out);
+        mix_features::<S, N, R, 8>(s, weights, &page, values, feature, out);
         feature += 8 * S::LANES;
     }
     while R == 1 && feature + 4 * S::LANES <= head_dim {
-        mix_features::<S, N, R, 4>(s, weights, walk, values, feature, out);
+        mix_features::<S, N, R, 4>(s, weights, &page, values, feature, out);
         feature += 4 * S::LANES;
     }
     while feature + 2 * S::LANES <= head_dim {
-        mix_features::<S, N, R, 2>(s, weights, walk, values, feature, out);
+        mix_features::<S, N, R, 2>(s, weights, &page, values, feature, out);
         feature += 2 * S::LANES;
     }
     while feature + S::LANES <= head_dim {
-        mix_features::<S, N, R, 1>(s, weights, walk, values, feature, out);
+        mix_features::<S, N, R, 1>(s, weights, &page, values, feature, out);
         feature += S::LANES;
     }
+    let (begins, ends) = (page.at.start == 0, page.at.end == page.n);
     for feature in feature..head_dim {
-        for (mut weights, out) in weights.chunks_exact(n).zip(out) {
-            let (mut walk, mut sum) = (walk, 0.0);
-            while let Some((n, first)) = walk.next() {
-                let (of_page, rest) = weights.split_at(n);
-                weights = rest;
-                for (weight, row) in of_page.iter().zip(first..) {
-                    sum += weight * values.scale(row) * values.get(row * head_dim + feature);
-                }
-            }
+        let mut sums = [0.0; R];
+        for ((weights, out), sum) in weights.chunks_exact(page.n).zip(out).zip(&mut sums) {
             let mut out = *out;
-            out.slice(feature, 1)[0] = sum * out.scale;
+            *sum = if begins { 0.0 } else { out.slice(feature, 1)[0] };
+            for (weight, row) in weights[page.at.clone()].iter().zip(page.first..) {
+                *sum += weight * values.scale(row) * values.get(row * head_dim + feature);
+            }
+        }
+        // Not before all are read: a row may be there twice.
+        for (sum, out) in sums.iter().zip(out) {
+            let mut out = *out;
+            out.slice(feature, 1)[0] = if ends { sum * out.scale } else { *sum };
         }
     }
 }
@@ -392,34 +426,39 @@ fn mix<S: Simd, N: StoredRows, const R: usize>(s: S, weights: &[f32], walk: Walk
 fn mix_features<S: Simd, N: StoredRows, const R: usize, const C: usize>(
     s: S,
     weights: &[f32],
-    mut walk: Walk<'_>,
+    page: &Page,
     values: N,
     feature: usize,
     out: &[Part; R],
 ) {
-    let (head_dim, n) = (walk.head_dim, walk.left);
+    let Page { first, ref at, n, head_dim } = *page;
     let mut acc = [[s.splat(0.0); C]; R];
-    let mut done = 0;
-    while let Some((in_page, first)) = walk.next() {
-        for (row, key) in (first..).zip(done..done + in_page) {
-            let at = row * head_dim + feature;
-            let mut v = [s.splat(0.0); C];
-            for (c, v) in v.iter_mut().enumerate() {
-                *v = values.load(s, at + c * S::LANES);
-            }
-            let scale = values.scale(row);
-            for (r, acc) in acc.iter_mut().enumerate() {
-                let weight = s.splat(weights[r * n + key] * scale);
-                for (acc, v) in acc.iter_mut().zip(&v) {
-                    *acc = s.mul_add(weight, *v, *acc);
-                }
+    if at.start > 0 {
+        for (acc, out) in acc.iter_mut().zip(out) {
+            let mut out = *out;
+            for (acc, out) in acc.iter_mut().zip(out.slice(feature, C * S::LANES).chunks_exact(S::LANES)) {
+                *acc = s.load(out);
             }
         }
-        done += in_page;
+    }
+    for (row, key) in (first..).zip(at.clone()) {
+        let from = row * head_dim + feature;
+        let mut v = [s.splat(0.0); C];
+        for (c, v) in v.iter_mut().enumerate() {
+            *v = values.load(s, from + c * S::LANES);
+        }
+        let scale = values.scale(row);
+        for (r, acc) in acc.iter_mut().enumerate() {
+            let weight = s.splat(weights[r * n + key] * scale);
+            for (acc, v) in acc.iter_mut().zip(&v) {
+                *acc = s.mul_add(weight, *v, *acc);
+            }
+        }
     }
     for (acc, out) in acc.iter().zip(out) {
         let mut out = *out;
-        let scale = s.splat(out.scale);
+        // Before the last page sums are left as they are.
+        let scale = s.splat(if at.end == n { out.scale } else { 1.0 });
         for (acc, out) in acc.iter().zip(out.slice(feature, C * S::LANES).chunks_exact_mut(S::LANES)) {
             s.store(out, s.mul(*acc, scale));
         }

@@ -121,6 +121,9 @@ impl Case {
 fn cases() -> Vec<Case> {
     let mut cases = vec![
         case(1, 1, (1, 1), 1, 1),
+        // More key/value heads than are taken together, whole vectors and a rest of features, rows that fill up no tile.
+        case(2, 1, (12, 12), 20, 40),
+        case(3, 1, (20, 10), 33, 70),
         case(1, 1, (2, 2), 64, 9),
         case(2, 1, (4, 2), 32, 6),
         case(3, 5, (4, 1), 20, 5),
@@ -128,7 +131,12 @@ fn cases() -> Vec<Case> {
         case(2, 7, (2, 2), 40, 7),
     ];
     if !cfg!(miri) {
-        cases.extend([case(3, 1, (12, 12), 64, 300), case(2, 130, (4, 2), 48, 130), case(1, 9, (8, 1), 128, 77)]);
+        cases.extend([
+            case(3, 1, (12, 12), 64, 300),
+            case(1, 1, (9, 9), 64, 600),
+            case(2, 130, (4, 2), 48, 130),
+            case(1, 9, (8, 1), 128, 77),
+        ]);
     }
     cases
 }
