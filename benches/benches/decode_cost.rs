@@ -1,4 +1,4 @@
-//! What four tokens cost as the context grows, block against vanilla at equal depth and width; at the longest context also
+//! What four tokens cost as the context grows, block against vanilla (at equal depth and width, by default); at the longest context also
 //! with keys and values of fewer bits.
 
 use std::hint::black_box;
@@ -29,7 +29,12 @@ fn decode_cost(c: &mut Criterion) {
         let smaller = [KvStorage::Float16, KvStorage::Int8].map(|storage| (LONGEST, storage));
         for (context, storage) in CONTEXTS.map(|context| (context, KvStorage::Float32)).into_iter().chain(smaller) {
             let mut engine = engine(&model, context, storage);
-            let rounds = TOKENS / model.layout().block_length;
+            let block_length = model.layout().block_length;
+            assert!(
+                TOKENS.is_multiple_of(block_length),
+                "{name}: {TOKENS} tokens are no whole blocks of {block_length}"
+            );
+            let rounds = TOKENS / block_length;
             group.bench_function(BenchmarkId::new(device_id(), format!("{name}/{context}/{storage:?}")), |b| {
                 b.iter_custom(|iterations| {
                     let (mut left, mut spent) = (iterations, Duration::ZERO);

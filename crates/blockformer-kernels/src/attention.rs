@@ -1,10 +1,10 @@
 //! Attention of few or many queries over cached keys and values: `softmax(q kᵀ / sqrt(head_dim)) v`.
 //!
 //! Keys and values lie in pages, and each sequence has a table of its pages; a cache of sequences side by side is one
-//! page a sequence. A tile is up to four rows (queries, or heads of one query that share keys) of one key/value head:
-//! their scores are kept, never those of all queries at once. Keys that no query of a tile sees are not touched; those
-//! that another query sees have the weight zero. Where a head has but one tile, as in decoding, neighbouring heads are
-//! taken together, page by page, so that memory is read in order.
+//! page a sequence. A tile is up to four rows (queries, or heads of one query that share keys) of one key/value head. Its
+//! scores are kept, never those of all queries at once. Keys that no query of a tile sees are not touched; those
+//! that another query sees have the weight zero. Where a head has but one tile, as in decoding, and keys lie in several pages,
+//! up to eight neighbouring heads of a sequence are taken together, page by page, so that memory is read in order.
 //!
 //! Neither the rows of a tile nor the pages' length change the order of a sum: as long as all values are finite, what a
 //! query gets depends on the query and the keys and values it sees alone, bit for bit.
@@ -21,7 +21,7 @@ use crate::stored::{Int8, Stored, StoredRows};
 
 /// Rows that share the loads of keys and values.
 const ROWS: usize = 4;
-/// Key/value heads of one query that are taken together at most.
+/// Key/value heads of a sequence that are taken together at most.
 const HEADS: usize = 8;
 /// Multiplications that are worth a thread's attention.
 const TASK: usize = 1 << 16;
@@ -99,13 +99,18 @@ impl Call<'_> {
         let tasks = shape.batch * shape.n_kv_heads * tiles;
         let per_task = (TASK / (2 * longest * shape.head_dim * ROWS.min(group * shape.n_queries)).max(1)).max(1);
         let threads = rayon::current_num_threads();
-        // A thread takes several heads of one query, which lie side by side.
-        let per_task = if tiles == 1 { per_task.max(shape.n_kv_heads.div_ceil(threads).min(HEADS)) } else { per_task };
+        let per_task = per_task.max(self.heads_together(longest).min(shape.n_kv_heads.div_ceil(threads)));
         if tasks <= per_task || threads == 1 {
             return run(0..tasks);
         }
-        let pieces = tasks.div_ceil(per_task).min(4 * threads);
+        let pieces = tasks.div_ceil(per_task).next_multiple_of(threads).min(4 * threads);
         (0..pieces).into_par_iter().for_each(|piece| run(tasks * piece / pieces..tasks * (piece + 1) / pieces));
+    }
+
+    /// Key/value heads that are taken together: several where each has one tile and keys lie in several pages.
+    fn heads_together(&self, longest: usize) -> usize {
+        let AttentionShape { n_queries, n_heads, n_kv_heads, page_length, .. } = self.shape;
+        if n_queries * (n_heads / n_kv_heads) <= ROWS && page_length < longest { HEADS } else { 1 }
     }
 }
 
@@ -148,7 +153,7 @@ fn check(shape: &AttentionShape, inputs: &AttentionInputs<'_>, visible: &[Range<
 
 struct Output(*mut f32);
 
-// SAFETY: every head of a query is written by one task only; numbers may be sent between threads.
+// SAFETY: every head of a query is read and written by one task only; numbers may be sent between threads.
 unsafe impl Sync for Output {}
 
 struct Tiles<'a, N> {
@@ -169,11 +174,12 @@ impl<N: StoredRows> Kernel for Tiles<'_, N> {
         let group = n_heads / n_kv_heads;
         let rows = group * n_queries;
         let tiles = rows.div_ceil(ROWS);
-        if tiles == 1 {
+        let together = self.call.heads_together(self.longest);
+        if together > 1 {
             let mut scores = Vec::new();
             let (mut pair, end) = (self.range.start, self.range.end);
             while pair < end {
-                let heads = (n_kv_heads - pair % n_kv_heads).min(HEADS).min(end - pair);
+                let heads = (n_kv_heads - pair % n_kv_heads).min(together).min(end - pair);
                 if rows == 1 {
                     self.tile::<S, 1>(s, pair..pair + heads, 0..rows, &mut scores);
                 } else {
@@ -208,8 +214,8 @@ struct Row<'a> {
 }
 
 impl<N: StoredRows> Tiles<'_, N> {
-    /// Rows `rows` of a sequence and each of some key/value heads, `pairs` of both, which see the same keys; with fewer than `R`
-    /// the last is computed again.
+    /// Rows `rows` of the key/value heads `pairs`, numbered sequence by sequence, all of one, so that they see the same keys;
+    /// with fewer than `R` rows the last is computed again.
     #[inline(always)]
     fn tile<S: Simd, const R: usize>(&self, s: S, pairs: Range<usize>, rows: Range<usize>, scores: &mut Vec<f32>) {
         let AttentionShape { batch, n_kv_heads, head_dim, page_length, .. } = self.call.shape;
@@ -362,14 +368,13 @@ struct Part {
 impl Part {
     #[inline(always)]
     fn slice(&mut self, feature: usize, features: usize) -> &mut [f32] {
-        // SAFETY: `offset` is that of a whole head of the output, whose length `check` has compared; a head belongs to
-        // one task, and a task holds one slice at a time.
+        // SAFETY: `offset` is that of a whole head of the output, whose length `check` has compared, and `feature + features`
+        // is at most `head_dim` (`mix_page` sees to it); a head belongs to one task, and a task holds one slice at a time.
         unsafe { std::slice::from_raw_parts_mut(self.first.add(self.offset + feature), features) }
     }
 }
 
 /// The positions of a head in one page.
-#[derive(Clone)]
 struct Page {
     /// Row of the first.
     first: usize,

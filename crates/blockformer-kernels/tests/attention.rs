@@ -124,6 +124,8 @@ fn cases() -> Vec<Case> {
         // More key/value heads than are taken together, whole vectors and a rest of features, rows that fill up no tile.
         case(2, 1, (12, 12), 20, 40),
         case(3, 1, (20, 10), 33, 70),
+        // Some queries that see different keys, of several heads.
+        case(3, 3, (10, 10), 20, 5),
         case(1, 1, (2, 2), 64, 9),
         case(2, 1, (4, 2), 32, 6),
         case(3, 5, (4, 1), 20, 5),

@@ -44,7 +44,7 @@ fn run(model: &AnyModel, device: &Device, sampling: &Sampling, decoding: Decodin
 }
 
 #[test]
-fn the_device_draws_what_the_host_and_the_cpu_draw() {
+fn the_device_draws_what_the_host_draws_and_finds_what_the_cpu_finds() {
     let style = |config: TransformerConfig| TransformerConfig { initializer_range: 0.3, ..config };
     let neox = style(TransformerConfig::gpt_neox(32, 1, 4));
     let llama = style(TransformerConfig::llama(32, 1, 4).with_n_kv_heads(2));
@@ -57,7 +57,14 @@ fn the_device_draws_what_the_host_and_the_cpu_draw() {
         for sampling in [&Sampling::greedy(), &sampled] {
             let drawn = run(&model, &device, sampling, on_device);
             assert_eq!(drawn, run(&model, &device, sampling, Decoding::Host), "the host draws other tokens");
-            assert_eq!(drawn, run(&on_cpu, &Device::flex(), sampling, Decoding::Host), "the CPU computes other tokens");
+            // A drawn token may turn on the last bit of a probability, which devices round differently.
+            if sampling.is_greedy() {
+                assert_eq!(
+                    drawn,
+                    run(&on_cpu, &Device::flex(), sampling, Decoding::Host),
+                    "the CPU computes other tokens"
+                );
+            }
         }
     }
 }

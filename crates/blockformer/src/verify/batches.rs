@@ -112,10 +112,6 @@ const SMALL_GRADIENT: f64 = 1e-4;
 /// The same for the bias of keys alone, whose gradient is zero but for rounding.
 const KEY_BIAS_GRADIENT: f64 = 1e-2;
 
-/// Largest error of one parameter's gradient in shorter types, where most of a small one is rounding; a gradient of zeros
-/// is 1 off.
-const WORST_GRADIENT: f64 = 0.5;
-
 /// The worst gradient, relative to its largest entry. In shorter types all gradients together, relative to their norm, and the
 /// worst relative to its own.
 fn check_gradients(
@@ -176,7 +172,7 @@ fn check_gradients(
     if case.precision == VerifyPrecision::F32 {
         return Ok(vec![check]);
     }
-    let tolerance = std::mem::replace(&mut check.tolerance, WORST_GRADIENT);
+    let tolerance = std::mem::replace(&mut check.tolerance, case.tolerances().worst_gradient);
     Ok(vec![Check { quantity: "gradients (all)".into(), error: all.share(), tolerance }, check])
 }
 
@@ -237,7 +233,27 @@ impl Squares {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use burn::tensor::Device;
+
     use super::*;
+
+    #[test]
+    fn one_wrong_gradient_of_a_small_parameter_does_not_pass_in_shorter_types() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/reference-cases/lookup_prefix_b4");
+        for precision in [VerifyPrecision::Bf16, VerifyPrecision::F16] {
+            let mut case = Case::open(&folder, &Device::flex(), precision).unwrap();
+            let failed = |case: &Case| {
+                let checks = check(case).unwrap();
+                checks.into_iter().filter(|check| !check.passed()).map(|check| check.quantity).collect::<Vec<_>>()
+            };
+            assert!(failed(&case).is_empty());
+            let name = "block_decoder.gpt_neox.layers.0.input_layernorm.bias";
+            case.floats.get_mut(&format!("grad.{name}")).unwrap().values.iter_mut().for_each(|x| *x *= 2.0);
+            assert_eq!(failed(&case), [format!("gradients (worst: {name})")], "{precision:?}");
+        }
+    }
 
     #[test]
     fn an_error_that_is_not_a_number_is_not_lost() {

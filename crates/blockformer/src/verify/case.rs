@@ -50,7 +50,7 @@ pub(super) struct Case {
     pub(super) losses: LossConfig,
     cases_path: PathBuf,
     expected_path: PathBuf,
-    floats: BTreeMap<String, Array<f32>>,
+    pub(super) floats: BTreeMap<String, Array<f32>>,
     ints: BTreeMap<String, Array<i64>>,
     expected: Value,
 }
