@@ -174,31 +174,21 @@ impl<N: StoredRows> Kernel for Tiles<'_, N> {
         let group = n_heads / n_kv_heads;
         let rows = group * n_queries;
         let tiles = rows.div_ceil(ROWS);
-        let together = self.call.heads_together(self.longest);
-        if together > 1 {
-            let mut scores = Vec::new();
-            let (mut pair, end) = (self.range.start, self.range.end);
-            while pair < end {
-                let heads = (n_kv_heads - pair % n_kv_heads).min(together).min(end - pair);
-                if rows == 1 {
-                    self.tile::<S, 1>(s, pair..pair + heads, 0..rows, &mut scores);
-                } else {
-                    self.tile::<S, ROWS>(s, pair..pair + heads, 0..rows, &mut scores);
-                }
-                pair += heads;
-            }
-            return;
-        }
+        let together = self.call.heads_together(self.longest).min(n_kv_heads);
         // The union of four ranges; longer only where ranges of neighbouring queries are far apart.
-        let mut scores = vec![0.0; ROWS * (self.longest + ROWS)];
-        for index in self.range.clone() {
+        let mut scores = vec![0.0; together * ROWS.min(rows) * (self.longest + ROWS)];
+        let Range { start: mut index, end } = self.range;
+        while index < end {
             let (pair, tile) = (index / tiles, index % tiles);
+            // Where heads are taken together, each is one tile.
+            let heads = together.min(n_kv_heads - pair % n_kv_heads).min(end - index);
             let rows = tile * ROWS..((tile + 1) * ROWS).min(rows);
             if rows.len() == 1 {
-                self.tile::<S, 1>(s, pair..pair + 1, rows, &mut scores);
+                self.tile::<S, 1>(s, pair..pair + heads, rows, &mut scores);
             } else {
-                self.tile::<S, ROWS>(s, pair..pair + 1, rows, &mut scores);
+                self.tile::<S, ROWS>(s, pair..pair + heads, rows, &mut scores);
             }
+            index += heads;
         }
     }
 }

@@ -97,6 +97,12 @@ impl Check {
     pub fn passed(&self) -> bool {
         self.error <= self.tolerance
     }
+
+    /// What of them did not pass.
+    #[cfg(test)]
+    fn failed(checks: Vec<Self>) -> Vec<String> {
+        checks.into_iter().filter(|check| !check.passed()).map(|check| check.quantity).collect()
+    }
 }
 
 /// What came of a case.

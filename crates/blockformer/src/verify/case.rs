@@ -50,7 +50,7 @@ pub(super) struct Case {
     pub(super) losses: LossConfig,
     cases_path: PathBuf,
     expected_path: PathBuf,
-    pub(super) floats: BTreeMap<String, Array<f32>>,
+    floats: BTreeMap<String, Array<f32>>,
     ints: BTreeMap<String, Array<i64>>,
     expected: Value,
 }
@@ -99,6 +99,19 @@ impl Case {
 
     pub(super) fn floats(&self, name: &str) -> Result<&Array<f32>, VerifyError> {
         self.floats.get(name).ok_or_else(|| self.missing(name))
+    }
+
+    /// For tests that spoil what is expected.
+    #[cfg(test)]
+    pub(super) fn values_mut(&mut self, name: &str) -> &mut [f32] {
+        &mut self.floats.get_mut(name).unwrap().values
+    }
+
+    /// One of the bundled cases, on the CPU.
+    #[cfg(test)]
+    pub(super) fn bundled(name: &str, precision: VerifyPrecision) -> Self {
+        let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/reference-cases");
+        Self::open(&cases.join(name), &Device::flex(), precision).unwrap()
     }
 
     pub(super) fn ints(&self, name: &str) -> Result<&Array<i64>, VerifyError> {
