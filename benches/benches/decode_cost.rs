@@ -1,88 +1,147 @@
-//! What four tokens cost as the context grows, block against vanilla (at equal depth and width, by default); at the longest context also
-//! with keys and values of fewer bits.
+//! What four tokens of one sequence cost as the context grows, block against vanilla; at the longest context also with keys and
+//! values of fewer bits.
+//!
+//! All models and contexts are ready at once and take turns, forwards and backwards, so that what else a machine does falls on all of
+//! them alike; what is printed are medians of times, and of the ratios to the shortest context within each turn, with
+//! quartiles. (Criterion takes one after the other, and cannot tell the growth from the machine's moods.)
+//!
+//! `BLOCKFORMER_BENCH_MODELS` names other models than these, separated by commas, `BLOCKFORMER_BENCH_ROUNDS` another number
+//! of turns.
 
 use std::hint::black_box;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use blockformer::generate::{PagedModel, RequestId};
 use blockformer::kv_cache::KvStorage;
 use blockformer::prelude::*;
 use blockformer_benches::{device, device_id, prompt, serving_model};
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
-/// Small ones, whose prompts are soon taken in; `BLOCKFORMER_BENCH_MODELS` names others, separated by commas.
-const MODELS: &str = "block_main_b4_5,vanilla_31";
+/// Models of twelve layers of 768, with their vocabulary.
+const MODELS: &str = "block_main_b4_85,vanilla_160";
+/// What is run once through in tests.
+const SMALL: &str = "block_main_b4_5,vanilla_31";
 const LONGEST: usize = 8192;
 const CONTEXTS: [usize; 4] = [128, 512, 2048, LONGEST];
-/// Tokens of a sample: a block of the Block Transformer.
+/// Tokens whose cost is told: a block of the Block Transformer.
 const TOKENS: usize = 4;
-/// Samples taken of one request; then it is begun again, so that the context is what the bench's name says, within these.
-const SAMPLES: u64 = 8;
+/// Such groups of tokens that are timed in a turn, behind one that is not.
+const GROUPS: usize = 4;
+const PAGE_BLOCKS: usize = 16;
 
-fn decode_cost(c: &mut Criterion) {
-    let mut group = c.benchmark_group("decode_cost/four_tokens");
-    group.sample_size(20);
-    group.throughput(Throughput::Elements(TOKENS as u64));
-    let models = std::env::var("BLOCKFORMER_BENCH_MODELS").unwrap_or_else(|_| MODELS.into());
-    for name in models.split(',') {
-        let model = serving_model(name, 2 * LONGEST, &device());
-        let smaller = [KvStorage::Float16, KvStorage::Int8].map(|storage| (LONGEST, storage));
-        for (context, storage) in CONTEXTS.map(|context| (context, KvStorage::Float32)).into_iter().chain(smaller) {
-            let mut engine = engine(&model, context, storage);
-            let block_length = model.layout().block_length;
-            assert!(
-                TOKENS.is_multiple_of(block_length),
-                "{name}: {TOKENS} tokens are no whole blocks of {block_length}"
-            );
-            let rounds = TOKENS / block_length;
-            group.bench_function(BenchmarkId::new(device_id(), format!("{name}/{context}/{storage:?}")), |b| {
-                b.iter_custom(|iterations| {
-                    let (mut left, mut spent) = (iterations, Duration::ZERO);
-                    while left > 0 {
-                        let request = begin(&mut engine, context);
-                        let samples = left.min(SAMPLES);
-                        let started = Instant::now();
-                        for _ in 0..samples as usize * rounds {
-                            black_box(engine.step());
-                        }
-                        spent += started.elapsed();
-                        left -= samples;
-                        engine.cancel(request);
-                        engine.step();
-                        assert!(engine.is_idle());
-                    }
-                    spent
-                });
-            });
+fn main() {
+    let full = std::env::args().any(|argument| argument == "--bench");
+    let names = std::env::var("BLOCKFORMER_BENCH_MODELS").unwrap_or_else(|_| if full { MODELS } else { SMALL }.into());
+    let rounds = match std::env::var("BLOCKFORMER_BENCH_ROUNDS").map(|rounds| rounds.parse()) {
+        Ok(Ok(rounds)) if rounds > 0 => rounds,
+        Ok(_) => panic!("BLOCKFORMER_BENCH_ROUNDS must be a number above 0"),
+        Err(_) => {
+            if full {
+                25
+            } else {
+                1
+            }
+        }
+    };
+    let contexts = if full { &CONTEXTS[..] } else { &CONTEXTS[..2] };
+    let longest = contexts[contexts.len() - 1];
+    let smaller = [KvStorage::Float16, KvStorage::Int8].map(|storage| (longest, storage));
+    let shapes = contexts.iter().map(|context| (*context, KvStorage::Float32)).chain(smaller);
+
+    let device = device();
+    let models: Vec<_> = names.split(',').map(|name| (name, serving_model(name, 2 * LONGEST, &device))).collect();
+    let mut cells: Vec<_> = models
+        .iter()
+        .flat_map(|(name, model)| shapes.clone().map(|(context, storage)| Cell::new(name, model, context, storage)))
+        .collect();
+    eprintln!("{} prompts are taken in", cells.len());
+    for cell in &mut cells {
+        cell.turn();
+    }
+    for round in 0..rounds {
+        let turn = |cell: &mut Cell<'_>| {
+            let milliseconds = cell.turn();
+            cell.times.push(milliseconds);
+        };
+        if round % 2 == 0 { cells.iter_mut().for_each(turn) } else { cells.iter_mut().rev().for_each(turn) }
+    }
+    println!(
+        "{}, {rounds} turns: milliseconds for {TOKENS} tokens, and their ratio to the shortest context's",
+        device_id()
+    );
+    println!("model,context,kv_storage,ms,ms_q1,ms_q3,ratio,ratio_q1,ratio_q3");
+    for cells in cells.chunks(shapes.count()) {
+        for Cell { name, context, storage, times, .. } in cells {
+            let [q1, median, q3] = quartiles(times.clone());
+            let ratios = times.iter().zip(&cells[0].times).map(|(time, shortest)| time / shortest).collect();
+            let [r1, ratio, r3] = quartiles(ratios);
+            println!("{name},{context},{storage:?},{median:.2},{q1:.2},{q3:.2},{ratio:.3},{r1:.3},{r3:.3}");
         }
     }
 }
 
-/// An engine with room for a prompt of `context` tokens and what is generated behind it.
-fn engine(model: &ServingModel, context: usize, kv_storage: KvStorage) -> Engine<&ServingModel> {
-    let page_blocks = 16;
-    let positions = (context + 2 * TOKENS * SAMPLES as usize) / model.layout().block_length;
-    let kv_budget = model.pool_config(1, 0, kv_storage).page_bytes() * (positions + 2 * page_blocks);
-    let config = EngineConfig { kv_budget, kv_storage, page_blocks, ..EngineConfig::default() };
-    match Engine::new(model, config, &device()) {
-        Ok(engine) => engine,
-        Err(error) => panic!("{error}"),
-    }
+fn quartiles(mut numbers: Vec<f64>) -> [f64; 3] {
+    numbers.sort_by(f64::total_cmp);
+    [1, 2, 3].map(|quarter| numbers[(numbers.len() - 1) * quarter / 4])
 }
 
-/// A request that has taken in its prompt; most of it from the cache, but for the first.
-fn begin(engine: &mut Engine<&ServingModel>, context: usize) -> RequestId {
-    let request = Request::new(prompt(context)).with_max_new_tokens(2 * TOKENS * SAMPLES as usize);
-    let request = match engine.submit(request) {
-        Ok(request) => request,
-        Err(error) => panic!("{error}"),
-    };
-    let before = engine.stats().generated_tokens;
-    while engine.stats().generated_tokens == before {
-        engine.step();
-    }
-    request
+/// A model at a context.
+struct Cell<'a> {
+    name: &'a str,
+    context: usize,
+    storage: KvStorage,
+    engine: Engine<&'a ServingModel>,
+    /// Engine steps for [`TOKENS`].
+    steps: usize,
+    /// Milliseconds of each turn.
+    times: Vec<f64>,
 }
 
-criterion_group!(benches, decode_cost);
-criterion_main!(benches);
+impl<'a> Cell<'a> {
+    /// Has room for a prompt of `context` tokens and what is generated behind it.
+    fn new(name: &'a str, model: &'a ServingModel, context: usize, storage: KvStorage) -> Self {
+        let block_length = model.layout().block_length;
+        assert!(TOKENS.is_multiple_of(block_length), "{name}: {TOKENS} tokens are no whole blocks of {block_length}");
+        let positions = (context + 2 * TOKENS * (GROUPS + 1)) / block_length;
+        let kv_budget = model.pool_config(1, 0, storage).page_bytes() * (positions + 2 * PAGE_BLOCKS);
+        let config =
+            EngineConfig { kv_budget, kv_storage: storage, page_blocks: PAGE_BLOCKS, ..EngineConfig::default() };
+        let engine = match Engine::new(model, config, &device()) {
+            Ok(engine) => engine,
+            Err(error) => panic!("{name}: {error}"),
+        };
+        Self { name, context, storage, engine, steps: TOKENS / block_length, times: Vec::new() }
+    }
+
+    /// Milliseconds for [`TOKENS`] behind a prompt, whose keys and values are there but for the last page's.
+    fn turn(&mut self) -> f64 {
+        let request = self.begin();
+        self.step(1);
+        let started = Instant::now();
+        self.step(GROUPS);
+        let spent = started.elapsed().as_secs_f64();
+        self.engine.cancel(request);
+        self.engine.step();
+        assert!(self.engine.is_idle());
+        1e3 * spent / GROUPS as f64
+    }
+
+    fn step(&mut self, groups: usize) {
+        for _ in 0..groups * self.steps {
+            black_box(self.engine.step());
+        }
+    }
+
+    /// A request that has taken in its prompt.
+    fn begin(&mut self) -> RequestId {
+        let request = Request::new(prompt(self.context)).with_max_new_tokens(2 * TOKENS * (GROUPS + 1));
+        let request = match self.engine.submit(request) {
+            Ok(request) => request,
+            Err(error) => panic!("{}: {error}", self.name),
+        };
+        let before = self.engine.stats().generated_tokens;
+        while self.engine.stats().generated_tokens == before {
+            self.engine.step();
+        }
+        request
+    }
+}

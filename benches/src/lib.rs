@@ -31,12 +31,12 @@ pub fn model(preset: &str, device: &Device) -> AnyModel {
     init(preset, config(preset), device)
 }
 
-/// The same for texts of up to `max_length` tokens, in the form in which it serves fastest.
+/// The same for texts of up to `max_length` tokens, with the preset's own vocabulary, in the form in which it serves fastest.
 ///
 /// # Panics
 /// If there is no such preset.
 pub fn serving_model(preset: &str, max_length: usize, device: &Device) -> ServingModel {
-    let mut config = config(preset);
+    let Some(mut config) = presets::model(preset) else { panic!("no preset {preset}") };
     match &mut config {
         ModelConfig::BlockTransformer(config) => {
             config.block_decoder.max_positions = max_length / config.block_length;

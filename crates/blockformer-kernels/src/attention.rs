@@ -321,28 +321,88 @@ fn score_page<S: Simd, N: StoredRows, const R: usize>(
     at: Range<usize>,
     scores: &mut [f32],
 ) {
-    let head_dim = rows[0].query.len();
-    let n = scores.len() / R;
+    let mut next = Keys { row: first, index: at.start };
+    // Several keys at a time, so that a query is loaded once for all, additions do not wait for each other, and eight vectors
+    // are summed together.
+    while R == 1 && next.index + 8 <= at.end {
+        next = score_keys::<S, N, R, 8>(s, rows, keys, next, scores);
+    }
+    while R > 1 && next.index + 2 <= at.end {
+        next = score_keys::<S, N, R, 2>(s, rows, keys, next, scores);
+    }
+    while next.index < at.end {
+        next = score_keys::<S, N, R, 1>(s, rows, keys, next, scores);
+    }
+}
+
+/// The keys that are next.
+struct Keys {
+    /// Row of the first.
+    row: usize,
+    /// Which of all it is.
+    index: usize,
+}
+
+/// The scores of `K` keys. Returns what comes behind them.
+#[inline(always)]
+fn score_keys<S: Simd, N: StoredRows, const R: usize, const K: usize>(
+    s: S,
+    rows: &[Row<'_>; R],
+    keys: N,
+    next: Keys,
+    scores: &mut [f32],
+) -> Keys {
+    let (head_dim, n) = (rows[0].query.len(), scores.len() / R);
+    let mut acc = [[s.splat(0.0); R]; K];
+    let mut feature = 0;
+    while R == 1 && feature + 4 * S::LANES <= head_dim {
+        add_products::<S, N, R, K, 4>(s, rows, keys, next.row, feature, &mut acc);
+        feature += 4 * S::LANES;
+    }
+    while feature + S::LANES <= head_dim {
+        add_products::<S, N, R, K, 1>(s, rows, keys, next.row, feature, &mut acc);
+        feature += S::LANES;
+    }
+    let sums = s.sums(acc);
     let scale = (head_dim as f32).sqrt().recip();
-    let whole = head_dim - head_dim % S::LANES;
-    for (key, index) in at.enumerate() {
-        let row = first + key;
-        let key = row * head_dim;
-        let mut acc = [s.splat(0.0); R];
-        let mut feature = 0;
-        while feature < whole {
-            let k = keys.load(s, key + feature);
-            for (acc, row) in acc.iter_mut().zip(rows) {
-                *acc = s.mul_add(s.load(&row.query[feature..]), k, *acc);
-            }
-            feature += S::LANES;
-        }
-        for (r, (acc, of)) in acc.iter().zip(rows).enumerate() {
-            let mut sum = s.sum(*acc);
-            for (feature, q) in of.query.iter().enumerate().skip(whole) {
-                sum += q * keys.get(key + feature);
+    for (key, sums) in sums.iter().enumerate() {
+        let (row, index) = (next.row + key, next.index + key);
+        for (r, sum) in sums.iter().enumerate() {
+            let mut sum = *sum;
+            for feature in feature..head_dim {
+                sum += rows[r].query[feature] * keys.get(row * head_dim + feature);
             }
             scores[r * n + index] = sum * scale * keys.scale(row);
+        }
+    }
+    Keys { row: next.row + K, index: next.index + K }
+}
+
+/// Adds the products of `C` vectors of features, from one on, with those of the keys from `row` on.
+#[inline(always)]
+fn add_products<S: Simd, N: StoredRows, const R: usize, const K: usize, const C: usize>(
+    s: S,
+    rows: &[Row<'_>; R],
+    keys: N,
+    row: usize,
+    feature: usize,
+    acc: &mut [[S::V; R]; K],
+) {
+    let head_dim = rows[0].query.len();
+    let mut parts = [keys; K];
+    for (row, part) in (row..).zip(&mut parts) {
+        *part = keys.part(row * head_dim + feature, C * S::LANES);
+    }
+    for c in 0..C {
+        let mut queries = [s.splat(0.0); R];
+        for (query, row) in queries.iter_mut().zip(rows) {
+            *query = s.load(&row.query[feature + c * S::LANES..]);
+        }
+        for (acc, part) in acc.iter_mut().zip(&parts) {
+            let k = part.load(s, c * S::LANES);
+            for (acc, query) in acc.iter_mut().zip(&queries) {
+                *acc = s.mul_add(*query, k, *acc);
+            }
         }
     }
 }
@@ -437,10 +497,10 @@ fn mix_features<S: Simd, N: StoredRows, const R: usize, const C: usize>(
         }
     }
     for (row, key) in (first..).zip(at.clone()) {
-        let from = row * head_dim + feature;
+        let part = values.part(row * head_dim + feature, C * S::LANES);
         let mut v = [s.splat(0.0); C];
         for (c, v) in v.iter_mut().enumerate() {
-            *v = values.load(s, from + c * S::LANES);
+            *v = part.load(s, c * S::LANES);
         }
         let scale = values.scale(row);
         for (r, acc) in acc.iter_mut().enumerate() {

@@ -92,10 +92,50 @@ pub(crate) trait Simd: Copy {
     fn zero_below(self, x: Self::V, threshold: f32, y: Self::V) -> Self::V;
     /// The sum of all numbers.
     fn sum(self, x: Self::V) -> f32;
+    /// The sum of each vector's numbers, the same bits as [`Self::sum`]'s.
+    #[inline(always)]
+    fn sums<const M: usize, const N: usize>(self, x: [[Self::V; N]; M]) -> [[f32; N]; M] {
+        x.map(|x| x.map(|x| self.sum(x)))
+    }
     /// The largest of all numbers.
     fn max_of(self, x: Self::V) -> f32;
     /// The first `LANES` of `x`.
     fn load_f16(self, x: &[f16]) -> Self::V;
     /// The first `LANES` of `x`.
     fn load_i8(self, x: &[i8]) -> Self::V;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Level;
+
+    struct Sums<'a>(&'a [f32]);
+
+    impl Kernel for Sums<'_> {
+        /// The bits of sums taken together, and one by one.
+        type Output = [Vec<u32>; 2];
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> Self::Output {
+            let vectors: [[S::V; 3]; 4] =
+                std::array::from_fn(|m| std::array::from_fn(|n| s.load(&self.0[(3 * m + n) * MAX_LANES..])));
+            let bits = |sums: &[f32]| sums.iter().map(|sum| sum.to_bits()).collect();
+            [
+                bits(s.sums(vectors).as_flattened()),
+                bits(&vectors.as_flattened().iter().map(|v| s.sum(*v)).collect::<Vec<_>>()),
+            ]
+        }
+    }
+
+    #[test]
+    fn sums_of_several_vectors_have_the_bits_of_their_sums() {
+        // Of very different sizes, so that another order of additions gives other bits; eight vectors and four more.
+        let numbers: Vec<f32> =
+            (0..12 * MAX_LANES).map(|i| (i as f32 * 0.37).sin() * (i as f32 * 1.7).cos().exp2().powi(9)).collect();
+        for level in Level::supported() {
+            let [together, alone] = level.run(Sums(&numbers));
+            assert_eq!(together, alone, "{}", level.name());
+        }
+    }
 }

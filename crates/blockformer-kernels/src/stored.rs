@@ -39,6 +39,8 @@ impl<'a> From<&'a [f32]> for Stored<'a> {
 
 /// Numbers stored in one way; a row is a position of a head.
 pub(crate) trait StoredRows: Copy + Sync {
+    /// `n` numbers from `at` on, which are numbers `0..n` of what it gives; rows are those of the whole.
+    fn part(self, at: usize, n: usize) -> Self;
     /// `S::LANES` numbers from `at` on.
     fn load<S: Simd>(self, s: S, at: usize) -> S::V;
     /// Number `at`.
@@ -48,6 +50,10 @@ pub(crate) trait StoredRows: Copy + Sync {
 }
 
 impl StoredRows for &[f32] {
+    #[inline(always)]
+    fn part(self, at: usize, n: usize) -> Self {
+        &self[at..at + n]
+    }
     #[inline(always)]
     fn load<S: Simd>(self, s: S, at: usize) -> S::V {
         s.load(&self[at..])
@@ -63,6 +69,10 @@ impl StoredRows for &[f32] {
 }
 
 impl StoredRows for &[f16] {
+    #[inline(always)]
+    fn part(self, at: usize, n: usize) -> Self {
+        &self[at..at + n]
+    }
     #[inline(always)]
     fn load<S: Simd>(self, s: S, at: usize) -> S::V {
         s.load_f16(&self[at..])
@@ -85,6 +95,10 @@ pub(crate) struct Int8<'a> {
 }
 
 impl StoredRows for Int8<'_> {
+    #[inline(always)]
+    fn part(self, at: usize, n: usize) -> Self {
+        Self { numbers: &self.numbers[at..at + n], scales: self.scales }
+    }
     #[inline(always)]
     fn load<S: Simd>(self, s: S, at: usize) -> S::V {
         s.load_i8(&self.numbers[at..])

@@ -46,13 +46,32 @@ impl AnyModel {
     /// # Errors
     /// A [`CheckpointError`] that names the file and what is wrong with it.
     pub fn load(directory: &Path, device: &Device) -> Result<(ModelConfig, Self), CheckpointError> {
+        let (config, model, checkpoint) = Self::find(directory, device)?;
+        Ok((config, checkpoint.load_into(model)?))
+    }
+
+    /// The same, but each weight is read when it is first used, so that a model that is packed, weight by weight, is never in
+    /// memory whole: see [`Checkpoint::defer_into`].
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    ///
+    /// # Panics
+    /// Not here, but where a weight is first used, if it can then no longer be read: the files must stay as they are until then.
+    pub fn load_deferred(directory: &Path, device: &Device) -> Result<(ModelConfig, Self), CheckpointError> {
+        let (config, model, checkpoint) = Self::find(directory, device)?;
+        Ok((config, checkpoint.defer_into(model)?))
+    }
+
+    /// A model directory's configuration, a model of it and the weights to give it.
+    fn find(directory: &Path, device: &Device) -> Result<(ModelConfig, Self, Checkpoint), CheckpointError> {
         let (config, config_path, format) = ModelConfig::find(directory)?;
         let model = Self::init(&config, &config_path, device)?;
         let mut checkpoint = Checkpoint::open(directory)?;
         if let Some(format) = format {
             checkpoint = reference::translate(checkpoint, &config, format)?;
         }
-        Ok((config, checkpoint.load_into(model)?))
+        Ok((config, model, checkpoint))
     }
 
     /// Opens a model that is part of a program: the text of its `config.json` and the bytes of its

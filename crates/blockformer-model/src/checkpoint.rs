@@ -9,16 +9,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use blockformer_files::permissions_for;
-use burn::module::Module;
+use burn::module::{Module, ModuleMapper, Param};
 use burn::store::burn_pack::Tensor as PackTensor;
 use burn::store::{
-    ApplyError, ApplyResult, BurnToPyTorchAdapter, FloatCastAdapter, ModuleAdapter, ModuleSnapshot, ModuleStore,
-    PyTorchToBurnAdapter, SafetensorsStore,
+    ApplyError, ApplyResult, BurnToPyTorchAdapter, FloatCastAdapter, ModuleAdapter, ModuleContext, ModuleSnapshot,
+    ModuleStore, PyTorchToBurnAdapter, SafetensorsStore, bridge,
 };
-use burn::tensor::DType;
+use burn::tensor::{DType, Device, Tensor};
 use serde::Deserialize;
 
-use crate::CheckpointError;
+use crate::{CheckpointError, ParameterPath};
 
 /// The configuration's name in a model directory.
 pub const CONFIG_FILE: &str = "config.json";
@@ -119,10 +119,40 @@ impl Checkpoint {
         }
         let mut model = model;
         let tensors = self.tensors.iter().map(|(name, tensor)| named(tensor, name)).collect();
-        let adapter = PyTorchToBurnAdapter.chain(FloatCastAdapter::to(DType::F32));
-        let result = model.apply(tensors, None, Some(Box::new(adapter)), true);
+        let result = model.apply(tensors, None, Some(Box::new(from_file())), true);
         self.check(result)?;
         Ok(model)
+    }
+
+    /// The same, but each weight is read from the file when it is first used: what takes a model apart, weight by weight,
+    /// never holds all of it. Names, types and shapes are checked at once.
+    ///
+    /// # Errors
+    /// As [`load_into`](Self::load_into).
+    ///
+    /// # Panics
+    /// Not here, but where a weight is first used, if it can then no longer be read. The file must stay as it is until all
+    /// weights have been used, or the model is dropped; replacing it by another (renaming) does no harm on Unix.
+    pub fn defer_into<M: Module>(&self, model: M) -> Result<M, CheckpointError> {
+        for (name, tensor) in &self.tensors {
+            check_float(&self.path, &self.name_in_file(name), tensor.dtype)?;
+        }
+        let mut deferred =
+            Deferred { checkpoint: self, at: ParameterPath::default(), found: BTreeSet::new(), failed: None };
+        let model = model.map(&mut deferred);
+        let Deferred { found, failed, .. } = deferred;
+        match failed {
+            Some(Failed::Shape(error)) => return Err(error),
+            Some(Failed::Missing(names)) => return Err(CheckpointError::Missing { path: self.path.clone(), names }),
+            None => {}
+        }
+        let unused: Vec<_> =
+            self.names().filter(|name| !found.contains(*name)).map(|name| self.name_in_file(name)).collect();
+        if unused.is_empty() {
+            Ok(model)
+        } else {
+            Err(CheckpointError::Unknown { path: self.path.clone(), names: unused })
+        }
     }
 
     fn check(&self, result: ApplyResult) -> Result<(), CheckpointError> {
@@ -168,6 +198,69 @@ impl Checkpoint {
             _ => parameter.to_string(),
         };
         self.names_in_file.get(&name).cloned().unwrap_or(name)
+    }
+}
+
+/// From a file's layouts and number types to the model's.
+fn from_file() -> impl ModuleAdapter + 'static {
+    PyTorchToBurnAdapter.chain(FloatCastAdapter::to(DType::F32))
+}
+
+/// Gives parameters what reads their weights.
+struct Deferred<'a> {
+    checkpoint: &'a Checkpoint,
+    at: ParameterPath,
+    /// The tensors that parameters have been found for.
+    found: BTreeSet<String>,
+    failed: Option<Failed>,
+}
+
+/// A wrong shape comes before what is missing.
+enum Failed {
+    Shape(CheckpointError),
+    Missing(Vec<String>),
+}
+
+impl ModuleMapper for Deferred<'_> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.at.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _: &str, container: &str) {
+        self.at.exit(container);
+    }
+
+    fn map_float<const D: usize>(&mut self, parameter: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let name = self.at.name();
+        let in_file = self.checkpoint.name_in_file(&name);
+        let Some(tensor) = self.checkpoint.tensors.get(&name) else {
+            match &mut self.failed {
+                Some(Failed::Missing(names)) => names.push(in_file),
+                Some(Failed::Shape(_)) => {}
+                none => *none = Some(Failed::Missing(vec![in_file])),
+            }
+            return parameter;
+        };
+        self.found.insert(name);
+        let path = self.checkpoint.path.clone();
+        let shape = parameter.lazy_shape();
+        let adapted = from_file().adapt(tensor.clone(), ModuleContext::new(self.at.containers()));
+        if adapted.shape != shape {
+            let mut expected = shape.to_vec();
+            if D == 2 && self.at.in_linear() {
+                expected.reverse();
+            }
+            if !matches!(self.failed, Some(Failed::Shape(_))) {
+                let got = tensor.shape.to_vec();
+                self.failed = Some(Failed::Shape(CheckpointError::Shape { path, name: in_file, expected, got }));
+            }
+            return parameter;
+        }
+        let read = move |device: &Device, require_grad: bool| match bridge::into_data(adapted) {
+            Ok(data) => Tensor::<D>::from_data(data, (device, DType::F32)).set_require_grad(require_grad),
+            Err(error) => panic!("tensor {in_file} of {} can no longer be read: {error}", path.display()),
+        };
+        Param::uninitialized(parameter.id, read, parameter.lazy_device(), true, shape)
     }
 }
 
@@ -250,7 +343,6 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use burn::nn::LinearConfig;
-    use burn::tensor::Device;
 
     use super::*;
 

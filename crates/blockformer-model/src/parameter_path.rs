@@ -25,6 +25,11 @@ impl ParameterPath {
         }
     }
 
+    /// The containers the parameter is in, outermost first.
+    pub(crate) fn containers(&self) -> &[String] {
+        &self.containers
+    }
+
     /// Whether the parameter belongs to a linear map, whose weight is `[in, out]` in memory and `[out, in]` in a file.
     pub fn in_linear(&self) -> bool {
         self.containers.last().is_some_and(|container| container == "Struct:Linear")

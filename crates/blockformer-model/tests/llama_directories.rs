@@ -35,6 +35,7 @@ fn changed(name: &str, tensors: impl FnOnce(&mut Tensors), config: (&str, &str))
 fn refusal(tensors: impl FnOnce(&mut Tensors), config: (&str, &str)) -> String {
     let directory = changed("vanilla_llama_grouped_query", tensors, config);
     let error = AnyModel::load(directory.path(), &Device::flex()).unwrap_err().to_string();
+    assert_eq!(AnyModel::load_deferred(directory.path(), &Device::flex()).unwrap_err().to_string(), error);
     error.replace(directory.path().to_str().unwrap(), "DIR")
 }
 

@@ -156,7 +156,7 @@ fn workloads(arguments: &Arguments) -> Result<Vec<Workload>, CliError> {
 /// A model directory, or a preset with random weights and a context that holds the workloads.
 pub(super) fn open(name: &str, workloads: &[Workload], device: &Device) -> Result<(ModelConfig, AnyModel), CliError> {
     let preset = presets::model(name).filter(|_| !Path::new(name).exists());
-    let Some(mut config) = preset else { return Ok(AnyModel::load(Path::new(name), device)?) };
+    let Some(mut config) = preset else { return Ok(AnyModel::load_deferred(Path::new(name), device)?) };
     let block_length = config.block_length();
     let needed = workloads.iter().map(|workload| workload.context(block_length)).max().unwrap_or(0);
     match &mut config {

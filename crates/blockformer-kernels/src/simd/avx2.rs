@@ -151,6 +151,28 @@ impl Simd for Avx2 {
         })
     }
     #[inline(always)]
+    fn sums<const M: usize, const N: usize>(self, x: [[__m256; N]; M]) -> [[f32; N]; M] {
+        let mut out = [[0.0; N]; M];
+        let (eights, rest) = x.as_flattened().as_chunks::<8>();
+        let (out_eights, out_rest) = out.as_flattened_mut().as_chunks_mut::<8>();
+        for (out, [a, b, c, d, e, f, g, h]) in out_eights.iter_mut().zip(eights) {
+            // Halves of two vectors, added: four numbers of the one, four of the other.
+            let halves = |x: &__m256, y: &__m256| {
+                register!(_mm256_add_ps(_mm256_permute2f128_ps::<0x20>(*x, *y), _mm256_permute2f128_ps::<0x31>(*x, *y)))
+            };
+            // Number 0 plus 2 and number 1 plus 3 of four vectors.
+            let quarters = |x, y| register!(_mm256_add_ps(_mm256_unpacklo_ps(x, y), _mm256_unpackhi_ps(x, y)));
+            let (ae, bf, cg, dh) = (halves(a, e), halves(b, f), halves(c, g), halves(d, h));
+            let (x, y) = (quarters(ae, bf), quarters(cg, dh));
+            let sums = register!(_mm256_add_ps(_mm256_shuffle_ps::<0x44>(x, y), _mm256_shuffle_ps::<0xee>(x, y)));
+            self.store(out, sums);
+        }
+        for (out, x) in out_rest.iter_mut().zip(rest) {
+            *out = self.sum(*x);
+        }
+        out
+    }
+    #[inline(always)]
     fn max_of(self, x: __m256) -> f32 {
         register!({
             let four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));

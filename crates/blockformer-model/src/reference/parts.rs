@@ -5,7 +5,7 @@ use std::path::Path;
 
 use burn::store::bridge;
 use burn::store::burn_pack::Tensor as PackTensor;
-use burn::tensor::TensorData;
+use burn::tensor::{DType, Shape, TensorData};
 
 use crate::CheckpointError;
 
@@ -45,10 +45,9 @@ impl Parts {
 fn join(parameter: &str, mut parts: Vec<Part>, path: &Path) -> Result<PackTensor, CheckpointError> {
     parts.sort_by_key(|part| part.offset);
     let mut shape = parts[0].tensor.shape.to_vec();
-    let (mut values, mut rows) = (Vec::new(), 0);
     let total = parts[0].total;
-    let mut names = Vec::new();
-    for part in parts {
+    let mut rows = 0;
+    for part in &parts {
         let got = part.tensor.shape.to_vec();
         if part.offset != rows {
             let names = vec![format!("{parameter} (its rows {rows} to {})", part.offset)];
@@ -57,18 +56,25 @@ fn join(parameter: &str, mut parts: Vec<Part>, path: &Path) -> Result<PackTensor
         if got[1..] != shape[1..] || rows + got[0] > total {
             let mut expected = shape.clone();
             expected[0] = total - rows;
-            return Err(CheckpointError::Shape { path: path.into(), name: part.name, expected, got });
+            return Err(CheckpointError::Shape { path: path.into(), name: part.name.clone(), expected, got });
         }
         rows += got[0];
-        names.push(part.name);
-        let data = bridge::into_data(part.tensor)
-            .map_err(|error| CheckpointError::Safetensors { path: path.into(), reason: error.to_string() })?;
-        values.extend(data.iter::<f32>());
     }
     if rows != total {
+        let names: Vec<_> = parts.into_iter().map(|part| part.name).collect();
         let names = vec![format!("{parameter} (its rows {rows} to {total}, behind {})", names.join(", "))];
         return Err(CheckpointError::Missing { path: path.into(), names });
     }
     shape[0] = total;
-    Ok(bridge::from_data(TensorData::new(values, shape), parameter.to_string(), None))
+    let shape = Shape::from(shape);
+    let whole = shape.clone();
+    // Read when the parameter is.
+    let values = move || {
+        let mut values = Vec::with_capacity(whole.num_elements());
+        for part in &parts {
+            values.extend(bridge::to_data(&part.tensor)?.iter::<f32>());
+        }
+        Ok(TensorData::new(values, whole.clone()))
+    };
+    Ok(bridge::deferred(parameter.to_string(), DType::F32, shape, None, values))
 }
