@@ -26,7 +26,7 @@ impl FromIterator<Measurement> for Report {
 
 const HEADER: &str = "model,precision,workload,prompt_tokens,new_tokens,batch,repeats,tokens_per_second,\
                       tokens_per_second_min,tokens_per_second_max,first_token_ms,token_ms,weight_bytes,kv_bytes,\
-                      buffer_bytes,peak_bytes,stated_bytes,peak_by_stated,loading_peak_bytes";
+                      buffer_bytes,peak_bytes,stated_bytes,peak_by_stated,loading_peak_bytes,decoding";
 
 impl Report {
     /// One row a measurement; components are in the JSON only.
@@ -37,7 +37,7 @@ impl Report {
             // Writing to a string cannot fail.
             let _ = writeln!(
                 csv,
-                "{},{},{},{},{},{},{},{:.2},{:.2},{:.2},{:.3},{:.4},{},{},{},{},{},{},{}",
+                "{},{},{},{},{},{},{},{:.2},{:.2},{:.2},{:.3},{:.4},{},{},{},{},{},{},{},{}",
                 quoted(&m.model),
                 m.precision,
                 quoted(&m.workload),
@@ -57,6 +57,7 @@ impl Report {
                 optional(m.stated_bytes),
                 m.peak_by_stated().map_or(String::new(), |ratio| format!("{ratio:.3}")),
                 optional(m.loading_peak_bytes),
+                m.decoding,
             );
         }
         csv
@@ -185,10 +186,10 @@ mod tests {
     fn rows_have_as_many_cells_as_the_header() {
         let csv = report().to_csv();
         let mut lines = csv.lines();
-        assert_eq!(lines.next().unwrap().split(',').count(), 19);
+        assert_eq!(lines.next().unwrap().split(',').count(), 20);
         assert_eq!(
             lines.next().unwrap(),
-            "\"a, small\",f32/avx2,decode-heavy,128,2048,1,5,100.00,50.00,200.00,12.500,10.0000,1000,200,30,,1230,,"
+            "\"a, small\",f32/avx2,decode-heavy,128,2048,1,5,100.00,50.00,200.00,12.500,10.0000,1000,200,30,,1230,,,host"
         );
         assert_eq!(lines.count(), 2);
     }

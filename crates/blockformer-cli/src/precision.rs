@@ -57,8 +57,8 @@ pub(crate) fn prepare(
     let Some(choice) = choice else { return Ok(ServingModel::new(config, model, device)?) };
     let refuse = |reason: String| Err(CliError::Option { option: "--precision", reason });
     let shorter = match choice {
-        Choice::Plain => return Ok(ServingModel::Plain(model)),
-        Choice::F32 if !is_cpu(device) => return Ok(ServingModel::Plain(model)),
+        Choice::Plain => return Ok(ServingModel::plain(model)),
+        Choice::F32 if !is_cpu(device) => return Ok(ServingModel::plain(model)),
         Choice::Bf16 => train::Precision::Bf16,
         Choice::F16 => train::Precision::F16,
         Choice::F32 | Choice::Int8 | Choice::Int4 => train::Precision::F32,
@@ -68,9 +68,9 @@ pub(crate) fn prepare(
         (_, Some(dtype)) if is_cpu(device) => refuse(format!("{dtype:?} is for GPUs, but the device is {name}")),
         (_, Some(dtype)) => {
             check_type(dtype, (device, name))?;
-            Ok(ServingModel::Plain(shorter.convert(model)))
+            Ok(ServingModel::plain(shorter.convert(model)))
         }
         (Some(precision), None) => refuse(format!("{} is for CPUs, but the device is {name}", precision.name())),
-        (None, None) => Ok(ServingModel::Plain(model)),
+        (None, None) => Ok(ServingModel::plain(model)),
     }
 }

@@ -41,7 +41,7 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// Positions of a page.
     pub page_length: usize,
-    /// StoredRows from one query position to the next (at least `n_heads · head_dim`): queries can be read where a fused
+    /// Numbers from one query position to the next (at least `n_heads · head_dim`): queries can be read where a fused
     /// projection left them.
     pub query_stride: usize,
 }
@@ -322,8 +322,8 @@ fn score_page<S: Simd, N: StoredRows, const R: usize>(
     scores: &mut [f32],
 ) {
     let mut next = Keys { row: first, index: at.start };
-    // Several keys at a time, so that a query is loaded once for all, additions do not wait for each other, and eight vectors
-    // are summed together.
+    // Several keys at a time, so that a query is loaded once for all, additions do not wait for each other, and sums of
+    // vectors can be taken together.
     while R == 1 && next.index + 8 <= at.end {
         next = score_keys::<S, N, R, 8>(s, rows, keys, next, scores);
     }

@@ -95,7 +95,14 @@ pub(crate) trait Simd: Copy {
     /// The sum of each vector's numbers, the same bits as [`Self::sum`]'s.
     #[inline(always)]
     fn sums<const M: usize, const N: usize>(self, x: [[Self::V; N]; M]) -> [[f32; N]; M] {
-        x.map(|x| x.map(|x| self.sum(x)))
+        // Loops, because functions of the standard library would be compiled without the level's instructions.
+        let mut sums = [[0.0; N]; M];
+        for (sums, x) in sums.iter_mut().zip(&x) {
+            for (sum, x) in sums.iter_mut().zip(x) {
+                *sum = self.sum(*x);
+            }
+        }
+        sums
     }
     /// The largest of all numbers.
     fn max_of(self, x: Self::V) -> f32;

@@ -39,7 +39,7 @@ impl<'a> From<&'a [f32]> for Stored<'a> {
 
 /// Numbers stored in one way; a row is a position of a head.
 pub(crate) trait StoredRows: Copy + Sync {
-    /// `n` numbers from `at` on, which are numbers `0..n` of what it gives; rows are those of the whole.
+    /// `n` numbers from `at` on, to be loaded as numbers `0..n`. (Scales are still those of the whole.)
     fn part(self, at: usize, n: usize) -> Self;
     /// `S::LANES` numbers from `at` on.
     fn load<S: Simd>(self, s: S, at: usize) -> S::V;

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use blockformer_files::write_atomically;
-use burn::module::Module;
-use burn::tensor::Device;
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Device, Tensor};
 
 use crate::checkpoint::{CONFIG_FILE, WEIGHTS_FILE};
 use crate::{
@@ -50,17 +50,29 @@ impl AnyModel {
         Ok((config, checkpoint.load_into(model)?))
     }
 
-    /// The same, but each weight is read when it is first used, so that a model that is packed, weight by weight, is never in
-    /// memory whole: see [`Checkpoint::defer_into`].
+    /// The same, but each weight is read when it is first used: a model that is packed, weight by weight, is never held whole.
+    /// Names, types and shapes are checked at once. [`read_weights`](Self::read_weights) reads what is left.
+    ///
+    /// The files are mapped into memory, and must stay as they are until all weights have been read: if one is cut short,
+    /// the system may end the program, and if one is written over in place, weights may be those of either. Replacing a
+    /// file by another of its name (renaming, as everything here writes) or deleting it does no harm on Unix.
     ///
     /// # Errors
     /// As [`load`](Self::load).
     ///
     /// # Panics
-    /// Not here, but where a weight is first used, if it can then no longer be read: the files must stay as they are until then.
+    /// Not here, but where a weight is first used, if it can then not be read.
     pub fn load_deferred(directory: &Path, device: &Device) -> Result<(ModelConfig, Self), CheckpointError> {
         let (config, model, checkpoint) = Self::find(directory, device)?;
         Ok((config, checkpoint.defer_into(model)?))
+    }
+
+    /// Reads the weights that have not been used yet.
+    ///
+    /// # Panics
+    /// If one cannot be read.
+    pub fn read_weights(&self) {
+        self.visit(&mut Read);
     }
 
     /// A model directory's configuration, a model of it and the weights to give it.
@@ -115,5 +127,13 @@ impl AnyModel {
     /// The number of parameters.
     pub fn parameters(&self) -> ParameterCount {
         ParameterCount::of(self)
+    }
+}
+
+struct Read;
+
+impl ModuleVisitor for Read {
+    fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<D>>) {
+        parameter.val();
     }
 }

@@ -124,27 +124,26 @@ impl Checkpoint {
         Ok(model)
     }
 
-    /// The same, but each weight is read from the file when it is first used: what takes a model apart, weight by weight,
-    /// never holds all of it. Names, types and shapes are checked at once.
-    ///
-    /// # Errors
-    /// As [`load_into`](Self::load_into).
-    ///
-    /// # Panics
-    /// Not here, but where a weight is first used, if it can then no longer be read. The file must stay as it is until all
-    /// weights have been used, or the model is dropped; replacing it by another (renaming) does no harm on Unix.
-    pub fn defer_into<M: Module>(&self, model: M) -> Result<M, CheckpointError> {
+    /// The same for a new model of this crate's own parts, no parameter of which has been used, frozen or given a mapper; but each
+    /// weight is read from the file when it is first used.
+    pub(crate) fn defer_into<M: Module>(&self, model: M) -> Result<M, CheckpointError> {
         for (name, tensor) in &self.tensors {
             check_float(&self.path, &self.name_in_file(name), tensor.dtype)?;
         }
-        let mut deferred =
-            Deferred { checkpoint: self, at: ParameterPath::default(), found: BTreeSet::new(), failed: None };
+        let mut deferred = Deferred {
+            checkpoint: self,
+            at: ParameterPath::default(),
+            found: BTreeSet::new(),
+            missing: BTreeMap::new(),
+            shape: None,
+        };
         let model = model.map(&mut deferred);
-        let Deferred { found, failed, .. } = deferred;
-        match failed {
-            Some(Failed::Shape(error)) => return Err(error),
-            Some(Failed::Missing(names)) => return Err(CheckpointError::Missing { path: self.path.clone(), names }),
-            None => {}
+        let Deferred { found, missing, shape, .. } = deferred;
+        if let Some(error) = shape {
+            return Err(error);
+        }
+        if !missing.is_empty() {
+            return Err(CheckpointError::Missing { path: self.path.clone(), names: missing.into_values().collect() });
         }
         let unused: Vec<_> =
             self.names().filter(|name| !found.contains(*name)).map(|name| self.name_in_file(name)).collect();
@@ -212,13 +211,10 @@ struct Deferred<'a> {
     at: ParameterPath,
     /// The tensors that parameters have been found for.
     found: BTreeSet<String>,
-    failed: Option<Failed>,
-}
-
-/// A wrong shape comes before what is missing.
-enum Failed {
-    Shape(CheckpointError),
-    Missing(Vec<String>),
+    /// Names in the file, in the order of the model's own.
+    missing: BTreeMap<String, String>,
+    /// The first of a wrong shape.
+    shape: Option<CheckpointError>,
 }
 
 impl ModuleMapper for Deferred<'_> {
@@ -234,11 +230,7 @@ impl ModuleMapper for Deferred<'_> {
         let name = self.at.name();
         let in_file = self.checkpoint.name_in_file(&name);
         let Some(tensor) = self.checkpoint.tensors.get(&name) else {
-            match &mut self.failed {
-                Some(Failed::Missing(names)) => names.push(in_file),
-                Some(Failed::Shape(_)) => {}
-                none => *none = Some(Failed::Missing(vec![in_file])),
-            }
+            self.missing.insert(self.at.own_name(), in_file);
             return parameter;
         };
         self.found.insert(name);
@@ -250,10 +242,8 @@ impl ModuleMapper for Deferred<'_> {
             if D == 2 && self.at.in_linear() {
                 expected.reverse();
             }
-            if !matches!(self.failed, Some(Failed::Shape(_))) {
-                let got = tensor.shape.to_vec();
-                self.failed = Some(Failed::Shape(CheckpointError::Shape { path, name: in_file, expected, got }));
-            }
+            let got = tensor.shape.to_vec();
+            self.shape.get_or_insert(CheckpointError::Shape { path, name: in_file, expected, got });
             return parameter;
         }
         let read = move |device: &Device, require_grad: bool| match bridge::into_data(adapted) {

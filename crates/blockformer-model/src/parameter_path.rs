@@ -35,9 +35,14 @@ impl ParameterPath {
         self.containers.last().is_some_and(|container| container == "Struct:Linear")
     }
 
+    /// The names of the modules' fields, without enum variants.
+    pub(crate) fn own_name(&self) -> String {
+        self.names.join(".")
+    }
+
     /// The parameter's name as in weight files: without enum variants, and with norms' `weight` and `bias`.
     pub fn name(&self) -> String {
-        let path = self.names.join(".");
+        let path = self.own_name();
         match path.rsplit_once('.') {
             Some((module, "gamma")) => format!("{module}.weight"),
             Some((module, "beta")) => format!("{module}.bias"),

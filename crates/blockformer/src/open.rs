@@ -51,14 +51,15 @@ pub enum OpenError {
 }
 
 /// Opens the model of a directory and the `tokenizer.json` beside it, or the bundled ones. A directory's weights are read when
-/// they are first used ([`AnyModel::load_deferred`]): what packs them never holds the whole model.
+/// they are first used ([`AnyModel::load_deferred`], which says what that asks of the files): what packs them never holds the whole
+/// model.
 ///
 /// # Errors
 /// An [`OpenError`] if a file is missing or damaged, or if model and tokenizer [do not belong
 /// together](check_tokenizer).
 ///
 /// # Panics
-/// Not here, but where a weight is first used, if its file can then no longer be read.
+/// Not here, but where a weight is first used, if it can then not be read.
 pub fn open(directory: Option<&Path>, device: &Device) -> Result<(ModelConfig, AnyModel, Tokenizer), OpenError> {
     let Some(directory) = directory else { return Ok(bundled::load(device)?) };
     let (config, model) = AnyModel::load_deferred(directory, device)?;

@@ -39,15 +39,27 @@ pub enum ServingModel {
 
 impl ServingModel {
     /// Packs the weights in float32 where `device` is a CPU and the model has a packed form; leaves the model as it is
-    /// elsewhere. (For another precision, make [`ServingModel::Packed`] of a [`CpuModel`].)
+    /// elsewhere, all of its weights read. (For another precision, make [`ServingModel::Packed`] of a [`CpuModel`].)
     ///
     /// # Errors
     /// [`PackError::Mismatch`] if `config` is not the model's.
+    ///
+    /// # Panics
+    /// As [`plain`](Self::plain); so does packing.
     pub fn new(config: &ModelConfig, model: AnyModel, device: &Device) -> Result<Self, PackError> {
         if is_cpu(device) && CpuModel::supports(config).is_ok() {
             return CpuModel::new(config, model, Precision::F32).map(Self::Packed);
         }
-        Ok(Self::Plain(model))
+        Ok(Self::plain(model))
+    }
+
+    /// A model on Burn's operations, all of whose weights are there: none is read when the first request comes.
+    ///
+    /// # Panics
+    /// If a weight of a model [whose weights are read when they are used](AnyModel::load_deferred) cannot be read.
+    pub fn plain(model: AnyModel) -> Self {
+        model.read_weights();
+        Self::Plain(model)
     }
 }
 

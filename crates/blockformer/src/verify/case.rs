@@ -107,6 +107,12 @@ impl Case {
         &mut self.floats.get_mut(name).unwrap().values
     }
 
+    /// Without the numbers whose names begin so.
+    #[cfg(test)]
+    pub(super) fn forget(&mut self, prefix: &str) {
+        self.floats.retain(|name, _| !name.starts_with(prefix));
+    }
+
     /// One of the bundled cases, on the CPU.
     #[cfg(test)]
     pub(super) fn bundled(name: &str, precision: VerifyPrecision) -> Self {

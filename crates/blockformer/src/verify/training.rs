@@ -72,17 +72,17 @@ const ROUNDING: f32 = 1e-5;
 fn trained_weights(case: &Case, model: &BlockTransformer) -> Result<Vec<Check>, VerifyError> {
     let AnyModel::Block(untrained) = &case.model else { unreachable!("it was trained") };
     let (ours, before) = (values(model), values(untrained));
-    let mut worst = (0.0f64, String::from("none"));
+    let mut worst = Worst(None);
     let mut all = Squares::default();
-    let mut worst_parameter = (0.0f64, String::from("none"));
-    for name in case.names("trained.") {
-        let Ok((path, layout)) = case.parameter(&name) else { continue }; // the unused table
+    let mut worst_parameter = Worst(None);
+    for name in case.names("grad.") {
+        let (path, layout) = case.parameter(&name)?;
         let (Some(got), Some(before)) = (ours.get(&path), before.get(&path)) else {
-            worst = (f64::INFINITY, name);
+            worst = Worst(Some((f64::INFINITY, name)));
             (all.errors, worst_parameter) = (f64::INFINITY, worst.clone());
             break;
         };
-        let Ok(gradient) = case.floats(&format!("grad.{name}")) else { continue }; // so never trained
+        let gradient = case.floats(&format!("grad.{name}"))?;
         let shape = gradient.shape.clone();
         let largest = gradient.values.iter().fold(0.0, |largest: f32, gradient| largest.max(gradient.abs()));
         let restored = |values: &[f32]| layout.restore(&values[layout.range(&shape)], &shape);
@@ -94,26 +94,22 @@ fn trained_weights(case: &Case, model: &BlockTransformer) -> Result<Vec<Check>, 
             if !rounding && !is_key_bias(&name, layout, &shape, index) {
                 let error = f64::from((got - expected).abs());
                 of_parameter.add(error, f64::from(expected - before));
-                if !worst.0.is_nan() && larger(worst.0, error) != worst.0 {
-                    worst = (error, format!("{name}[{index}]"));
-                }
+                worst.see(error, || format!("{name}[{index}]"));
             }
         }
         all.errors += of_parameter.errors;
         all.of += of_parameter.of;
         // A parameter of key biases or of rounding alone has nothing to compare.
-        let compared = of_parameter.of > 0.0 || of_parameter.errors != 0.0;
-        let share = of_parameter.share();
-        if compared && !worst_parameter.0.is_nan() && larger(worst_parameter.0, share) != worst_parameter.0 {
-            worst_parameter = (share, name);
+        if of_parameter.of > 0.0 || of_parameter.errors != 0.0 {
+            worst_parameter.see(of_parameter.share(), || name);
         }
     }
     let tolerance = case.tolerances().weights;
     if case.precision == VerifyPrecision::F32 {
-        let quantity = format!("trained weights (worst: {})", worst.1);
-        return Ok(vec![Check { quantity, error: worst.0, tolerance }]);
+        let (error, name) = worst.found();
+        return Ok(vec![Check { quantity: format!("trained weights (worst: {name})"), error, tolerance }]);
     }
-    let (error, name) = worst_parameter;
+    let (error, name) = worst_parameter.found();
     Ok(vec![
         Check { quantity: "change of all trained weights".into(), error: all.share(), tolerance },
         Check {
@@ -122,6 +118,23 @@ fn trained_weights(case: &Case, model: &BlockTransformer) -> Result<Vec<Check>, 
             tolerance: case.tolerances().worst_change,
         },
     ])
+}
+
+/// The largest error, and whose it is.
+#[derive(Clone)]
+struct Worst(Option<(f64, String)>);
+
+impl Worst {
+    fn see(&mut self, error: f64, name: impl FnOnce() -> String) {
+        if self.0.as_ref().is_none_or(|(worst, _)| !worst.is_nan() && larger(*worst, error) != *worst) {
+            self.0 = Some((error, name()));
+        }
+    }
+
+    /// Not a number, which no tolerance lets pass, where there was nothing to compare.
+    fn found(self) -> (f64, String) {
+        self.0.unwrap_or_else(|| (f64::NAN, "none in the case".into()))
+    }
 }
 
 fn values(model: &BlockTransformer) -> BTreeMap<String, Vec<f32>> {
@@ -159,6 +172,28 @@ mod tests {
             let failed = Check::failed(check(&case).unwrap());
             // Of all weights together it may be too little to be seen.
             assert_eq!(failed.last(), Some(&format!("change of a trained weight (worst: {name})")), "{precision:?}");
+        }
+    }
+
+    #[test]
+    fn a_trained_weight_that_is_missing_is_named() {
+        let name = "trained.block_decoder.gpt_neox.layers.0.input_layernorm.bias";
+        let mut case = Case::bundled("lookup_prefix_b4", VerifyPrecision::F32);
+        case.forget(name);
+        let error = check(&case).unwrap_err().to_string();
+        assert!(error.contains(name), "{error}");
+    }
+
+    #[test]
+    fn a_case_with_nothing_to_compare_does_not_pass() {
+        for precision in [VerifyPrecision::F32, VerifyPrecision::Bf16] {
+            let mut case = Case::bundled("lookup_prefix_b4", precision);
+            case.forget("grad.");
+            let failed = Check::failed(check(&case).unwrap());
+            assert!(
+                failed.last().is_some_and(|quantity| quantity.ends_with("(worst: none in the case)")),
+                "{failed:?}"
+            );
         }
     }
 
