@@ -20,6 +20,10 @@ if [[ $("$bindgen" --version 2>/dev/null) != "wasm-bindgen $version" ]]; then
   exit 1
 fi
 
+# What browsers with WebAssembly SIMD have. (All that wasm-opt knows would be too much: it writes what no browser reads yet.)
+features=(--enable-simd --enable-bulk-memory --enable-nontrapping-float-to-int --enable-sign-ext --enable-mutable-globals
+  --enable-reference-types --enable-multivalue)
+
 # A build of the package: the folder of its module, and its feature.
 build() {
   RUSTFLAGS="-C target-feature=+simd128" cargo build --profile browser --target wasm32-unknown-unknown \
@@ -28,7 +32,7 @@ build() {
     "$target/wasm32-unknown-unknown/browser/blockformer_browser.wasm"
   local module=$folder/$1/blockformer_browser_bg.wasm
   if command -v "$opt" >/dev/null; then
-    "$opt" -O3 --all-features "$module" -o "$module.smaller"
+    "$opt" -O3 "${features[@]}" "$module" -o "$module.smaller"
     mv "$module.smaller" "$module"
   fi
 }

@@ -35,7 +35,10 @@ async function open(query = "", options = {}) {
   return page;
 }
 
-const ready = (page) => page.waitForFunction(() => document.querySelector("#status").textContent.includes("Ready"));
+const ready = async (page) => {
+  await page.waitForFunction(() => document.querySelector("#status").textContent.includes("Ready") || !document.querySelector("#error").hidden);
+  assert.ok(await page.locator("#error").isHidden(), await page.textContent("#error"));
+};
 const text = (page, kind) => page.locator(`#text .${kind}`).evaluateAll((blocks) => blocks.map((b) => b.textContent).join(""));
 const wait = (page, status) => page.waitForFunction((s) => document.querySelector("#status").textContent.startsWith(s), status);
 

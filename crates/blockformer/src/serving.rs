@@ -192,3 +192,38 @@ fn hidden(model: &CpuModel, batch: &Batch) -> Tensor<3> {
     let d_model = hidden.len() / (rows * n);
     Tensor::from_data(TensorData::new(hidden, [rows, n, d_model]), &device)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use burn::module::{Module, ModuleVisitor, Param};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Unread(usize);
+
+    impl ModuleVisitor for Unread {
+        fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<D>>) {
+            self.0 += usize::from(!parameter.is_initialized());
+        }
+    }
+
+    #[test]
+    fn a_model_that_stays_plain_has_read_its_weights() {
+        let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/reference-cases/cls_cross_attention_b4");
+        let device = Device::flex();
+        let (config, model) = AnyModel::load_deferred(&case, &device).unwrap();
+        let unread = |model: &AnyModel| {
+            let mut unread = Unread::default();
+            model.visit(&mut unread);
+            unread.0
+        };
+        assert!(unread(&model) > 0);
+        let ServingModel::Plain(model) = ServingModel::new(&config, model, &device).unwrap() else {
+            panic!("it has no packed form")
+        };
+        assert_eq!(unread(&model), 0);
+    }
+}

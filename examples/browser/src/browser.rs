@@ -2,6 +2,7 @@
 
 use burn::tensor::Device;
 use serde::Serialize;
+use wasm_bindgen::JsCast;
 use wasm_bindgen::prelude::*;
 
 use crate::{AnySession, Options, SessionError};
@@ -14,7 +15,17 @@ pub struct BrowserModel(AnySession);
 /// Makes panics errors with their message, instead of `unreachable executed`. The module is of no use after one.
 #[wasm_bindgen(start)]
 fn show_panics() {
-    std::panic::set_hook(Box::new(|panic| wasm_bindgen::throw_str(&panic.to_string())));
+    std::panic::set_hook(Box::new(|panic| {
+        let message = panic.to_string();
+        // Where nobody catches it, as in tasks of the GPU's runtime, the console has it.
+        if let Ok(console) = js_sys::Reflect::get(&js_sys::global(), &"console".into())
+            && let Ok(error) = js_sys::Reflect::get(&console, &"error".into())
+            && let Some(error) = error.dyn_ref::<js_sys::Function>()
+        {
+            let _ = error.call1(&console, &message.as_str().into());
+        }
+        wasm_bindgen::throw_str(&message)
+    }));
 }
 
 #[wasm_bindgen]
