@@ -45,13 +45,8 @@ fn main() {
         Ok(Ok(rounds)) if rounds > 0 => rounds,
         Ok(_) => panic!("BLOCKFORMER_BENCH_ROUNDS must be a number above 0"),
         Err(VarError::NotUnicode(_)) => panic!("BLOCKFORMER_BENCH_ROUNDS is no text"),
-        Err(VarError::NotPresent) => {
-            if full {
-                25
-            } else {
-                1
-            }
-        }
+        Err(VarError::NotPresent) if full => 25,
+        Err(VarError::NotPresent) => 1,
     };
     let contexts = if full { &CONTEXTS[..] } else { &CONTEXTS[..2] };
     let longest = contexts[contexts.len() - 1];

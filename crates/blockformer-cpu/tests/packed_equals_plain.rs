@@ -10,7 +10,7 @@ use blockformer_kernels::PackedMatrix;
 use blockformer_model::{AnyModel, BlockTransformerConfig, ModelConfig, VanillaTransformerConfig, presets};
 use blockformer_nn::{Activation, Residual, TransformerConfig};
 use blockformer_token_decoder::{CrossAttentionConfig, Expansion, PrefixConfig, SummationConfig, TokenDecoderConfig};
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 
 const VOCAB: usize = 45;
@@ -18,18 +18,11 @@ const VOCAB: usize = 45;
 /// A model with the same weights in every run: they are drawn from a seed, of one model at a time. Bounds that rounding keeps by
 /// chance would otherwise be broken by chance.
 fn drawn(config: &ModelConfig, device: &Device) -> AnyModel {
-    /// Weights are drawn when they are first looked at.
-    struct Look;
-    impl ModuleVisitor for Look {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            param.val();
-        }
-    }
     static DRAWING: Mutex<()> = Mutex::new(());
     let _one = DRAWING.lock().unwrap();
     device.seed(7);
     let model = AnyModel::new(config, device).unwrap();
-    model.visit(&mut Look);
+    model.read_weights(); // they are drawn when they are first looked at
     model
 }
 

@@ -114,9 +114,7 @@ impl Checkpoint {
     /// A [`CheckpointError`] naming the file and a tensor that is missing, that the model does not know, or whose
     /// shape is another (with both shapes).
     pub fn load_into<M: Module>(&self, model: M) -> Result<M, CheckpointError> {
-        for (name, tensor) in &self.tensors {
-            check_float(&self.path, &self.name_in_file(name), tensor.dtype)?;
-        }
+        self.check_types()?;
         let mut model = model;
         let tensors = self.tensors.iter().map(|(name, tensor)| named(tensor, name)).collect();
         let result = model.apply(tensors, None, Some(Box::new(from_file())), true);
@@ -127,9 +125,7 @@ impl Checkpoint {
     /// The same for a new model of this crate's own parts, no parameter of which has been used, frozen or given a mapper; but each
     /// weight is read from the file when it is first used.
     pub(crate) fn defer_into<M: Module>(&self, model: M) -> Result<M, CheckpointError> {
-        for (name, tensor) in &self.tensors {
-            check_float(&self.path, &self.name_in_file(name), tensor.dtype)?;
-        }
+        self.check_types()?;
         let mut deferred = Deferred {
             checkpoint: self,
             at: ParameterPath::default(),
@@ -142,32 +138,37 @@ impl Checkpoint {
         if let Some(error) = shape {
             return Err(error);
         }
-        if !missing.is_empty() {
-            return Err(CheckpointError::Missing { path: self.path.clone(), names: missing.into_values().collect() });
+        self.check_names(missing.into_values(), self.names().filter(|name| !found.contains(*name)))?;
+        Ok(model)
+    }
+
+    fn check_types(&self) -> Result<(), CheckpointError> {
+        self.tensors
+            .iter()
+            .try_for_each(|(name, tensor)| check_float(&self.path, &self.name_in_file(name), tensor.dtype))
+    }
+
+    /// Nothing may be missing, which is named as in the file, or be of no use to the model.
+    fn check_names<'a>(
+        &self,
+        missing: impl Iterator<Item = String>,
+        unused: impl Iterator<Item = &'a str>,
+    ) -> Result<(), CheckpointError> {
+        let path = self.path.clone();
+        let names: Vec<_> = missing.collect();
+        if !names.is_empty() {
+            return Err(CheckpointError::Missing { path, names });
         }
-        let unused: Vec<_> =
-            self.names().filter(|name| !found.contains(*name)).map(|name| self.name_in_file(name)).collect();
-        if unused.is_empty() {
-            Ok(model)
-        } else {
-            Err(CheckpointError::Unknown { path: self.path.clone(), names: unused })
-        }
+        let names: Vec<_> = unused.map(|name| self.name_in_file(name)).collect();
+        if names.is_empty() { Ok(()) } else { Err(CheckpointError::Unknown { path, names }) }
     }
 
     fn check(&self, result: ApplyResult) -> Result<(), CheckpointError> {
         if let Some(error) = result.errors.into_iter().next() {
             return Err(self.apply_error(error));
         }
-        let path = self.path.clone();
-        if !result.missing.is_empty() {
-            let names = result.missing.iter().map(|(name, _)| self.name_in_file(name)).collect();
-            return Err(CheckpointError::Missing { path, names });
-        }
-        if !result.unused.is_empty() {
-            let names = result.unused.iter().map(|name| self.name_in_file(name)).collect();
-            return Err(CheckpointError::Unknown { path, names });
-        }
-        Ok(())
+        let missing = result.missing.iter().map(|(name, _)| self.name_in_file(name));
+        self.check_names(missing, result.unused.iter().map(String::as_str))
     }
 
     fn apply_error(&self, error: ApplyError) -> CheckpointError {
