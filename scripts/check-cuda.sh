@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Builds the `blockformer` command for NVIDIA GPUs on a machine without one, and where GitHub cannot be reached.
-#   scripts/check-cuda.sh [build|check] [FURTHER OPTIONS OF CARGO]
+#   scripts/check-cuda.sh [build|check|clippy|doc] [FURTHER OPTIONS OF CARGO]
+#
+# With --workspace among the options, all crates instead of the command alone; CI checks and documents all features so.
 #
 # Burn's CUDA backend depends on cubecl-llvm, whose build script downloads LLVM from GitHub. Here a stand-in takes its
 # place (scripts/cubecl-llvm-stub), and kernels are compiled by NVRTC, which the program loads when it runs; so it runs
@@ -21,8 +23,15 @@ fail() { echo "check-cuda: $*" >&2; exit 1; }
 # The copy keeps the files' times, so that what has not changed is not built again.
 mkdir -p "$copy" "$patches"
 find "$copy" -mindepth 1 -maxdepth 1 -exec rm -rf {} +
-git ls-files -z --cached --others --exclude-standard -- . ':!tests/reference-cases' ':!docs' |
-    while IFS= read -r -d '' file; do [ ! -e "$file" ] || printf '%s\0' "$file"; done |
+files() {
+    if git rev-parse --is-inside-work-tree > /dev/null 2>&1; then
+        git ls-files -z --cached --others --exclude-standard -- . ':!tests/reference-cases' ':!docs'
+    else # a copy that is no checkout
+        find . -path ./target -prune -o -path ./data -prune -o -path ./docs -prune -o -path ./tests/reference-cases -prune \
+            -o -type f -printf '%P\0'
+    fi
+}
+files | while IFS= read -r -d '' file; do [ ! -e "$file" ] || printf '%s\0' "$file"; done |
     tar --null --files-from=- --create | tar --extract --directory "$copy"
 
 cargo fetch --quiet --manifest-path Cargo.toml
@@ -60,7 +69,9 @@ cubecl-cuda = { path = "$patches/cubecl-cuda" }
 PATCH
 
 started=$SECONDS
-CARGO_TARGET_DIR=$target cargo "$verb" --manifest-path "$copy/Cargo.toml" -p blockformer-cli --features cuda "$@"
+packages=(-p blockformer-cli)
+for option in "$@"; do [ "$option" != --workspace ] || packages=(); done
+CARGO_TARGET_DIR=$target cargo "$verb" --manifest-path "$copy/Cargo.toml" "${packages[@]}" --features cuda "$@"
 echo "check-cuda: cargo $verb took $((SECONDS - started)) s"
 [ "$verb" = build ] || exit 0
 

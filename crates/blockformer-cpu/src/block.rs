@@ -82,7 +82,7 @@ impl BlockModel {
         Ok(Self {
             layout,
             n_embedding_tokens: config.n_embedding_tokens,
-            token_decoder: TokenDecoder::new(token_decoder, &config.token_decoder, precision)?,
+            token_decoder: TokenDecoder::new(token_decoder, &config.token_decoder, layout.block_length, precision)?,
             block_decoder: Stack::new(block_decoder.transformer, &config.block_decoder, precision)?,
             ends: Ends::new(context_ends),
             embedder: Embedder::new(embedder, &config.embedder, precision)?,

@@ -36,6 +36,7 @@
 
 mod block;
 mod cache;
+mod cross_attention;
 mod embedder;
 mod encoder;
 mod ends;

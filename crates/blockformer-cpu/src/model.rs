@@ -4,7 +4,6 @@ use blockformer_embedder::EmbedderConfig;
 use blockformer_generate::LanguageModel;
 use blockformer_kernels::{Level, Precision};
 use blockformer_model::{AnyModel, BlockLayout, BlockTransformerConfig, BlockedPrompts, ModelConfig};
-use blockformer_token_decoder::TokenDecoderConfig;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::block::{BlockModel, BlockState};
@@ -67,23 +66,16 @@ impl CpuModel {
         Ok(Self { kind, precision, level: Level::current(), spare: Spare::default() })
     }
 
-    /// Whether models of this configuration have a packed form: all but those with a cross-attention token decoder or
-    /// an encoder with both CLS tokens and rotary positions.
+    /// Whether models of this configuration have a packed form: all but those with an encoder with both CLS tokens and
+    /// rotary positions.
     ///
     /// # Errors
     /// [`PackError::Unsupported`] naming the part that has none.
     pub fn supports(config: &ModelConfig) -> Result<(), PackError> {
-        let ModelConfig::BlockTransformer(config) = config else { return Ok(()) };
-        let refuse = |part| Err(PackError::Unsupported { part });
         match config {
-            BlockTransformerConfig { token_decoder: TokenDecoderConfig::CrossAttention(_), .. } => {
-                refuse("cross-attention token decoder")
-            }
-            BlockTransformerConfig { embedder: EmbedderConfig::Encoder(config), .. }
-                if encoder::has_no_packed_form(config) =>
-            {
-                refuse(encoder::ROTARY_CLS)
-            }
+            ModelConfig::BlockTransformer(BlockTransformerConfig {
+                embedder: EmbedderConfig::Encoder(config), ..
+            }) if encoder::has_no_packed_form(config) => Err(PackError::Unsupported { part: encoder::ROTARY_CLS }),
             _ => Ok(()),
         }
     }

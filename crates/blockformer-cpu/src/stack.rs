@@ -21,10 +21,10 @@ pub(crate) const PREFILL_ROWS: usize = 512;
 /// Buffers that every step uses anew.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Scratch {
-    normed: Vec<f32>,
-    qkv: Vec<f32>,
-    mixed: Vec<f32>,
-    inner: Vec<f32>,
+    pub(crate) normed: Vec<f32>,
+    pub(crate) qkv: Vec<f32>,
+    pub(crate) mixed: Vec<f32>,
+    pub(crate) inner: Vec<f32>,
     visible: Vec<Range<usize>>,
     /// The first new position of each sequence.
     starts: Vec<usize>,
@@ -230,7 +230,7 @@ fn qkv_width(config: &TransformerConfig) -> usize {
 }
 
 /// Moves the last `kept` of each of `n` stretches of `length` to the front.
-fn keep_last<T: Clone>(of: &mut [T], n: usize, length: usize, kept: usize) {
+pub(crate) fn keep_last<T: Clone>(of: &mut [T], n: usize, length: usize, kept: usize) {
     for index in 0..n {
         for at in 0..kept {
             of[index * kept + at] = of[(index + 1) * length - kept + at].clone();

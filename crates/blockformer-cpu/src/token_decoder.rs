@@ -1,10 +1,16 @@
 //! The token decoder: from a context embedding to the tokens of a block.
 
 use blockformer_kernels::{Level, Precision};
-use blockformer_token_decoder::{AnyTokenDecoder, ContextExpansion, TokenDecoderConfig};
+use blockformer_nn::{Transformer, TransformerConfig};
+use blockformer_token_decoder::{
+    AnyTokenDecoder, ContextExpansion, CrossAttentionConfig, CrossAttentionDecoder, CrossAttentionLayer, RelativeBias,
+    TokenDecoderConfig,
+};
+use burn::nn::RmsNorm;
 
 use crate::PackError;
 use crate::cache::{Cache, Kv};
+use crate::cross_attention::{CrossCache, CrossStack};
 use crate::profile::{Clock, Profile};
 use crate::stack::{Positions, Scratch, Stack, room};
 use crate::tokens::Vocabulary;
@@ -17,22 +23,31 @@ enum Entry {
     Prefix,
     /// Added to the start token and the tokens, position by position.
     Sum { start_token_id: u32 },
+    /// As keys and values that the start token and the tokens attend to.
+    Attended { start_token_id: u32 },
 }
 
-/// A prefix or summation decoder on packed weights.
+/// The layers behind it.
+#[derive(Debug, Clone)]
+enum Layers {
+    Stack(Stack),
+    Cross(CrossStack),
+}
+
+/// A token decoder on packed weights.
 #[derive(Debug, Clone)]
 pub(crate) struct TokenDecoder {
     entry: Entry,
     expansion: Option<Linear>,
     ratio: usize,
-    stack: Stack,
+    layers: Layers,
     vocabulary: Vocabulary,
 }
 
 /// The block being decoded.
 #[derive(Debug, Clone)]
 pub(crate) struct TokenState {
-    cache: Cache,
+    cache: TokenCache,
     /// The expanded context embeddings, `[batch, positions, d_model]`.
     expanded: Vec<f32>,
     /// Positions that the context of a block becomes, `n_embedding_tokens · ratio`.
@@ -41,9 +56,18 @@ pub(crate) struct TokenState {
     x: Vec<f32>,
 }
 
+#[derive(Debug, Clone)]
+enum TokenCache {
+    Stack(Cache),
+    Cross(CrossCache),
+}
+
 impl TokenState {
     pub(crate) fn cache_bytes(&self) -> usize {
-        self.cache.bytes()
+        match &self.cache {
+            TokenCache::Stack(cache) => cache.bytes(),
+            TokenCache::Cross(cache) => cache.bytes(),
+        }
     }
 
     /// The hidden states computed last, the first `n` numbers.
@@ -79,18 +103,23 @@ impl TokenDecoder {
     pub(crate) fn new(
         decoder: AnyTokenDecoder,
         config: &TokenDecoderConfig,
+        block_length: usize,
         precision: Precision,
     ) -> Result<Self, PackError> {
-        let (entry, config, expansion, vocabulary, transformer) = match (decoder, config) {
+        let (entry, expansion, vocabulary, layers) = match (decoder, config) {
             (AnyTokenDecoder::Prefix(decoder), TokenDecoderConfig::Prefix(config)) => {
-                (Entry::Prefix, &config.transformer, decoder.expansion, decoder.vocabulary, decoder.transformer)
+                let layers = Unpacked::Stack(decoder.transformer, &config.transformer);
+                (Entry::Prefix, decoder.expansion, decoder.vocabulary, layers)
             }
             (AnyTokenDecoder::Summation(decoder), TokenDecoderConfig::Summation(config)) => {
                 let entry = Entry::Sum { start_token_id: config.start_token_id };
-                (entry, &config.transformer, decoder.expansion, decoder.vocabulary, decoder.transformer)
+                let layers = Unpacked::Stack(decoder.transformer, &config.transformer);
+                (entry, decoder.expansion, decoder.vocabulary, layers)
             }
-            (AnyTokenDecoder::CrossAttention(_), TokenDecoderConfig::CrossAttention(_)) => {
-                return Err(PackError::Unsupported { part: "cross-attention token decoder" });
+            (AnyTokenDecoder::CrossAttention(decoder), TokenDecoderConfig::CrossAttention(config)) => {
+                let entry = Entry::Attended { start_token_id: config.start_token_id };
+                let CrossAttentionDecoder { expansion, vocabulary, relative_bias, layers, final_norm, .. } = decoder;
+                (entry, expansion, vocabulary, Unpacked::Cross(layers, final_norm, relative_bias, config))
             }
             _ => return Err(PackError::Mismatch),
         };
@@ -98,30 +127,42 @@ impl TokenDecoder {
         let ContextExpansion { layer, .. } = expansion;
         // The largest matrices first, while little else is packed.
         let vocabulary = Vocabulary::new(vocabulary, precision);
-        Ok(Self {
-            entry,
-            expansion: layer.map(|layer| Linear::new(layer, precision)),
-            ratio,
-            stack: Stack::new(transformer, config, precision)?,
-            vocabulary,
-        })
+        let expansion = layer.map(|layer| Linear::new(layer, precision));
+        let layers = match layers {
+            Unpacked::Stack(transformer, config) => Layers::Stack(Stack::new(transformer, config, precision)?),
+            Unpacked::Cross(layers, final_norm, bias, config) => {
+                Layers::Cross(CrossStack::new((layers, final_norm), &bias, block_length, config, precision))
+            }
+        };
+        Ok(Self { entry, expansion, ratio, layers, vocabulary })
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.expansion.as_ref().map_or(0, Linear::bytes) + self.stack.bytes() + self.vocabulary.bytes()
+        let layers = match &self.layers {
+            Layers::Stack(stack) => stack.bytes(),
+            Layers::Cross(stack) => stack.bytes(),
+        };
+        self.expansion.as_ref().map_or(0, Linear::bytes) + layers + self.vocabulary.bytes()
+    }
+
+    fn d_model(&self) -> usize {
+        match &self.layers {
+            Layers::Stack(stack) => stack.config().d_model,
+            Layers::Cross(stack) => stack.d_model(),
+        }
     }
 
     pub(crate) fn new_state(&self, batch: usize, n_embedding_tokens: usize, block_length: usize) -> TokenState {
-        let cache = Cache::new(self.stack.config(), batch, self.capacity(n_embedding_tokens, block_length));
-        TokenState { cache, expanded: Vec::new(), positions: n_embedding_tokens * self.ratio, x: Vec::new() }
-    }
-
-    /// Positions of a block's cache.
-    fn capacity(&self, n_embedding_tokens: usize, block_length: usize) -> usize {
-        match self.entry {
-            Entry::Prefix => self.ratio * n_embedding_tokens + block_length - 1,
-            Entry::Sum { .. } => block_length,
-        }
+        let positions = n_embedding_tokens * self.ratio;
+        let cache = match &self.layers {
+            Layers::Stack(stack) => {
+                // A prefix stands before all tokens but the last, which is not taken in; a start token in its place.
+                let before = if let Entry::Prefix = self.entry { positions } else { 1 };
+                TokenCache::Stack(Cache::new(stack.config(), batch, before + block_length - 1))
+            }
+            Layers::Cross(stack) => TokenCache::Cross(stack.new_cache(batch, positions)),
+        };
+        TokenState { cache, expanded: Vec::new(), positions, x: Vec::new() }
     }
 
     /// Begins blocks: logits of the tokens behind the first `known` of each, `[rows, tokens a row + 1 - known,
@@ -136,7 +177,7 @@ impl TokenDecoder {
     pub(crate) fn begin(&self, begin: Begin<'_>, state: &mut TokenState, tools: &mut Tools<'_>) -> usize {
         let Begin { context, rows, tokens, known } = begin;
         let mut clock = Clock::start();
-        let (d_model, positions) = (self.stack.config().d_model, state.positions);
+        let (d_model, positions) = (self.d_model(), state.positions);
         let expanded = room(&mut state.expanded, rows * positions * d_model);
         match &self.expansion {
             Some(layer) => layer.forward(tools.level, context, &mut tools.scratch.rounded, expanded),
@@ -145,12 +186,14 @@ impl TokenDecoder {
                 each.for_each(|(out, row)| out.chunks_exact_mut(d_model).for_each(|out| out.copy_from_slice(row)));
             }
         }
-        state.cache.reset();
-        state.cache.grow(rows);
+        if let TokenCache::Stack(cache) = &mut state.cache {
+            cache.reset();
+            cache.grow(rows);
+        }
         let n_tokens = tokens.len() / rows;
         let before = match self.entry {
             Entry::Prefix => positions,
-            Entry::Sum { .. } => 1,
+            Entry::Sum { .. } | Entry::Attended { .. } => 1,
         };
         let x = room(&mut state.x, rows * (before + n_tokens) * d_model);
         let table = self.vocabulary.table();
@@ -164,9 +207,14 @@ impl TokenDecoder {
                     table.look_up(&[start_token_id], first);
                     x.iter_mut().zip(context).for_each(|(x, context)| *x += context);
                 }
+                Entry::Attended { start_token_id } => table.look_up(&[start_token_id], first),
             }
         }
         clock.lap(&mut tools.profile.token_decoder.other);
+        if let (Layers::Cross(stack), TokenCache::Cross(cache)) = (&self.layers, &mut state.cache) {
+            let expanded = &state.expanded[..rows * positions * d_model];
+            tools.profile.token_decoder += stack.begin(tools.level, expanded, cache, tools.scratch);
+        }
         self.run(rows, before + n_tokens, before - 1 + known, state, tools)
     }
 
@@ -178,13 +226,13 @@ impl TokenDecoder {
 
     /// The same before the projection to the vocabulary, as [`begin`](Self::begin) has it: `[batch, d_model]`.
     pub(crate) fn go_on(&self, tokens: &[u32], state: &mut TokenState, tools: &mut Tools<'_>) -> usize {
-        let d_model = self.stack.config().d_model;
+        let d_model = self.d_model();
         let x = room(&mut state.x, tokens.len() * d_model);
         self.vocabulary.table().look_up(tokens, x);
-        if let Entry::Sum { .. } = self.entry {
+        if let (Entry::Sum { .. }, TokenCache::Stack(cache)) = (&self.entry, &state.cache) {
             let each = state.expanded.chunks_exact(state.positions * d_model);
             for (x, context) in x.chunks_exact_mut(d_model).zip(each) {
-                let context = &context[state.cache.len() * d_model..][..d_model];
+                let context = &context[cache.len() * d_model..][..d_model];
                 x.iter_mut().zip(context).for_each(|(x, context)| *x += context);
             }
         }
@@ -210,14 +258,28 @@ impl TokenDecoder {
     /// Runs the layers on `new` positions of each block. The hidden states of those from number `first` on are the first
     /// numbers of `state.x`, so many.
     fn run(&self, rows: usize, new: usize, first: usize, state: &mut TokenState, tools: &mut Tools<'_>) -> usize {
-        let d_model = self.stack.config().d_model;
+        let d_model = self.d_model();
         let x = &mut state.x[..rows * new * d_model];
-        let kv = Kv::Together { cache: &mut state.cache, sequences: 0..rows };
         let wanted = new - first;
-        let positions = Positions { new, wanted, group: 1, padded: &[] };
-        let spent = self.stack.forward(tools.level, x, positions, kv, tools.scratch);
-        tools.profile.token_decoder += spent;
-        state.cache.advance(new);
+        tools.profile.token_decoder += match (&self.layers, &mut state.cache) {
+            (Layers::Stack(stack), TokenCache::Stack(cache)) => {
+                let kv = Kv::Together { cache, sequences: 0..rows };
+                let positions = Positions { new, wanted, group: 1, padded: &[] };
+                let spent = stack.forward(tools.level, x, positions, kv, tools.scratch);
+                cache.advance(new);
+                spent
+            }
+            (Layers::Cross(stack), TokenCache::Cross(cache)) => {
+                stack.forward(tools.level, x, (new, wanted), cache, tools.scratch)
+            }
+            _ => panic!("the state of another token decoder"),
+        };
         rows * wanted * d_model
     }
+}
+
+/// Layers that are not packed yet.
+enum Unpacked<'a> {
+    Stack(Transformer, &'a TransformerConfig),
+    Cross(Vec<CrossAttentionLayer>, RmsNorm, RelativeBias, &'a CrossAttentionConfig),
 }

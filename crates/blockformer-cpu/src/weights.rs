@@ -34,6 +34,26 @@ impl Linear {
         Self { matrix: PackedMatrix::new(&numbers(linear.weight), n_inputs, n_outputs, precision), bias }
     }
 
+    /// Projections of the same inputs as one; their outputs lie side by side.
+    pub(crate) fn side_by_side<const N: usize>(parts: [BurnLinear; N], precision: Precision) -> Self {
+        let n_inputs = parts[0].weight.dims()[0];
+        let widths = parts.each_ref().map(|part| part.weight.dims()[1]);
+        let n_outputs = widths.iter().sum();
+        let (mut weights, mut bias) = (vec![0.0; n_inputs * n_outputs], None);
+        let mut first = 0;
+        for (part, width) in parts.into_iter().zip(widths) {
+            if let Some(part) = part.bias.map(numbers) {
+                bias.get_or_insert_with(|| vec![0.0; n_outputs])[first..first + width].copy_from_slice(&part);
+            }
+            let part = numbers(part.weight);
+            for (row, part) in weights.chunks_exact_mut(n_outputs).zip(part.chunks_exact(width)) {
+                row[first..first + width].copy_from_slice(part);
+            }
+            first += width;
+        }
+        Self { matrix: PackedMatrix::new(&weights, n_inputs, n_outputs, precision), bias }
+    }
+
     /// The projection to the vocabulary that is an embedding table, `[vocab_size, d_model]`.
     pub(crate) fn of_table(table: &[f32], d_model: usize, precision: Precision) -> Self {
         Self { matrix: PackedMatrix::transposed(table, d_model, table.len() / d_model, precision), bias: None }
@@ -90,6 +110,12 @@ impl Norm {
             }
             BurnNorm::RmsNorm(norm) => Self { gamma: numbers(norm.gamma), beta: None, eps },
         }
+    }
+
+    /// The same norm, its output multiplied.
+    pub(crate) fn times(mut self, factor: f32) -> Self {
+        self.gamma.iter_mut().chain(self.beta.iter_mut().flatten()).for_each(|x| *x *= factor);
+        self
     }
 
     pub(crate) fn bytes(&self) -> usize {

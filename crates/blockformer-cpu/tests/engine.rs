@@ -15,16 +15,15 @@ use models::{all_configured, block_config, engine_logits, prompt, uncached};
 use proptest::prelude::*;
 use schedules::{alone, arrivals, check_accounts, check_reuse, check_schedule, tight};
 
-/// The models that have a packed form, and one with an encoder.
+/// All models, and one with an encoder.
 fn plain_models() -> Vec<(&'static str, ModelConfig, AnyModel)> {
     let mut encoder = EncoderConfig { cls: Some(ClsTokens { n: 1, token_id: 0 }), ..EncoderConfig::roberta(16, 1, 2) };
     encoder.transformer.initializer_range = 0.15;
     let config = BlockTransformerConfig { embedder: EmbedderConfig::Encoder(encoder), ..block_config() };
     let model = AnyModel::Block(models::drawn(|| config.init(&Device::flex()).unwrap()));
     let mut all = all_configured();
-    all.retain(|(_, config, _)| CpuModel::supports(config).is_ok());
     all.push(("encoder", ModelConfig::BlockTransformer(config), model));
-    assert_eq!(all.len(), 6, "all but cross-attention");
+    assert!(all.iter().any(|(name, ..)| *name == "cross-attention"));
     all
 }
 

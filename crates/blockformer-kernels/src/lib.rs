@@ -13,7 +13,8 @@
 //! - [`cross_entropy`] and [`Activation::tangents`] give values and derivatives in one pass, for training.
 //!
 //! Every kernel is written once over a vector type and compiled for each [`Level`] (AVX-512F, AVX2 with FMA, the
-//! target's baseline). [`Level::current`] asks the CPU at run time. Work is shared among the threads of the rayon
+//! target's baseline); products with weights of 8 and 4 bits also for VNNI, those with bfloat16 ones for AVX-512 BF16 and
+//! AMX. [`Level::current`] asks the CPU at run time. Work is shared among the threads of the rayon
 //! pool it is called in; how many there are changes no result, and neither does what stands beside a row.
 //!
 //! ```

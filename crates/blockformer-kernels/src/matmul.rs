@@ -8,6 +8,8 @@
 //! weights, group after group, each from zero and then scaled): the rows beside a row change no bit of it.
 #![allow(unsafe_code)] // Threads write disjoint columns of one output.
 
+#[cfg(target_arch = "x86_64")]
+mod bfloat16;
 mod integer;
 mod likeliest;
 
@@ -17,9 +19,13 @@ use rayon::prelude::*;
 
 use crate::Level;
 use crate::activation::{Activation, apply};
-use crate::packed::{Bf16Row, F32Row, PackedMatrix, Panels};
+use crate::packed::{Bf16Pairs, F32Row, PackedMatrix, Panels, n_pairs};
 use crate::quantised::{Int4Codes, Int8Codes};
-use crate::simd::{Kernel, PANEL, Simd};
+use crate::simd::{Bf16Kernel, Kernel, PANEL, Simd};
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{Bf16Simd, Tiles};
+#[cfg(target_arch = "x86_64")]
+use bfloat16::Pairs;
 use integer::Quantised;
 pub use integer::Rounded;
 use likeliest::Candidate;
@@ -89,7 +95,7 @@ pub fn matmul(
     let tasks = rows.div_ceil(chunk) * n_outputs.div_ceil(PANEL);
     let rounded = rounded_for(level, x, weights, rounded);
     let run = |range: Range<usize>| {
-        level.run(Task { x, rounded, weights, epilogue, sink: Sink::Out(&out), chunk, range });
+        Task { x, rounded, weights, epilogue, sink: Sink::Out(&out), chunk, range }.run_on(level);
     };
     match pieces(tasks, chunk * n_inputs * PANEL) {
         1 => run(0..tasks),
@@ -103,10 +109,12 @@ fn chunk(rows: usize, n_inputs: usize) -> usize {
     rows.div_ceil(rows.div_ceil(most))
 }
 
-/// Rounds `x` if the weights are quantised.
+/// Rounds `x` if products with the weights are computed so on the level.
 fn rounded_for<'r>(level: Level, x: &[f32], weights: &PackedMatrix, rounded: &'r mut Rounded) -> &'r Rounded {
     match &weights.panels {
-        Panels::F32(_) | Panels::Bf16(_) => {}
+        Panels::F32(_) => {}
+        Panels::Bf16(_) if !level.multiplies_bf16() => {}
+        Panels::Bf16(_) => rounded.fill_bf16(level, x, weights.n_inputs()),
         Panels::Int8 { .. } => rounded.fill::<Int8Codes>(level, x, weights.n_inputs()),
         Panels::Int4 { .. } => rounded.fill::<Int4Codes>(level, x, weights.n_inputs()),
     }
@@ -167,23 +175,78 @@ struct Task<'a> {
     range: Range<usize>,
 }
 
-impl Kernel for Task<'_> {
+impl Task<'_> {
+    fn run_on(self, level: Level) {
+        match &self.weights.panels {
+            Panels::F32(_) => level.run(Floats(self)),
+            Panels::Bf16(_) => level.run_bf16(Bf16(self)),
+            Panels::Int8 { .. } | Panels::Int4 { .. } => level.run_integers(Integers(self)),
+        }
+    }
+}
+
+/// A task with float32 weights.
+struct Floats<'a>(Task<'a>);
+/// A task with bfloat16 weights.
+struct Bf16<'a>(Task<'a>);
+/// A task with quantised weights.
+struct Integers<'a>(Task<'a>);
+
+impl Kernel for Floats<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let (x, n_inputs, weights, rounded) = (self.x, self.weights.n_inputs(), self.weights, self.rounded);
+        let (x, n_inputs) = (self.0.x, self.0.weights.n_inputs());
+        if let Panels::F32(rows) = &self.0.weights.panels {
+            panels(s, &mut self.0, &Plain { x, n_inputs, rows });
+        }
+    }
+}
+
+impl Kernel for Integers<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let (weights, rows) = (self.0.weights, self.0.rounded);
         match &weights.panels {
-            Panels::F32(rows) => panels(s, &mut self, &Plain { x, n_inputs, rows }),
-            Panels::Bf16(rows) => panels(s, &mut self, &Plain { x, n_inputs, rows }),
-            Panels::Int8 { codes, scales } => panels(s, &mut self, &Quantised { codes, scales, rows: rounded }),
-            Panels::Int4 { codes, scales } => panels(s, &mut self, &Quantised { codes, scales, rows: rounded }),
+            Panels::Int8 { codes, scales } => panels(s, &mut self.0, &Quantised { codes, scales, rows }),
+            Panels::Int4 { codes, scales } => panels(s, &mut self.0, &Quantised { codes, scales, rows }),
+            Panels::F32(_) | Panels::Bf16(_) => {}
+        }
+    }
+}
+
+impl Bf16Kernel for Bf16<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let (x, n_inputs) = (self.0.x, self.0.weights.n_inputs());
+        if let Panels::Bf16(rows) = &self.0.weights.panels {
+            panels(s, &mut self.0, &Plain { x, n_inputs, rows });
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn run_pairs<S: Bf16Simd>(mut self, s: S) {
+        if let Panels::Bf16(pairs) = &self.0.weights.panels {
+            let rows = self.0.rounded;
+            panels(s, &mut self.0, &Pairs { pairs, rows });
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn run_tiles<S: Simd>(mut self, s: S, tiles: Tiles) {
+        if let Panels::Bf16(pairs) = &self.0.weights.panels {
+            bfloat16::panels(s, tiles, &mut self.0, pairs);
         }
     }
 }
 
 #[inline(always)]
-fn panels<S: Simd, W: Weights>(s: S, task: &mut Task<'_>, weights: &W) {
+fn panels<S: Simd, W: Weights<S>>(s: S, task: &mut Task<'_>, weights: &W) {
     let (n_inputs, n_outputs) = (task.weights.n_inputs(), task.weights.n_outputs());
     if task.x.len() == n_inputs {
         return if const { PANEL / S::LANES == 2 } {
@@ -212,7 +275,7 @@ fn panels<S: Simd, W: Weights>(s: S, task: &mut Task<'_>, weights: &W) {
 /// A single row needs the weights but once; its sums stay in registers all the way. Two panels at a time, of `C`
 /// vectors each, so that additions do not wait for each other.
 #[inline(always)]
-fn one_row<S: Simd, W: Weights, const C: usize>(s: S, task: &mut Task<'_>, weights: &W) {
+fn one_row<S: Simd, W: Weights<S>, const C: usize>(s: S, task: &mut Task<'_>, weights: &W) {
     let mut panel = task.range.start;
     while panel + 2 <= task.range.end {
         row_panels::<S, W, 2, C>(s, task, weights, panel);
@@ -225,7 +288,7 @@ fn one_row<S: Simd, W: Weights, const C: usize>(s: S, task: &mut Task<'_>, weigh
 
 /// `P` panels of a single row, from `first` on.
 #[inline(always)]
-fn row_panels<S: Simd, W: Weights, const P: usize, const C: usize>(
+fn row_panels<S: Simd, W: Weights<S>, const P: usize, const C: usize>(
     s: S,
     task: &mut Task<'_>,
     weights: &W,
@@ -288,7 +351,7 @@ struct Block {
 /// Adds the products of a block to `sums` (or writes them, where the block is a panel's first), two vectors of the
 /// panel at a time, so that the sums of a tile, the weights and an input fit the registers.
 #[inline(always)]
-fn tiles<S: Simd, W: Weights>(s: S, weights: &W, block: &Block, sums: &mut [[f32; PANEL]]) {
+fn tiles<S: Simd, W: Weights<S>>(s: S, weights: &W, block: &Block, sums: &mut [[f32; PANEL]]) {
     for vector in (0..PANEL / S::LANES).step_by(2) {
         let mut row = 0;
         while row < sums.len() {
@@ -313,13 +376,13 @@ fn tiles<S: Simd, W: Weights>(s: S, weights: &W, block: &Block, sums: &mut [[f32
     }
 }
 
-const fn tile_rows<S: Simd, W: Weights>() -> usize {
+const fn tile_rows<S: Simd, W: Weights<S>>() -> usize {
     if W::INTEGERS { S::INTEGER_ROWS } else { S::TILE_ROWS }
 }
 
 /// `R` rows and `C` vectors of columns, from `(row, vector)` on; returns `R`.
 #[inline(always)]
-fn tile<S: Simd, W: Weights, const R: usize, const C: usize>(
+fn tile<S: Simd, W: Weights<S>, const R: usize, const C: usize>(
     s: S,
     weights: &W,
     block: &Block,
@@ -344,7 +407,7 @@ fn tile<S: Simd, W: Weights, const R: usize, const C: usize>(
 }
 
 /// Weights of one precision, and the rows they meet.
-trait Weights {
+trait Weights<S: Simd> {
     /// Whether they are multiplied in integers.
     const INTEGERS: bool;
     /// Inputs of a panel that are used for all rows before the next: so many that they stay in the first-level cache.
@@ -352,7 +415,7 @@ trait Weights {
 
     /// Adds the products of a block's inputs: of `R` of its rows with `C` vectors of its panel's columns, from
     /// `(row, vector)` on.
-    fn product<S: Simd, const R: usize, const C: usize>(
+    fn product<const R: usize, const C: usize>(
         &self,
         s: S,
         block: &Block,
@@ -361,26 +424,34 @@ trait Weights {
     );
 
     /// The products of the only row with `P` panels, from `first` on, each of `C` vectors.
-    fn row<S: Simd, const P: usize, const C: usize>(&self, s: S, first: usize) -> [[S::V; C]; P];
+    fn row<const P: usize, const C: usize>(&self, s: S, first: usize) -> [[S::V; C]; P];
 }
 
-/// 32 columns at one input.
+/// 32 columns at one or two consecutive inputs.
 trait Row: Copy {
-    /// Vector `index` of them.
-    fn load<S: Simd>(&self, s: S, index: usize) -> S::V;
+    /// Inputs.
+    const INPUTS: usize;
+
+    /// Vector `index` of the columns at an input.
+    fn load<S: Simd>(&self, s: S, index: usize, input: usize) -> S::V;
 }
 
 impl Row for F32Row {
+    const INPUTS: usize = 1;
+
     #[inline(always)]
-    fn load<S: Simd>(&self, s: S, index: usize) -> S::V {
+    fn load<S: Simd>(&self, s: S, index: usize, _: usize) -> S::V {
         s.load(&self.0[index * S::LANES..])
     }
 }
 
-impl Row for Bf16Row {
+impl Row for Bf16Pairs {
+    const INPUTS: usize = 2;
+
     #[inline(always)]
-    fn load<S: Simd>(&self, s: S, index: usize) -> S::V {
-        s.load_bf16(&self.0[index * S::LANES..])
+    fn load<S: Simd>(&self, s: S, index: usize, input: usize) -> S::V {
+        let pairs = &self.0[index * S::LANES..];
+        if input == 0 { s.load_bf16_first(pairs) } else { s.load_bf16_second(pairs) }
     }
 }
 
@@ -393,40 +464,69 @@ fn dot<S: Simd, W: Row, const R: usize, const C: usize>(
     vector: usize,
     sums: &mut [[S::V; C]; R],
 ) {
-    for row in x {
-        assert!(row.len() >= rows.len(), "as many inputs as weights");
+    let n_inputs = x[0].len();
+    for x in x {
+        assert_eq!(x.len(), n_inputs, "as many inputs in every row");
     }
+    let (whole, rest) = rows.split_at(n_inputs / W::INPUTS);
     let mut acc = *sums;
-    for (k, row) in rows.iter().enumerate() {
-        let mut w = [s.splat(0.0); C];
-        for (c, w) in w.iter_mut().enumerate() {
-            *w = row.load(s, vector + c);
+    for (k, row) in whole.iter().enumerate() {
+        for input in 0..W::INPUTS {
+            // SAFETY: the input is one of `whole.len() · W::INPUTS <= n_inputs`, the length of all rows.
+            unsafe { add_input(s, x, k * W::INPUTS + input, row, (vector, input), &mut acc) };
         }
-        for (acc, x) in acc.iter_mut().zip(x) {
-            // SAFETY: `k < rows.len() <= x.len()`, asserted above.
-            let x = s.splat(unsafe { *x.get_unchecked(k) });
-            for (acc, w) in acc.iter_mut().zip(&w) {
-                *acc = s.mul_add(x, *w, *acc);
-            }
-        }
+    }
+    for input in 0..n_inputs % W::INPUTS {
+        // SAFETY: the input is one of `n_inputs`, the length of all rows.
+        unsafe { add_input(s, x, whole.len() * W::INPUTS + input, &rest[0], (vector, input), &mut acc) };
     }
     *sums = acc;
+}
+
+/// Adds input `k` of rows of `x` with its weights: those of `row` at its input `input`.
+///
+/// # Safety
+/// All rows of `x` have more than `k` inputs.
+#[inline(always)]
+unsafe fn add_input<S: Simd, W: Row, const R: usize, const C: usize>(
+    s: S,
+    x: &[&[f32]; R],
+    k: usize,
+    row: &W,
+    (vector, input): (usize, usize),
+    acc: &mut [[S::V; C]; R],
+) {
+    let mut w = [s.splat(0.0); C];
+    for (c, w) in w.iter_mut().enumerate() {
+        *w = row.load(s, vector + c, input);
+    }
+    for (acc, x) in acc.iter_mut().zip(x) {
+        // SAFETY: as the caller says.
+        let x = s.splat(unsafe { *x.get_unchecked(k) });
+        for (acc, w) in acc.iter_mut().zip(&w) {
+            *acc = s.mul_add(x, *w, *acc);
+        }
+    }
 }
 
 /// One row of `x` with the weights of `P` panels, without scales, input after input.
 #[inline(always)]
 fn dot_row<S: Simd, W: Row, const P: usize, const C: usize>(s: S, x: &[f32], panels: &[&[W]; P]) -> [[S::V; C]; P] {
+    let n_rows = x.len().div_ceil(W::INPUTS);
     for panel in panels {
-        assert!(panel.len() >= x.len(), "as many weights as inputs");
+        assert!(panel.len() >= n_rows, "as many weights as inputs");
     }
     let mut acc = [[s.splat(0.0); C]; P];
-    for (k, x) in x.iter().enumerate() {
-        let x = s.splat(*x);
-        for (acc, panel) in acc.iter_mut().zip(panels) {
-            // SAFETY: `k < x.len() <= panel.len()`, asserted above.
-            let row = unsafe { panel.get_unchecked(k) };
-            for (c, acc) in acc.iter_mut().enumerate() {
-                *acc = s.mul_add(x, row.load(s, c), *acc);
+    // The last may have fewer inputs than the others.
+    for (k, x) in x.chunks(W::INPUTS).enumerate() {
+        for (input, x) in x.iter().enumerate() {
+            let x = s.splat(*x);
+            for (acc, panel) in acc.iter_mut().zip(panels) {
+                // SAFETY: `k < n_rows <= panel.len()`, asserted above.
+                let row = unsafe { panel.get_unchecked(k) };
+                for (c, acc) in acc.iter_mut().enumerate() {
+                    *acc = s.mul_add(x, row.load(s, c, input), *acc);
+                }
             }
         }
     }
@@ -439,13 +539,21 @@ struct Plain<'a, W> {
     rows: &'a [W],
 }
 
-impl<W: Row> Weights for Plain<'_, W> {
+impl<'a, W: Row> Plain<'a, W> {
+    #[inline(always)]
+    fn panel(&self, index: usize) -> &'a [W] {
+        let n = if const { W::INPUTS == 1 } { self.n_inputs } else { n_pairs(self.n_inputs) };
+        &self.rows[index * n..][..n]
+    }
+}
+
+impl<S: Simd, W: Row> Weights<S> for Plain<'_, W> {
     const INTEGERS: bool = false;
     /// 32 KiB of float32, of which a pass over two vectors of eight takes half.
     const INPUTS: usize = 256;
 
     #[inline(always)]
-    fn product<S: Simd, const R: usize, const C: usize>(
+    fn product<const R: usize, const C: usize>(
         &self,
         s: S,
         block: &Block,
@@ -457,16 +565,15 @@ impl<W: Row> Weights for Plain<'_, W> {
         for (index, x) in x.iter_mut().enumerate() {
             *x = &self.x[(first_row + row + index) * self.n_inputs + inputs.start..][..inputs.len()];
         }
-        let first = panel * self.n_inputs + inputs.start;
-        dot(s, &x, &self.rows[first..first + inputs.len()], vector, acc);
+        let rows = self.panel(panel);
+        dot(s, &x, &rows[inputs.start / W::INPUTS..inputs.end.div_ceil(W::INPUTS)], vector, acc);
     }
 
     #[inline(always)]
-    fn row<S: Simd, const P: usize, const C: usize>(&self, s: S, first: usize) -> [[S::V; C]; P] {
-        let n = self.n_inputs;
+    fn row<const P: usize, const C: usize>(&self, s: S, first: usize) -> [[S::V; C]; P] {
         let mut panels = [&self.rows[..0]; P];
         for (index, panel) in panels.iter_mut().enumerate() {
-            *panel = &self.rows[(first + index) * n..][..n];
+            *panel = self.panel(first + index);
         }
         dot_row(s, self.x, &panels)
     }

@@ -101,8 +101,8 @@ unsafe impl Plain for crate::packed::F32Row {
     const ZERO: Self = Self([0.0; crate::simd::PANEL]);
 }
 // SAFETY: as above.
-unsafe impl Plain for crate::packed::Bf16Row {
-    const ZERO: Self = Self([0; crate::simd::PANEL]);
+unsafe impl Plain for crate::packed::Bf16Pairs {
+    const ZERO: Self = Self([[0; 2]; crate::simd::PANEL]);
 }
 // SAFETY: as above.
 unsafe impl Plain for crate::quantised::Int8Codes {

@@ -15,7 +15,8 @@ pub enum Precision {
     /// float32: the weights as they are.
     #[default]
     F32,
-    /// bfloat16, rounded to nearest: half the bytes.
+    /// bfloat16, rounded to nearest: half the bytes. Where the CPU multiplies bfloat16 itself (AVX-512 BF16, AMX), inputs
+    /// are rounded to it as well; elsewhere they stay float32.
     Bf16,
     /// 8 bits, of which seven are used, symmetric, one float32 scale for 32 weights of a column: 9 bits a weight.
     /// Products are computed in integers, with inputs rounded to seven bits in groups of 32.
@@ -45,15 +46,23 @@ impl Precision {
 #[repr(C, align(64))]
 pub(crate) struct F32Row(pub(crate) [f32; PANEL]);
 
-/// 32 columns at one input, bfloat16.
+/// 32 columns at two consecutive inputs, bfloat16, column by column.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-pub(crate) struct Bf16Row(pub(crate) [u16; PANEL]);
+pub(crate) struct Bf16Pairs(pub(crate) [[u16; 2]; PANEL]);
+
+/// Inputs that bfloat16 weights are filled up to a multiple of, with zeros: as many as a tile holds.
+pub(crate) const BF16_INPUTS: usize = 32;
+
+/// Pairs of inputs of bfloat16 weights.
+pub(crate) fn n_pairs(n_inputs: usize) -> usize {
+    n_inputs.next_multiple_of(BF16_INPUTS) / 2
+}
 
 #[derive(Debug, Clone)]
 pub(crate) enum Panels {
     F32(Memory<F32Row>),
-    Bf16(Memory<Bf16Row>),
+    Bf16(Memory<Bf16Pairs>),
     Int8 { codes: Memory<Int8Codes>, scales: Memory<F32Row> },
     Int4 { codes: Memory<Int4Codes>, scales: Memory<F32Row> },
 }
@@ -114,10 +123,14 @@ impl PackedMatrix {
                 Panels::F32(panels)
             }
             Precision::Bf16 => {
-                let mut panels = Memory::<Bf16Row>::new(n_panels * n_inputs);
-                panels.par_chunks_mut(n_inputs).enumerate().for_each_init(rows, |rows, (index, narrow)| {
+                let n_pairs = n_pairs(n_inputs);
+                let mut panels = Memory::<Bf16Pairs>::new(n_panels * n_pairs);
+                panels.par_chunks_mut(n_pairs).enumerate().for_each_init(rows, |rows, (index, pairs)| {
                     panel(index, rows);
-                    narrow.iter_mut().zip(rows).for_each(|(narrow, row)| narrow.0 = row.0.map(bf16));
+                    for (input, row) in rows.iter().enumerate() {
+                        let pairs = pairs[input / 2].0.iter_mut();
+                        pairs.zip(row.0).for_each(|(pair, weight)| pair[input % 2] = bf16(weight));
+                    }
                 });
                 Panels::Bf16(panels)
             }
@@ -163,7 +176,7 @@ impl PackedMatrix {
     pub fn bytes(&self) -> usize {
         match &self.panels {
             Panels::F32(rows) => size_of_val(&rows[..]),
-            Panels::Bf16(rows) => size_of_val(&rows[..]),
+            Panels::Bf16(pairs) => size_of_val(&pairs[..]),
             Panels::Int8 { codes, scales } => size_of_val(&codes[..]) + size_of_val(&scales[..]),
             Panels::Int4 { codes, scales } => size_of_val(&codes[..]) + size_of_val(&scales[..]),
         }
@@ -182,10 +195,12 @@ impl PackedMatrix {
 
     fn weight(&self, input: usize, output: usize) -> f32 {
         let (panel, column) = (output / PANEL, output % PANEL);
-        let index = panel * self.n_inputs + input;
         match &self.panels {
-            Panels::F32(rows) => rows[index].0[column],
-            Panels::Bf16(rows) => f32::from_bits(u32::from(rows[index].0[column]) << 16),
+            Panels::F32(rows) => rows[panel * self.n_inputs + input].0[column],
+            Panels::Bf16(pairs) => {
+                let pair = pairs[panel * n_pairs(self.n_inputs) + input / 2].0[column];
+                f32::from_bits(u32::from(pair[input % 2]) << 16)
+            }
             Panels::Int8 { codes, scales } => self.quantised(codes, scales, input, output),
             Panels::Int4 { codes, scales } => self.quantised(codes, scales, input, output),
         }
@@ -220,10 +235,9 @@ fn check(weights: &[f32], n_inputs: usize, n_outputs: usize) {
 }
 
 /// Rounds to the nearest bfloat16, ties to even.
-fn bf16(x: f32) -> u16 {
+#[inline(always)]
+pub(crate) fn bf16(x: f32) -> u16 {
     let bits = x.to_bits();
-    if x.is_nan() {
-        return (bits >> 16) as u16 | 0x40;
-    }
-    (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+    let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16;
+    if x.is_nan() { (bits >> 16) as u16 | 0x40 } else { rounded }
 }

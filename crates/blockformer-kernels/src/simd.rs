@@ -2,7 +2,8 @@
 //!
 //! A kernel is generic over [`Simd`]; [`Level::run`](crate::Level) compiles it once a level, inside a function that
 //! enables the level's instructions. Values of [`Avx2`] and [`Avx512`] are made only inside such functions, so holding
-//! one proves that the CPU has the instructions, and all operations on registers are safe.
+//! one proves that the CPU has the instructions, and all operations on registers are safe. A parameter of both types
+//! says which further instructions are enabled.
 
 use half::f16;
 
@@ -31,6 +32,36 @@ pub(crate) trait Kernel {
     fn run<S: Simd>(self, simd: S) -> Self::Output;
 }
 
+/// A product with bfloat16 weights, which some levels have instructions of their own for. All methods must be
+/// `#[inline(always)]`, too.
+pub(crate) trait Bf16Kernel {
+    /// With float32 instructions.
+    fn run<S: Simd>(self, simd: S);
+
+    /// With instructions for pairs of bfloat16.
+    #[cfg(target_arch = "x86_64")]
+    fn run_pairs<S: Bf16Simd>(self, simd: S);
+
+    /// With tiles of bfloat16.
+    #[cfg(target_arch = "x86_64")]
+    fn run_tiles<S: Simd>(self, simd: S, tiles: Tiles);
+}
+
+/// Proves that the CPU has AMX for bfloat16, and that the system lets this process use it.
+#[cfg(target_arch = "x86_64")]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tiles(());
+
+#[cfg(target_arch = "x86_64")]
+impl Tiles {
+    /// # Safety
+    /// The CPU and the system let this process use AMX with bfloat16.
+    #[expect(unsafe_code, reason = "the caller answers for it")]
+    pub(crate) unsafe fn new() -> Self {
+        Self(())
+    }
+}
+
 /// Vectors of float32, and of the integers that quantised weights are multiplied in.
 ///
 /// All methods are `#[inline(always)]`. Where an operand is not a number, `max` and `min` give the second.
@@ -47,8 +78,10 @@ pub(crate) trait Simd: Copy {
     fn load(self, x: &[f32]) -> Self::V;
     /// Into the first `LANES` of `x`.
     fn store(self, x: &mut [f32], v: Self::V);
-    /// The first `LANES` of `x`, whose numbers are bfloat16.
-    fn load_bf16(self, x: &[u16]) -> Self::V;
+    /// The first numbers of the first `LANES` pairs of bfloat16 of `x`.
+    fn load_bf16_first(self, x: &[[u16; 2]]) -> Self::V;
+    /// The second numbers.
+    fn load_bf16_second(self, x: &[[u16; 2]]) -> Self::V;
 
     /// A vector of 32-bit integers.
     type I: Copy;
@@ -74,6 +107,13 @@ pub(crate) trait Simd: Copy {
     fn add_pairs(self, a: Self::P, b: Self::P) -> Self::P;
     /// Adds both numbers of each pair.
     fn add_both(self, pairs: Self::P, to: Self::I) -> Self::I;
+    /// Whether one instruction does what [`Self::dot_quads`] says.
+    const QUADS_AT_ONCE: bool = false;
+    /// Adds the products of bytes without sign and bytes with sign, each quad's summed; the sums of two fit 16 bits.
+    #[inline(always)]
+    fn dot_quads(self, a: Self::B, b: Self::B, to: Self::I) -> Self::I {
+        self.add_both(self.dot_bytes(a, b), to)
+    }
     fn to_float(self, x: Self::I) -> Self::V;
 
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
@@ -110,6 +150,17 @@ pub(crate) trait Simd: Copy {
     fn load_f16(self, x: &[f16]) -> Self::V;
     /// The first `LANES` of `x`.
     fn load_i8(self, x: &[i8]) -> Self::V;
+}
+
+/// Vectors that multiply pairs of bfloat16 and add both products to a float32 with one instruction.
+#[cfg(target_arch = "x86_64")]
+pub(crate) trait Bf16Simd: Simd {
+    /// The first `LANES` pairs of `x`.
+    fn load_pairs(self, x: &[[u16; 2]]) -> Self::B;
+    /// The pair in every place.
+    fn splat_pair(self, x: [u16; 2]) -> Self::B;
+    /// Adds the two products of each pair. Numbers below float32's normal ones count as zeros.
+    fn dot_pairs(self, a: Self::B, b: Self::B, to: Self::V) -> Self::V;
 }
 
 #[cfg(test)]

@@ -33,20 +33,25 @@ impl Case {
         (0..self.rows * self.n_outputs).map(|i| entry(i / self.n_outputs, i % self.n_outputs)).collect()
     }
 
-    /// What rounding each group of 32 inputs as products with quantised weights do, to 63 steps either side with 8-bit weights and 127 with 4-bit ones, can change at most in
-    /// each entry.
-    fn rounding(&self, packed: &PackedMatrix) -> Vec<f64> {
+    /// What rounding inputs, as products do on a level, can change at most in each entry: with quantised weights to 63 or
+    /// 127 steps either side of each group of 32, with bfloat16 weights perhaps to bfloat16, by a 512th at most.
+    fn rounding(&self, level: Level, packed: &PackedMatrix) -> Vec<f64> {
         let (x, weights) = (self.x(), packed.to_f32());
-        let steps = if packed.precision() == Precision::Int8 { 63.0 } else { 127.0 };
+        let largest = |x: &[f32]| f64::from(x.iter().fold(0.0f32, |max, x| max.max(x.abs())));
+        let error = |group: &[f32], x: f32| match packed.precision() {
+            Precision::F32 => 0.0,
+            Precision::Bf16 if level.multiplies_bf16() => f64::from(x.abs()) / 512.0,
+            Precision::Bf16 => 0.0,
+            Precision::Int8 => 0.50001 * largest(group) / 63.0,
+            Precision::Int4 => 0.50001 * largest(group) / 127.0,
+        };
+        let errors: Vec<f64> = x
+            .chunks(self.n_inputs)
+            .flat_map(|row| row.chunks(32).flat_map(|group| group.iter().map(|x| error(group, *x))))
+            .collect();
         let entry = |row: usize, column: usize| -> f64 {
-            let groups = x[row * self.n_inputs..(row + 1) * self.n_inputs].chunks(32).enumerate();
-            groups
-                .map(|(group, x)| {
-                    let step = f64::from(x.iter().fold(0.0f32, |max, x| max.max(x.abs()))) / steps;
-                    let weights = (0..x.len()).map(|k| weights[(group * 32 + k) * self.n_outputs + column]);
-                    0.50001 * step * weights.map(|w| f64::from(w.abs())).sum::<f64>()
-                })
-                .sum()
+            let weights = (0..self.n_inputs).map(|k| f64::from(weights[k * self.n_outputs + column].abs()));
+            errors[row * self.n_inputs..].iter().zip(weights).map(|(error, weight)| error * weight).sum()
         };
         (0..self.rows * self.n_outputs).map(|i| entry(i / self.n_outputs, i % self.n_outputs)).collect()
     }
@@ -79,11 +84,8 @@ fn products_of_all_precisions_and_sizes_follow_float64() {
         for precision in Precision::ALL {
             let packed = PackedMatrix::new(&case.weights(), case.n_inputs, case.n_outputs, precision);
             let expected = case.expected(&packed);
-            let rounding = match precision {
-                Precision::Int8 | Precision::Int4 => case.rounding(&packed),
-                _ => vec![0.0; expected.len()],
-            };
             for level in levels() {
+                let rounding = case.rounding(level, &packed);
                 let mut out = vec![f32::NAN; case.rows * case.n_outputs];
                 case.product(level, &packed, Epilogue::default(), &mut out);
                 let what =
@@ -254,6 +256,65 @@ fn a_row_that_is_left_over_gets_the_bits_it_gets_alone() {
                 &mut last,
             );
             assert_eq!(all[(rows - 1) * n_outputs..], last, "{} {}", level.name(), precision.name());
+        }
+    }
+}
+
+#[test]
+fn products_of_integers_have_the_same_bits_on_all_levels_with_fused_sums() {
+    // Rows for a tile of each size, inputs in whole and part groups.
+    let (rows, n_inputs, n_outputs) = (size(23), size(205), size(70));
+    let x = noise(rows * n_inputs, 1);
+    for precision in [Precision::Int8, Precision::Int4] {
+        let packed = PackedMatrix::new(&noise(n_inputs * n_outputs, 3), n_inputs, n_outputs, precision);
+        // Sums of groups are exact, and each is added with one rounding where there is a fused instruction.
+        let fused = levels().into_iter().filter(|level| *level != Level::PORTABLE);
+        let products: Vec<_> = fused
+            .map(|level| {
+                let mut out = vec![0.0; rows * n_outputs];
+                matmul(level, &x, &packed, Epilogue::default(), &mut Rounded::default(), &mut out);
+                (level.name(), out)
+            })
+            .collect();
+        for two in products.windows(2) {
+            assert_eq!(two[0].1, two[1].1, "{}, {} and {}", precision.name(), two[0].0, two[1].0);
+        }
+    }
+}
+
+#[test]
+fn bfloat16_products_take_rows_and_inputs_in_tiles_of_any_size() {
+    // One row, part of a tile, whole tiles, one more, and more than are taken at a time; inputs beyond eight tiles.
+    let (n_inputs, n_outputs) = (size(549), size(33));
+    let packed = PackedMatrix::new(&noise(n_inputs * n_outputs, 2), n_inputs, n_outputs, Precision::Bf16);
+    for rows in [1, 15, 16, 17, 33, 100].map(size) {
+        let case = Case { rows, n_inputs, n_outputs };
+        let expected = case.expected(&packed);
+        for level in levels() {
+            let mut out = vec![f32::NAN; rows * n_outputs];
+            case.product(level, &packed, Epilogue::default(), &mut out);
+            let rounding = case.rounding(level, &packed);
+            for ((got, expected), rounding) in out.iter().zip(&expected).zip(&rounding) {
+                let error = (f64::from(*got) - expected).abs();
+                assert!(error <= 4e-4 + rounding, "{} {rows}: {got}, expected {expected}", level.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn room_for_rounded_rows_serves_products_of_all_kinds_in_turn() {
+    let mut rounded = Rounded::default();
+    for level in levels() {
+        for (rows, n_inputs) in [(9, 70), (1, 33), (40, 64), (2, 7)] {
+            for precision in Precision::ALL {
+                let packed = PackedMatrix::new(&noise(n_inputs * 40, 5), n_inputs, 40, precision);
+                let x = noise(rows * n_inputs, 6);
+                let (mut with_used, mut with_new) = (vec![0.0; rows * 40], vec![0.0; rows * 40]);
+                matmul(level, &x, &packed, Epilogue::default(), &mut rounded, &mut with_used);
+                matmul(level, &x, &packed, Epilogue::default(), &mut Rounded::default(), &mut with_new);
+                assert_eq!(with_used, with_new, "{} {} {rows}", level.name(), precision.name());
+            }
         }
     }
 }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::summation::{behind_real, behind_start};
 use crate::{ContextExpansion, Expansion, TokenCache, TokenDecoder, TokenDecoderSizes, TokenInput, Vocabulary};
-use attention::{Heads, RelativeBias};
+pub use attention::{Heads, RelativeBias};
 
 /// Configuration of a [`CrossAttentionDecoder`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -158,14 +158,15 @@ impl CrossAttentionLayer {
 #[derive(Debug, Clone)]
 pub struct CrossAttentionCache {
     tokens: KvCache,
-    /// Keys and values of the context, one pair a layer.
+    /// Keys and values of the context, one pair a layer; none before a block begins.
     context: Vec<(Tensor<4>, Tensor<4>)>,
+    /// Their bytes once there are any.
+    context_bytes: usize,
 }
 
 impl TokenCache for CrossAttentionCache {
     fn bytes(&self) -> usize {
-        let context = self.context.iter().flat_map(|(k, v)| [k, v]);
-        self.tokens.bytes() + context.map(|x| x.shape().num_elements() * x.dtype().size()).sum::<usize>()
+        self.tokens.bytes() + self.context_bytes
     }
 }
 
@@ -213,7 +214,9 @@ impl TokenDecoder for CrossAttentionDecoder {
             head_dim: self.head_dim,
         };
         let dtype = self.final_norm.gamma.val().dtype();
-        CrossAttentionCache { tokens: KvCache::new(config, (device, dtype)), context: Vec::new() }
+        let positions = rows * self.sizes.n_embedding_tokens * self.expansion.ratio();
+        let context_bytes = self.layers.len() * 2 * positions * self.n_heads * self.head_dim * dtype.size();
+        CrossAttentionCache { tokens: KvCache::new(config, (device, dtype)), context: Vec::new(), context_bytes }
     }
 
     fn sizes(&self) -> TokenDecoderSizes {

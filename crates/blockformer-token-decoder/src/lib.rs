@@ -37,7 +37,9 @@ mod token_decoder;
 mod vocabulary;
 
 pub use any::{AnyTokenCache, AnyTokenDecoder, TokenDecoderConfig};
-pub use cross_attention::{CrossAttentionCache, CrossAttentionConfig, CrossAttentionDecoder, CrossAttentionLayer};
+pub use cross_attention::{
+    CrossAttentionCache, CrossAttentionConfig, CrossAttentionDecoder, CrossAttentionLayer, Heads, RelativeBias,
+};
 pub use expansion::{ContextExpansion, Expansion};
 pub use prefix::{PrefixConfig, PrefixDecoder};
 pub use summation::{SummationCache, SummationConfig, SummationDecoder};

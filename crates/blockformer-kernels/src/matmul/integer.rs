@@ -2,8 +2,9 @@
 //!
 //! A row of `x` is first rounded to 7 or 8 bits, in the groups of inputs that share a scale in the weights, with a scale
 //! of its own for each: an error of a 126th or a 254th of the largest number of the group, about what rounding the weights
-//! to 8 bits changes. Products of these codes are summed in 16 bits as far as they surely fit, then in 32, so the
-//! sum over a group is exact; it becomes a float, is multiplied by both scales and added to those before it.
+//! to 8 bits changes. Products of these codes are summed in 16 bits as far as they surely fit, then in 32 (with VNNI at
+//! once in 32), so the sum over a group is exact and the same on every level; it becomes a float, is multiplied by both
+//! scales and added to those before it.
 //!
 //! Weights are stored plus an offset, without sign, which makes every sum too large by the offset times the sum of the
 //! row's codes: a number that is known when the row is rounded, and that sums begin with, negative.
@@ -21,8 +22,8 @@ const PART: usize = 1 << 15;
 /// Quads of a group.
 const QUADS: usize = GROUP / QUAD;
 
-/// Room for rows of `x`, rounded for products with weights of 8 or 4 bits. It grows as needed and can be used for one
-/// product after the other; products with other weights leave it alone.
+/// Room for rows of `x`, rounded for products with weights of 8 or 4 bits, and with bfloat16 ones where the CPU multiplies
+/// bfloat16. It grows as needed and can be used for one product after the other; other products leave it alone.
 #[derive(Debug, Clone, Default)]
 pub struct Rounded {
     /// `[rows, n_groups, GROUP]`; behind the inputs stand zeros.
@@ -30,6 +31,9 @@ pub struct Rounded {
     /// `[rows, n_groups]`.
     groups: Vec<Group>,
     n_groups: usize,
+    /// `[rows, n_pairs]`, bfloat16, where the CPU multiplies such.
+    pub(super) pairs: Vec<[u16; 2]>,
+    pub(super) n_pairs: usize,
     /// Steps of a group, always the same; that the compiler does not know keeps it from unrolling them all, which costs
     /// more registers than there are.
     n_steps: usize,
@@ -46,7 +50,7 @@ struct Group {
 impl Rounded {
     /// Bytes of the room.
     pub fn bytes(&self) -> usize {
-        size_of_val(&self.codes[..]) + size_of_val(&self.groups[..])
+        size_of_val(&self.codes[..]) + size_of_val(&self.groups[..]) + size_of_val(&self.pairs[..])
     }
 
     /// Rounds the rows of `x` for weights `C`.
@@ -59,7 +63,7 @@ impl Rounded {
         let (codes, groups) = (&mut self.codes[..n_rows * n_groups * GROUP], &mut self.groups[..n_rows * n_groups]);
         let (largest, offset) = (C::LARGEST_INPUT, C::OFFSET);
         let round = |((x, codes), groups)| level.run(Round { x, n_inputs, codes, groups, largest, offset });
-        let rows = (PART / n_inputs).max(1);
+        let rows = rows_of_a_part(n_inputs);
         if n_rows <= rows {
             return round(((x, codes), groups));
         }
@@ -81,7 +85,12 @@ impl Rounded {
     }
 }
 
-fn grow<T: Clone + Default>(buffer: &mut Vec<T>, n: usize) {
+/// Rows of `x` that are worth a thread's attention.
+pub(super) fn rows_of_a_part(n_inputs: usize) -> usize {
+    (PART / n_inputs).max(1)
+}
+
+pub(super) fn grow<T: Clone + Default>(buffer: &mut Vec<T>, n: usize) {
     if buffer.len() < n {
         buffer.resize(n, T::default());
     }
@@ -231,6 +240,14 @@ fn dot<S: Simd, K: Codes, const R: usize, const C: usize>(
         }
         for ((sums, pairs), x) in sums.iter_mut().zip(&mut pairs).zip(x) {
             let x = [s.splat_quad(&x[2 * step]), s.splat_quad(&x[2 * step + 1])];
+            if const { S::QUADS_AT_ONCE } {
+                for (w, x) in w.iter().zip(x) {
+                    for (sum, w) in sums.iter_mut().zip(w) {
+                        *sum = s.dot_quads(*w, x, *sum);
+                    }
+                }
+                continue;
+            }
             for (c, (sum, pairs)) in sums.iter_mut().zip(pairs).enumerate() {
                 let both = s.add_pairs(s.dot_bytes(w[0][c], x[0]), s.dot_bytes(w[1][c], x[1]));
                 if const { K::TOGETHER == 2 } {
@@ -241,20 +258,20 @@ fn dot<S: Simd, K: Codes, const R: usize, const C: usize>(
             }
         }
     }
-    if const { K::TOGETHER == QUADS } {
+    if const { K::TOGETHER == QUADS && !S::QUADS_AT_ONCE } {
         for (sum, pairs) in sums.as_flattened_mut().iter_mut().zip(pairs.as_flattened()) {
             *sum = s.add_both(*pairs, *sum);
         }
     }
 }
 
-impl<K: Codes> Weights for Quantised<'_, K> {
+impl<S: Simd, K: Codes> Weights<S> for Quantised<'_, K> {
     const INTEGERS: bool = true;
     /// 16 KiB of 8-bit weights.
     const INPUTS: usize = 16 * GROUP;
 
     #[inline(always)]
-    fn product<S: Simd, const R: usize, const C: usize>(
+    fn product<const R: usize, const C: usize>(
         &self,
         s: S,
         block: &Block,
@@ -268,7 +285,7 @@ impl<K: Codes> Weights for Quantised<'_, K> {
     }
 
     #[inline(always)]
-    fn row<S: Simd, const P: usize, const C: usize>(&self, s: S, first: usize) -> [[S::V; C]; P] {
+    fn row<const P: usize, const C: usize>(&self, s: S, first: usize) -> [[S::V; C]; P] {
         let rows = self.rows::<1>(0);
         let mut acc = [[s.splat(0.0); C]; P];
         for (index, acc) in acc.iter_mut().enumerate() {

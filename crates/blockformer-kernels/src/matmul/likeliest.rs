@@ -85,7 +85,7 @@ pub fn likeliest(
     let mut candidates = vec![Candidate::NONE; pieces * rows];
     candidates.par_chunks_mut(rows).enumerate().for_each(|(piece, candidates)| {
         let (sink, range) = (Sink::Largest(candidates), part(tasks, piece, pieces));
-        level.run(Task { x, rounded, weights, epilogue, sink, chunk, range });
+        Task { x, rounded, weights, epilogue, sink, chunk, range }.run_on(level);
     });
     let of = |row: usize| candidates[row..].iter().step_by(rows).copied().reduce(Candidate::with);
     let found = |best: Candidate| (!best.sum.is_nan() && best.largest.is_finite()).then_some(best.column);

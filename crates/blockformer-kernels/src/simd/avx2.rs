@@ -9,15 +9,32 @@ use super::Simd;
 
 const LANES: usize = 8;
 
-/// Exists only inside functions that enable AVX2, FMA and F16C.
+/// Exists only inside functions that enable AVX2, FMA and F16C, and, where `VNNI` is true, AVX-VNNI.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Avx2(());
+pub(crate) struct Avx2<const VNNI: bool>(());
 
-impl Avx2 {
+impl Avx2<false> {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     pub(crate) fn new() -> Self {
         Self(())
+    }
+}
+
+impl Avx2<true> {
+    #[inline]
+    #[target_feature(enable = "avxvnni,avx2,fma,f16c")]
+    pub(crate) fn with_vnni() -> Self {
+        Self(())
+    }
+}
+
+impl<const VNNI: bool> Avx2<VNNI> {
+    #[inline(always)]
+    fn pairs(self, x: &[[u16; 2]]) -> __m256i {
+        let x = &x[..LANES];
+        // SAFETY: AVX2 is enabled where `self` exists; `x` has 32 bytes.
+        unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
     }
 }
 
@@ -29,7 +46,7 @@ macro_rules! register {
     };
 }
 
-impl Simd for Avx2 {
+impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type V = __m256;
     type I = __m256i;
     type P = __m256i;
@@ -37,6 +54,7 @@ impl Simd for Avx2 {
     const LANES: usize = LANES;
     const TILE_ROWS: usize = 6;
     const INTEGER_ROWS: usize = 4;
+    const QUADS_AT_ONCE: bool = VNNI;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
@@ -55,11 +73,14 @@ impl Simd for Avx2 {
         unsafe { _mm256_storeu_ps(x.as_mut_ptr(), v) }
     }
     #[inline(always)]
-    fn load_bf16(self, x: &[u16]) -> __m256 {
-        let x = &x[..LANES];
-        // SAFETY: AVX2 is enabled where `self` exists; `x` has 16 bytes.
-        let halves = unsafe { _mm_loadu_si128(x.as_ptr().cast()) };
-        register!(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves))))
+    fn load_bf16_first(self, x: &[[u16; 2]]) -> __m256 {
+        let pairs = self.pairs(x);
+        register!(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)))
+    }
+    #[inline(always)]
+    fn load_bf16_second(self, x: &[[u16; 2]]) -> __m256 {
+        let pairs = self.pairs(x);
+        register!(_mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(-0x1_0000))))
     }
     #[inline(always)]
     fn splat_integer(self, x: i32) -> __m256i {
@@ -94,6 +115,15 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn add_both(self, pairs: __m256i, to: __m256i) -> __m256i {
         register!(_mm256_add_epi32(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)), to))
+    }
+    #[inline(always)]
+    fn dot_quads(self, a: __m256i, b: __m256i, to: __m256i) -> __m256i {
+        if const { VNNI } {
+            // SAFETY: AVX-VNNI is enabled where such a `self` exists; the intrinsic touches no memory.
+            unsafe { _mm256_dpbusd_avx_epi32(to, a, b) }
+        } else {
+            self.add_both(self.dot_bytes(a, b), to)
+        }
     }
     #[inline(always)]
     fn to_float(self, x: __m256i) -> __m256 {

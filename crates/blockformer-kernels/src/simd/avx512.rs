@@ -2,22 +2,55 @@
 #![allow(unsafe_code)] // Intrinsics; `Avx512` proves that the CPU has them.
 
 use std::arch::x86_64::*;
+use std::mem::transmute;
 
 use half::f16;
 
-use super::Simd;
+use super::{Bf16Simd, Simd};
 
 const LANES: usize = 16;
 
-/// Exists only inside functions that enable AVX-512F and AVX-512BW.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Avx512(());
+/// No instructions beyond AVX-512F and AVX-512BW.
+pub(crate) const NONE: u8 = 0;
+/// AVX-512 VNNI as well.
+pub(crate) const VNNI: u8 = 1;
+/// AVX-512 VNNI and AVX-512 BF16 as well.
+pub(crate) const BF16: u8 = 2;
 
-impl Avx512 {
+/// Exists only inside functions that enable AVX-512F and AVX-512BW, and what `MORE` says.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx512<const MORE: u8>(());
+
+impl Avx512<NONE> {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx2,fma")]
     pub(crate) fn new() -> Self {
         Self(())
+    }
+}
+
+impl Avx512<VNNI> {
+    #[inline]
+    #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx2,fma")]
+    pub(crate) fn with_vnni() -> Self {
+        Self(())
+    }
+}
+
+impl Avx512<BF16> {
+    #[inline]
+    #[target_feature(enable = "avx512bf16,avx512vnni,avx512f,avx512bw,avx2,fma")]
+    pub(crate) fn with_bf16() -> Self {
+        Self(())
+    }
+}
+
+impl<const MORE: u8> Avx512<MORE> {
+    #[inline(always)]
+    fn pairs(self, x: &[[u16; 2]]) -> __m512i {
+        let x = &x[..LANES];
+        // SAFETY: AVX-512F is enabled where `self` exists; `x` has 64 bytes.
+        unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
     }
 }
 
@@ -29,7 +62,25 @@ macro_rules! register {
     };
 }
 
-impl Simd for Avx512 {
+impl Bf16Simd for Avx512<BF16> {
+    #[inline(always)]
+    fn load_pairs(self, x: &[[u16; 2]]) -> __m512i {
+        self.pairs(x)
+    }
+    #[inline(always)]
+    fn splat_pair(self, x: [u16; 2]) -> __m512i {
+        register!(_mm512_set1_epi32(i32::from(x[0]) | i32::from(x[1]) << 16))
+    }
+    #[inline(always)]
+    fn dot_pairs(self, a: __m512i, b: __m512i, to: __m512) -> __m512 {
+        // SAFETY: the types have the same size and any bits are values of both.
+        let (a, b) = unsafe { (transmute::<__m512i, __m512bh>(a), transmute::<__m512i, __m512bh>(b)) };
+        // SAFETY: AVX-512 BF16 is enabled where such a `self` exists; the intrinsic touches no memory.
+        unsafe { _mm512_dpbf16_ps(to, a, b) }
+    }
+}
+
+impl<const MORE: u8> Simd for Avx512<MORE> {
     type V = __m512;
     type I = __m512i;
     type P = __m512i;
@@ -37,6 +88,7 @@ impl Simd for Avx512 {
     const LANES: usize = LANES;
     const TILE_ROWS: usize = 12;
     const INTEGER_ROWS: usize = 6;
+    const QUADS_AT_ONCE: bool = MORE >= VNNI;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -55,11 +107,14 @@ impl Simd for Avx512 {
         unsafe { _mm512_storeu_ps(x.as_mut_ptr(), v) }
     }
     #[inline(always)]
-    fn load_bf16(self, x: &[u16]) -> __m512 {
-        let x = &x[..LANES];
-        // SAFETY: AVX2 is enabled where `self` exists; `x` has 32 bytes.
-        let halves = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
-        register!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves))))
+    fn load_bf16_first(self, x: &[[u16; 2]]) -> __m512 {
+        let pairs = self.pairs(x);
+        register!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)))
+    }
+    #[inline(always)]
+    fn load_bf16_second(self, x: &[[u16; 2]]) -> __m512 {
+        let pairs = self.pairs(x);
+        register!(_mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-0x1_0000))))
     }
     #[inline(always)]
     fn splat_integer(self, x: i32) -> __m512i {
@@ -94,6 +149,15 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn add_both(self, pairs: __m512i, to: __m512i) -> __m512i {
         register!(_mm512_add_epi32(_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)), to))
+    }
+    #[inline(always)]
+    fn dot_quads(self, a: __m512i, b: __m512i, to: __m512i) -> __m512i {
+        if const { MORE >= VNNI } {
+            // SAFETY: AVX-512 VNNI is enabled where such a `self` exists; the intrinsic touches no memory.
+            unsafe { _mm512_dpbusd_epi32(to, a, b) }
+        } else {
+            self.add_both(self.dot_bytes(a, b), to)
+        }
     }
     #[inline(always)]
     fn to_float(self, x: __m512i) -> __m512 {

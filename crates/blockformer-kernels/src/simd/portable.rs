@@ -53,8 +53,12 @@ impl Simd for Portable {
         x[..LANES].copy_from_slice(&v);
     }
     #[inline(always)]
-    fn load_bf16(self, x: &[u16]) -> V {
-        gather(x, |x| f32::from_bits(u32::from(x) << 16))
+    fn load_bf16_first(self, x: &[[u16; 2]]) -> V {
+        gather(x, |x| f32::from_bits(u32::from(x[0]) << 16))
+    }
+    #[inline(always)]
+    fn load_bf16_second(self, x: &[[u16; 2]]) -> V {
+        gather(x, |x| f32::from_bits(u32::from(x[1]) << 16))
     }
     #[inline(always)]
     fn splat_integer(self, x: i32) -> [i32; LANES] {

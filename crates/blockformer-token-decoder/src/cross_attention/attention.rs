@@ -115,6 +115,18 @@ impl RelativeBias {
         }
     }
 
+    /// The biases of distances to the past from 0 on, `[n_heads, n]`, row by row.
+    ///
+    /// # Panics
+    /// If the device cannot be read.
+    pub fn by_distance(&self, n: usize) -> Vec<f32> {
+        let table = self.embedding.weight.val();
+        let [n_buckets, n_heads] = table.dims();
+        let table: Vec<f32> = table.into_data().iter::<f32>().collect();
+        let bias = |head: usize, distance: usize| table[self.bucket(distance, n_buckets) * n_heads + head];
+        (0..n_heads * n).map(|i| bias(i / n, i % n)).collect()
+    }
+
     /// T5's bucket of a distance to the past.
     fn bucket(&self, distance: usize, n_buckets: usize) -> usize {
         let exact = n_buckets / 2;

@@ -1,0 +1,281 @@
+//! Products of bfloat16, on CPUs that have instructions for them.
+//!
+//! Rows of `x` are rounded to bfloat16 as the weights are; products of both are exact in float32, and added there: two
+//! inputs at a time with AVX-512 BF16, 32 inputs of 16 rows and 16 columns with AMX. Numbers below float32's normal ones
+//! count as zeros, as these instructions have it. With AMX all rows are multiplied in tiles, single ones too, so that the
+//! rows beside a row change no bit of it.
+#![allow(unsafe_code)] // Tiles are in no type of the language.
+
+use std::arch::asm;
+
+use rayon::prelude::*;
+
+use super::integer::{grow, rows_of_a_part};
+use super::{Block, MAX_ROWS, Rounded, Task, Weights};
+use crate::Level;
+use crate::packed::{BF16_INPUTS, Bf16Pairs, bf16, n_pairs};
+use crate::simd::{Bf16Simd, Kernel, PANEL, Simd, Tiles};
+
+/// Rows of a tile, and its columns: of float32, or of pairs of bfloat16.
+const TILE: usize = 16;
+
+const _: () = assert!(BF16_INPUTS == 2 * TILE && PANEL == 2 * TILE && MAX_ROWS.is_multiple_of(2 * TILE));
+
+impl Rounded {
+    /// Rounds the rows of `x` to bfloat16; behind the inputs stand zeros.
+    pub(super) fn fill_bf16(&mut self, level: Level, x: &[f32], n_inputs: usize) {
+        let (n_rows, n_pairs) = (x.len() / n_inputs, n_pairs(n_inputs));
+        self.n_pairs = n_pairs;
+        // Tiles read whole blocks of rows.
+        grow(&mut self.pairs, (n_rows + TILE) * n_pairs);
+        let round = |(pairs, x)| level.run(Round { x, n_inputs, pairs, n_pairs });
+        let rows = rows_of_a_part(n_inputs);
+        if n_rows <= rows {
+            return round((&mut self.pairs[..], x));
+        }
+        self.pairs.par_chunks_mut(rows * n_pairs).zip(x.par_chunks(rows * n_inputs)).for_each(round);
+    }
+}
+
+struct Round<'a> {
+    x: &'a [f32],
+    n_inputs: usize,
+    pairs: &'a mut [[u16; 2]],
+    n_pairs: usize,
+}
+
+impl Kernel for Round<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for (x, pairs) in self.x.chunks_exact(self.n_inputs).zip(self.pairs.chunks_exact_mut(self.n_pairs)) {
+            let (rounded, zeros) = pairs.as_flattened_mut().split_at_mut(x.len());
+            for (rounded, x) in rounded.iter_mut().zip(x) {
+                *rounded = bf16(*x);
+            }
+            zeros.fill(0);
+        }
+    }
+}
+
+/// The weights of all panels, and the rows they meet.
+pub(super) struct Pairs<'a> {
+    pub(super) pairs: &'a [Bf16Pairs],
+    pub(super) rows: &'a Rounded,
+}
+
+impl<'a> Pairs<'a> {
+    #[inline(always)]
+    fn panel(&self, index: usize) -> &'a [Bf16Pairs] {
+        &self.pairs[index * self.rows.n_pairs..][..self.rows.n_pairs]
+    }
+
+    #[inline(always)]
+    fn row(&self, index: usize) -> &'a [[u16; 2]] {
+        &self.rows.pairs[index * self.rows.n_pairs..][..self.rows.n_pairs]
+    }
+}
+
+impl<S: Bf16Simd> Weights<S> for Pairs<'_> {
+    const INTEGERS: bool = false;
+    /// 32 KiB.
+    const INPUTS: usize = 512;
+
+    #[inline(always)]
+    fn product<const R: usize, const C: usize>(
+        &self,
+        s: S,
+        block: &Block,
+        (row, vector): (usize, usize),
+        acc: &mut [[S::V; C]; R],
+    ) {
+        let pairs = block.inputs.start / 2..block.inputs.end.div_ceil(2);
+        let mut x = [&self.rows.pairs[..0]; R];
+        for (index, x) in x.iter_mut().enumerate() {
+            *x = &self.row(block.first_row + row + index)[pairs.clone()];
+        }
+        let mut sums = *acc;
+        for (k, w) in self.panel(block.panel)[pairs].iter().enumerate() {
+            for (sums, x) in sums.iter_mut().zip(x) {
+                // SAFETY: rows have as many pairs as weights are walked through.
+                let x = s.splat_pair(unsafe { *x.get_unchecked(k) });
+                for (c, sum) in sums.iter_mut().enumerate() {
+                    *sum = s.dot_pairs(x, s.load_pairs(&w.0[(vector + c) * S::LANES..]), *sum);
+                }
+            }
+        }
+        *acc = sums;
+    }
+
+    #[inline(always)]
+    fn row<const P: usize, const C: usize>(&self, s: S, first: usize) -> [[S::V; C]; P] {
+        let mut panels = [self.panel(first); P];
+        for (index, panel) in panels.iter_mut().enumerate().skip(1) {
+            *panel = self.panel(first + index);
+        }
+        let mut acc = [[s.splat(0.0); C]; P];
+        for (k, x) in Pairs::row(self, 0).iter().enumerate() {
+            let x = s.splat_pair(*x);
+            for (acc, panel) in acc.iter_mut().zip(panels) {
+                // SAFETY: a panel has as many pairs as a row.
+                let w = unsafe { panel.get_unchecked(k) };
+                for (c, acc) in acc.iter_mut().enumerate() {
+                    *acc = s.dot_pairs(x, s.load_pairs(&w.0[c * S::LANES..]), *acc);
+                }
+            }
+        }
+        acc
+    }
+}
+
+/// The task in tiles.
+#[inline(always)]
+pub(super) fn panels<S: Simd>(s: S, tiles: Tiles, task: &mut Task<'_>, pairs: &[Bf16Pairs]) {
+    let weights = Pairs { pairs, rows: task.rounded };
+    let (n_inputs, n_outputs) = (task.weights.n_inputs(), task.weights.n_outputs());
+    let (n_panels, n_rows) = (n_outputs.div_ceil(PANEL), task.x.len() / n_inputs);
+    let n_pairs = task.rounded.n_pairs;
+    let mut sums = [[0.0f32; PANEL]; MAX_ROWS];
+    // Tiles of weights that all rows use before the next stay in the first-level cache.
+    const STEPS: usize = 8;
+    let configured = Configured::new(tiles);
+    for index in task.range.clone() {
+        let (chunk, panel) = (index / n_panels, index % n_panels);
+        let first_row = chunk * task.chunk;
+        let rows = task.chunk.min(n_rows - first_row);
+        let sums = &mut sums[..rows.next_multiple_of(TILE)];
+        sums.fill([0.0; PANEL]);
+        for first in (0..n_pairs / TILE).step_by(STEPS) {
+            let pairs = first * TILE..((first + STEPS) * TILE).min(n_pairs);
+            let weights = &weights.panel(panel)[pairs.clone()];
+            for (index, sums) in sums.chunks_mut(2 * TILE).enumerate() {
+                let x = &task.rounded.pairs[(first_row + index * 2 * TILE) * n_pairs + pairs.start..];
+                configured.add(x, n_pairs, weights, sums);
+            }
+        }
+        for (row, sums) in sums[..rows].iter_mut().enumerate() {
+            // SAFETY: row and panel belong to an index of the task.
+            unsafe { task.finish(s, (first_row + row, panel), sums) };
+        }
+    }
+}
+
+/// This thread's tile registers, eight tiles of 16 rows of 64 bytes; released when dropped.
+struct Configured(());
+
+/// What `ldtilecfg` reads.
+#[repr(C, align(64))]
+struct Configuration {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+impl Configured {
+    #[inline(always)]
+    fn new(_: Tiles) -> Self {
+        let mut configuration =
+            Configuration { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
+        configuration.row_bytes[..8].fill(4 * TILE as u16);
+        configuration.rows[..8].fill(TILE as u8);
+        // SAFETY: `Tiles` exists only where the CPU and the system have AMX; the instruction reads 64 bytes, as many as the
+        // configuration has, which is one that AMX allows. Tile registers are used nowhere else.
+        unsafe {
+            asm!(
+                "ldtilecfg [{}]",
+                in(reg) &raw const configuration,
+                options(nostack, readonly, preserves_flags),
+            );
+        }
+        Self(())
+    }
+
+    /// Adds the products of 16 or 32 rows of `x`, which are `n_pairs` apart, with weights of whole tiles to `sums`.
+    #[inline(always)]
+    fn add(&self, x: &[[u16; 2]], n_pairs: usize, weights: &[Bf16Pairs], sums: &mut [[f32; PANEL]]) {
+        let (rows, steps) = (sums.len(), weights.len() / TILE);
+        assert!(rows == TILE || rows == 2 * TILE, "whole tiles of rows");
+        assert!(steps > 0 && weights.len().is_multiple_of(TILE), "whole tiles of weights");
+        assert!(x.len() >= (rows - 1) * n_pairs + weights.len(), "as many inputs as weights");
+        if rows == TILE {
+            // SAFETY: tiles are configured. With each of `steps` steps, 64 bytes of 16 rows of `x` and of two times 16 rows of
+            // weights, 128 bytes apart, are read, all of which both have, as asserted; `sums` has 16 rows of 128 bytes. The
+            // block names all tile registers it changes.
+            unsafe {
+                asm!(
+                    "tileloadd tmm0, [{sums} + {row} * 1]",
+                    "tileloadd tmm1, [{sums} + {row} * 1 + 64]",
+                    "2:",
+                    "tileloadd tmm4, [{x} + {stride} * 1]",
+                    "tileloadd tmm6, [{w} + {row} * 1]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{w} + {row} * 1 + 64]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "add {x}, 64",
+                    "add {w}, 2048",
+                    "dec {steps}",
+                    "jnz 2b",
+                    "tilestored [{sums} + {row} * 1], tmm0",
+                    "tilestored [{sums} + {row} * 1 + 64], tmm1",
+                    sums = in(reg) sums.as_mut_ptr(),
+                    row = in(reg) size_of::<Bf16Pairs>(),
+                    x = inout(reg) x.as_ptr() => _,
+                    stride = in(reg) n_pairs * size_of::<[u16; 2]>(),
+                    w = inout(reg) weights.as_ptr() => _,
+                    steps = inout(reg) steps => _,
+                    out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            }
+        } else {
+            // SAFETY: as above, with 32 rows of `x` and of `sums`.
+            unsafe {
+                asm!(
+                    "tileloadd tmm0, [{sums} + {row} * 1]",
+                    "tileloadd tmm1, [{sums} + {row} * 1 + 64]",
+                    "tileloadd tmm2, [{sums} + {row} * 1 + 2048]",
+                    "tileloadd tmm3, [{sums} + {row} * 1 + 2112]",
+                    "2:",
+                    "tileloadd tmm4, [{x} + {stride} * 1]",
+                    "tileloadd tmm6, [{w} + {row} * 1]",
+                    "tdpbf16ps tmm0, tmm4, tmm6",
+                    "tileloadd tmm7, [{w} + {row} * 1 + 64]",
+                    "tdpbf16ps tmm1, tmm4, tmm7",
+                    "tileloadd tmm5, [{y} + {stride} * 1]",
+                    "tdpbf16ps tmm2, tmm5, tmm6",
+                    "tdpbf16ps tmm3, tmm5, tmm7",
+                    "add {x}, 64",
+                    "add {y}, 64",
+                    "add {w}, 2048",
+                    "dec {steps}",
+                    "jnz 2b",
+                    "tilestored [{sums} + {row} * 1], tmm0",
+                    "tilestored [{sums} + {row} * 1 + 64], tmm1",
+                    "tilestored [{sums} + {row} * 1 + 2048], tmm2",
+                    "tilestored [{sums} + {row} * 1 + 2112], tmm3",
+                    sums = in(reg) sums.as_mut_ptr(),
+                    row = in(reg) size_of::<Bf16Pairs>(),
+                    x = inout(reg) x.as_ptr() => _,
+                    y = inout(reg) x[TILE * n_pairs..].as_ptr() => _,
+                    stride = in(reg) n_pairs * size_of::<[u16; 2]>(),
+                    w = inout(reg) weights.as_ptr() => _,
+                    steps = inout(reg) steps => _,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack),
+                );
+            }
+        }
+    }
+}
+
+impl Drop for Configured {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // SAFETY: tiles exist where `self` does.
+        unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) }
+    }
+}
