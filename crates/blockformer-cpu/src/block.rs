@@ -224,7 +224,7 @@ impl BlockModel {
             clock.lap(&mut state.profile.embedder);
             // The window of one block needs no other's context embeddings.
             let wanted = if self.ends.context_blocks() == 1 { n } else { positions };
-            let new = Positions { new: positions, wanted, group: n, padded };
+            let new = Positions { new: positions, wanted, group: n, padded, turned: 0 };
             let kv = Kv::Together { cache: &mut state.blocks, sequences: sequences.clone() };
             state.profile.block_decoder += self.block_decoder.forward(level, x, new, kv, &mut state.scratch);
             if self.ends.context_blocks() == 1 {
@@ -312,7 +312,7 @@ impl BlockModel {
         self.block_decoder.forward(
             level,
             x,
-            Positions { new: units * n, wanted: wanted * n, group: n, padded: &[] },
+            Positions { new: units * n, wanted: wanted * n, group: n, padded: &[], turned: 0 },
             kv,
             &mut work.scratch,
         );

@@ -1,8 +1,8 @@
 //! The encoder embedder on packed weights.
 //!
 //! Attention sees a range of positions, and padding stands at the start of a block. CLS tokens, which stand before
-//! the block and are always seen, are put behind it instead: without rotary positions the order changes nothing but
-//! the order of sums.
+//! the block and are always seen, are put behind it instead: apart from rotary positions, which are kept, the order
+//! changes nothing but the order of sums.
 
 use blockformer_embedder::{EncoderConfig, EncoderEmbedder};
 use blockformer_kernels::{Level, Precision};
@@ -51,9 +51,6 @@ impl Encoder {
         config: &EncoderConfig,
         precision: Precision,
     ) -> Result<Self, PackError> {
-        if has_no_packed_form(config) {
-            return Err(PackError::Unsupported { part: ROTARY_CLS });
-        }
         let width = config.transformer.d_model;
         let token_type = numbers(encoder.token_type_embedding.weight);
         let mut positions = numbers(encoder.position_embedding.weight);
@@ -103,7 +100,7 @@ impl Encoder {
         }
         let cache = work.cache.get_or_insert_with(|| Cache::new(self.stack.config(), rows, n));
         cache.grow(rows);
-        let positions = Positions { new: n, wanted: n, group: n, padded: &work.padded };
+        let positions = Positions { new: n, wanted: n, group: n, padded: &work.padded, turned: self.n_cls };
         self.stack.forward(level, normed, positions, Kv::Together { cache, sequences: 0..rows }, scratch);
         let joined = if self.n_cls > 0 {
             for row in 0..rows {
@@ -135,12 +132,4 @@ impl Encoder {
             x.iter_mut().zip(position).for_each(|(x, position)| *x += position);
         }
     }
-}
-
-/// What has no packed form.
-pub(crate) const ROTARY_CLS: &str = "encoder with CLS tokens and rotary positions";
-
-/// Whether the order of positions counts, so that CLS tokens cannot be moved.
-pub(crate) fn has_no_packed_form(config: &EncoderConfig) -> bool {
-    config.cls.is_some() && config.transformer.rotary.is_some()
 }

@@ -3,11 +3,12 @@
 use blockformer_embedder::EmbedderConfig;
 use blockformer_generate::LanguageModel;
 use blockformer_kernels::{Level, Precision};
-use blockformer_model::{AnyModel, BlockLayout, BlockTransformerConfig, BlockedPrompts, ModelConfig};
+use blockformer_model::{AnyModel, BlockLayout, BlockedPrompts, ModelConfig};
+use blockformer_token_decoder::TokenDecoderConfig;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::block::{BlockModel, BlockState};
-use crate::encoder;
+use crate::stack::activation;
 use crate::vanilla::{VanillaModel, VanillaState};
 use crate::work::Spare;
 use crate::{PackError, Profile};
@@ -66,18 +67,29 @@ impl CpuModel {
         Ok(Self { kind, precision, level: Level::current(), spare: Spare::default() })
     }
 
-    /// Whether models of this configuration have a packed form: all but those with an encoder with both CLS tokens and
-    /// rotary positions.
+    /// Whether models of this configuration have a packed form: all that this library has activations for.
     ///
     /// # Errors
     /// [`PackError::Unsupported`] naming the part that has none.
     pub fn supports(config: &ModelConfig) -> Result<(), PackError> {
-        match config {
-            ModelConfig::BlockTransformer(BlockTransformerConfig {
-                embedder: EmbedderConfig::Encoder(config), ..
-            }) if encoder::has_no_packed_form(config) => Err(PackError::Unsupported { part: encoder::ROTARY_CLS }),
-            _ => Ok(()),
-        }
+        let stacks = match config {
+            ModelConfig::BlockTransformer(config) => {
+                let embedder = match &config.embedder {
+                    EmbedderConfig::Encoder(config) => Some(&config.transformer),
+                    EmbedderConfig::Lookup(_) => None,
+                    _ => return Err(PackError::Unsupported { part: "embedder of this kind" }),
+                };
+                let token_decoder = match &config.token_decoder {
+                    TokenDecoderConfig::Prefix(config) => Some(&config.transformer),
+                    TokenDecoderConfig::Summation(config) => Some(&config.transformer),
+                    TokenDecoderConfig::CrossAttention(_) => None,
+                    _ => return Err(PackError::Unsupported { part: "token decoder of this kind" }),
+                };
+                [embedder, Some(&config.block_decoder), token_decoder]
+            }
+            ModelConfig::VanillaTransformer(config) => [Some(&config.transformer), None, None],
+        };
+        stacks.into_iter().flatten().try_for_each(|stack| activation(stack).map(|_| ()))
     }
 
     /// The same with other instructions.

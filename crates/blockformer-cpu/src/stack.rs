@@ -64,6 +64,22 @@ pub(crate) struct Positions<'a> {
     pub(crate) group: usize,
     /// For each sequence, how many positions at its start are padding; empty where there is none.
     pub(crate) padded: &'a [usize],
+    /// Rotary positions begin with this one and run round. Not zero only where there are no positions before the new.
+    pub(crate) turned: usize,
+}
+
+/// The kernel of an activation.
+///
+/// # Errors
+/// [`PackError::Unsupported`] if there is none.
+pub(crate) fn activation(config: &TransformerConfig) -> Result<Activation, PackError> {
+    match config.activation {
+        NnActivation::Gelu => Ok(Activation::Gelu),
+        NnActivation::GeluTanh => Ok(Activation::GeluTanh),
+        NnActivation::Relu => Ok(Activation::Relu),
+        NnActivation::Silu => Ok(Activation::Silu),
+        _ => Err(PackError::Unsupported { part: "activation of this kind" }),
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -95,16 +111,9 @@ impl Stack {
         config: &TransformerConfig,
         precision: Precision,
     ) -> Result<Self, PackError> {
-        let activation = match config.activation {
-            NnActivation::Gelu => Activation::Gelu,
-            NnActivation::GeluTanh => Activation::GeluTanh,
-            NnActivation::Relu => Activation::Relu,
-            NnActivation::Silu => Activation::Silu,
-            _ => return Err(PackError::Unsupported { part: "activation of this kind" }),
-        };
         let (cos, sin) = rotary_tables(config);
         Ok(Self {
-            activation,
+            activation: activation(config)?,
             layers: transformer.layers.into_iter().map(|layer| Layer::new(layer, config, precision)).collect(),
             final_norm: transformer.final_norm.map(|norm| Norm::new(norm, config.norm_eps)),
             cos,
@@ -154,10 +163,11 @@ impl Stack {
             );
         }
         see(&mut scratch.visible, &positions, &scratch.starts);
-        let Positions { new, wanted, .. } = positions;
+        let Positions { new, wanted, turned, .. } = positions;
         for (index, layer) in self.layers.iter().enumerate() {
             let wanted = if index + 1 == self.layers.len() { wanted } else { new };
-            let mut pass = Pass { stack: self, layer, level, new, page_length, held: kv.layer(index), scratch };
+            let held = kv.layer(index);
+            let mut pass = Pass { stack: self, layer, level, new, turned, page_length, held, scratch };
             pass.run(x, wanted, &mut clock, &mut profile);
         }
         let x = &mut x[..rows * wanted * self.config.d_model];
@@ -245,6 +255,7 @@ struct Pass<'a> {
     level: Level,
     /// New positions of each sequence.
     new: usize,
+    turned: usize,
     page_length: usize,
     held: HostLayer<'a>,
     scratch: &'a mut Scratch,
@@ -315,7 +326,8 @@ impl Pass<'_> {
             let (sequence, position) = (row / self.new, starts[row / self.new] + row % self.new);
             let (queries_keys, values) = qkv.split_at_mut((n_heads + n_kv_heads) * head_dim);
             if half > 0 {
-                let angles = position * half..(position + 1) * half;
+                let turned = if self.turned > 0 { (position + self.turned) % self.new } else { position };
+                let angles = turned * half..(turned + 1) * half;
                 let (cos, sin) = (&self.stack.cos[angles.clone()], &self.stack.sin[angles]);
                 rotate(self.level, queries_keys, head_dim, cos, sin);
             }

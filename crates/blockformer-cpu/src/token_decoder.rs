@@ -264,7 +264,7 @@ impl TokenDecoder {
         tools.profile.token_decoder += match (&self.layers, &mut state.cache) {
             (Layers::Stack(stack), TokenCache::Stack(cache)) => {
                 let kv = Kv::Together { cache, sequences: 0..rows };
-                let positions = Positions { new, wanted, group: 1, padded: &[] };
+                let positions = Positions { new, wanted, group: 1, padded: &[], turned: 0 };
                 let spent = stack.forward(tools.level, x, positions, kv, tools.scratch);
                 cache.advance(new);
                 spent

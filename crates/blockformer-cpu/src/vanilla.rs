@@ -137,7 +137,7 @@ impl VanillaModel {
             self.vocabulary.table().look_up(&ids[sequences.start * new..sequences.end * new], x);
             clock.lap(&mut state.profile.embedder);
             let padded = if state.padded.is_empty() { &[][..] } else { &state.padded[sequences.clone()] };
-            let positions = Positions { new, wanted: 1, group: 1, padded };
+            let positions = Positions { new, wanted: 1, group: 1, padded, turned: 0 };
             let kv = Kv::Together { cache: &mut state.cache, sequences: sequences.clone() };
             let spent = self.stack.forward(level, x, positions, kv, &mut state.scratch);
             state.profile.token_decoder += spent;
@@ -172,7 +172,7 @@ impl VanillaModel {
         let x = room(&mut work.x, ids.len() * self.stack.config().d_model);
         self.vocabulary.table().look_up(ids, x);
         let rows = kv.rows();
-        let positions = Positions { new: ids.len() / rows, wanted, group: 1, padded: &[] };
+        let positions = Positions { new: ids.len() / rows, wanted, group: 1, padded: &[], turned: 0 };
         self.stack.forward(level, x, positions, kv, &mut work.scratch);
         &x[..rows * wanted * self.stack.config().d_model]
     }

@@ -100,6 +100,13 @@ fn models() -> Vec<(&'static str, ModelConfig)> {
     let joined =
         EncoderConfig { transformer: wide(TransformerConfig::roberta(18, 2, 3)), ..EncoderConfig::roberta(18, 2, 3) };
     let sequential = TransformerConfig { residual: Residual::Sequential, activation: Activation::GeluTanh, ..neox() };
+    // The order of positions counts, though CLS tokens are moved.
+    let rotary = TransformerConfig { rotary: llama().rotary, ..wide(TransformerConfig::roberta(12, 2, 2)) };
+    let rotary = EncoderConfig {
+        transformer: rotary,
+        cls: Some(ClsTokens { n: 2, token_id: 0 }),
+        ..EncoderConfig::roberta(12, 2, 2)
+    };
     let concat = || lookup(6, Projection::Concat);
     let widened = |context_blocks: usize, predict_first_block: bool| {
         let config = block(1, concat(), neox(), prefix(neox(), Expansion::Layer, 2, false));
@@ -124,6 +131,10 @@ fn models() -> Vec<(&'static str, ModelConfig)> {
         (
             "encoder without CLS tokens",
             block(2, EmbedderConfig::Encoder(joined), llama(), prefix(neox(), Expansion::Layer, 1, false)),
+        ),
+        (
+            "encoder with CLS tokens and rotary positions",
+            block(1, EmbedderConfig::Encoder(rotary), neox(), prefix(neox(), Expansion::Layer, 1, false)),
         ),
         ("summation", block(1, concat(), llama(), summation(neox(), Expansion::Layer))),
         ("cross-attention", block(1, concat(), neox(), cross_attention(Expansion::Layer))),
@@ -326,14 +337,8 @@ fn bytes_and_times_are_accounted_for() {
 }
 
 #[test]
-fn parts_without_a_packed_form_and_other_configurations_are_refused() {
+fn other_configurations_are_refused() {
     let device = Device::flex();
     let model = drawn(&block(1, lookup(6, Projection::Concat), neox(), cross_attention(Expansion::Layer)), &device);
     assert_eq!(CpuModel::new(&vanilla(neox(), false), model, Precision::F32).unwrap_err(), PackError::Mismatch);
-    // The order of positions counts, so CLS tokens cannot be moved.
-    let transformer = TransformerConfig { rotary: neox().rotary, ..TransformerConfig::roberta(16, 1, 2) };
-    let encoder =
-        EncoderConfig { transformer, cls: Some(ClsTokens { n: 1, token_id: 0 }), ..EncoderConfig::roberta(16, 1, 2) };
-    let rotary = block(1, EmbedderConfig::Encoder(encoder), neox(), prefix(neox(), Expansion::Layer, 2, false));
-    assert!(matches!(CpuModel::supports(&rotary), Err(PackError::Unsupported { part }) if part.contains("CLS")));
 }
