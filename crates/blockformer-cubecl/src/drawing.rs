@@ -218,6 +218,7 @@ fn draw_kernel<F: Float>(
         }
 
         // What is left, in ranges of ids, one a unit.
+        #[allow(clippy::manual_div_ceil)] // kernels have no such function
         let length = (n + units - 1) / units;
         let begin = unit * length;
         let mut own = 0.0f32;
