@@ -2,7 +2,7 @@
 # Builds the `blockformer` command for NVIDIA GPUs on a machine without one, and where GitHub cannot be reached.
 #   scripts/check-cuda.sh [build|check|clippy|doc] [FURTHER OPTIONS OF CARGO]
 #
-# With --workspace among the options, all crates instead of the command alone; CI checks and documents all features so.
+# With --workspace among the options, all crates instead of the command alone; CI runs clippy so.
 #
 # Burn's CUDA backend depends on cubecl-llvm, whose build script downloads LLVM from GitHub. Here a stand-in takes its
 # place (scripts/cubecl-llvm-stub), and kernels are compiled by NVRTC, which the program loads when it runs; so it runs
@@ -27,7 +27,7 @@ files() {
     if git rev-parse --is-inside-work-tree > /dev/null 2>&1; then
         git ls-files -z --cached --others --exclude-standard -- . ':!tests/reference-cases' ':!docs'
     else # a copy that is no checkout
-        find . -path ./target -prune -o -path ./data -prune -o -path ./docs -prune -o -path ./tests/reference-cases -prune \
+        find . -path ./.git -prune -o -path './target*' -prune -o -path ./data -prune -o -path ./docs -prune -o -path ./tests/reference-cases -prune \
             -o -type f -printf '%P\0'
     fi
 }

@@ -11,6 +11,7 @@ cd "$(dirname "$0")/.."
 [ -n "${BOCHS_SOURCE:-}" ] || { echo "test-emulated-cpu: set BOCHS_SOURCE to a checkout of Bochs" >&2; exit 1; }
 source=$(realpath "$BOCHS_SOURCE")/bochs
 work=$(realpath -m "${CARGO_TARGET_DIR:-target}")/emulated
+limit=${LIMIT:-2400} # seconds
 kernel=${KERNEL:-$(find /boot -name 'vmlinuz-*' | sort -V | tail -n 1)}
 tests=("$@")
 [ $# -gt 0 ] || tests=(unit matmul rows attention)
@@ -25,7 +26,8 @@ done
 # Three things are mended in a copy: the operand of VDPBF16PS in memory is a whole vector, so its displacement counts
 # vectors; Linux uses AMX only where XFD is reported (writes to its registers are ignored); and the CPU model that Linux
 # boots on reports the features that are added to it.
-if [ ! -x "$work/bochs/bochs" ]; then
+version=$(git -C "$source" rev-parse HEAD 2> /dev/null || echo "$source")
+if [ ! -x "$work/bochs/bochs" ] || [ "$(cat "$work/bochs.version" 2> /dev/null)" != "$version" ]; then
     rm -rf "$work/bochs"
     mkdir -p "$work"
     cp -r "$source" "$work/bochs"
@@ -45,6 +47,7 @@ if [ ! -x "$work/bochs/bochs" ]; then
             --disable-plugins --with-nogui --disable-docbook --enable-memtype > configure.log 2>&1 || fail "see $PWD/configure.log"
         make -j "$(nproc)" > make.log 2>&1 || fail "see $PWD/make.log"
     )
+    echo "$version" > "$work/bochs.version"
 fi
 
 # The tests, and a system of nothing else.
@@ -84,7 +87,7 @@ chmod +x "$root/init"
 cp "$kernel" "$work/iso/boot/vmlinuz"
 cat > "$work/iso/boot/grub/grub.cfg" <<'GRUB'
 set timeout=0
-menuentry tests { linux /boot/vmlinuz console=ttyS0 quiet lsm=capability mitigations=off nosmp; initrd /boot/initrd.gz; }
+menuentry tests { linux /boot/vmlinuz console=ttyS0 quiet lsm=capability mitigations=off nosmp panic=-1; initrd /boot/initrd.gz; }
 GRUB
 grub-mkrescue -o "$work/boot.iso" "$work/iso" > "$work/iso.log" 2>&1 || fail "see $work/iso.log"
 
@@ -106,7 +109,11 @@ rm -f "$work/serial.log"
 "$work/bochs/bochs" -q -f "$work/bochsrc" > "$work/bochs.out" 2>&1 < /dev/null &
 emulator=$!
 trap 'kill $emulator 2> /dev/null || true' EXIT
-while kill -0 $emulator 2> /dev/null && ! grep -q -a -s '^=== end' "$work/serial.log"; do sleep 1; done
+while kill -0 $emulator 2> /dev/null && ! grep -q -a -s -E '^=== end|Kernel panic' "$work/serial.log"; do
+    [ $SECONDS -lt "$limit" ] || fail "no end after $limit s (LIMIT): see $work/serial.log and $work/bochs.log"
+    sleep 1
+done
+[ -f "$work/serial.log" ] || fail "the emulator wrote nothing: see $work/bochs.log and $work/bochs.out"
 tr -d '\r' < "$work/serial.log" | grep -a -E '^(===|test|thread|assertion|  (left|right))' || true
 passed=$(grep -a -c '^=== passed' "$work/serial.log" || true)
 [ "$passed" -eq ${#tests[@]} ] || fail "$passed of ${#tests[@]} passed: see $work/serial.log and $work/bochs.log"

@@ -24,6 +24,12 @@ struct LayerCache {
 impl Cache {
     pub(crate) fn new(config: &TransformerConfig, batch: usize, capacity: usize) -> Self {
         let TransformerConfig { n_layers, n_kv_heads, head_dim, .. } = *config;
+        Self::of(n_layers, (n_kv_heads, head_dim), batch, capacity)
+    }
+
+    /// Of so many layers, heads and features of each.
+    pub(crate) fn of(n_layers: usize, heads: (usize, usize), batch: usize, capacity: usize) -> Self {
+        let (n_kv_heads, head_dim) = heads;
         let layers = (0..n_layers).map(|_| LayerCache { keys: Vec::new(), values: Vec::new() }).collect();
         let mut cache = Self { layers, n_kv_heads, head_dim, capacity, len: 0 };
         cache.grow(batch);

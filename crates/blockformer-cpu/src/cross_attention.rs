@@ -1,18 +1,16 @@
 //! The layers of a cross-attention token decoder on packed weights: what
 //! `blockformer_token_decoder::CrossAttentionDecoder` computes between embeddings and logits.
 
-use blockformer_kernels::{Activation, Level, Precision, Store, softmax};
+use blockformer_kernels::{Activation, AttentionInputs, AttentionShape, Level, Precision, Store, attention};
+use blockformer_kv_cache::HostLayer;
 use blockformer_nn::Norm as BurnNorm;
-use blockformer_token_decoder::{CrossAttentionConfig, CrossAttentionLayer, Heads, RelativeBias};
+use blockformer_token_decoder::{CrossAttentionConfig, CrossAttentionHeads, CrossAttentionLayer, RelativeBias};
 use burn::nn::RmsNorm;
-use rayon::prelude::*;
 
+use crate::cache::{Cache, Kv};
 use crate::profile::{Clock, StackProfile};
-use crate::stack::{Scratch, keep_last, room};
+use crate::stack::{Scratch, keep_last, room, stored};
 use crate::weights::{Linear, Norm};
-
-/// Scores of a block that are worth a thread's attention.
-const PART: usize = 1 << 14;
 
 /// The layers and the final norm.
 #[derive(Debug, Clone)]
@@ -42,38 +40,39 @@ struct Layer {
     down: Linear,
 }
 
-/// Keys and values of blocks being decoded: of their tokens and of their contexts.
+/// Keys and values of blocks being decoded.
 #[derive(Debug, Clone)]
 pub(crate) struct CrossCache {
-    /// Per layer `[rows, block_length, 2, n_heads · head_dim]`.
-    tokens: Vec<Vec<f32>>,
-    /// Per layer `[rows, positions, 2, n_heads · head_dim]`.
-    context: Vec<Vec<f32>>,
+    /// Of the tokens, the start token among them.
+    tokens: Cache,
+    /// Of the contexts, which are taken in whole.
+    context: Cache,
     /// Positions of a context.
     positions: usize,
-    len: usize,
 }
 
 impl CrossCache {
     pub(crate) fn bytes(&self) -> usize {
-        self.tokens.iter().chain(&self.context).map(|numbers| size_of_val(&numbers[..])).sum()
+        self.tokens.bytes() + self.context.bytes()
     }
 }
 
 impl Layer {
     fn new(layer: CrossAttentionLayer, config: &CrossAttentionConfig, precision: Precision) -> Self {
         let norm = |norm: RmsNorm| Norm::new(BurnNorm::RmsNorm(norm), config.norm_eps);
-        let Heads { query, key, value, output, .. } = layer.self_attention;
-        let qkv = Linear::side_by_side([query, key, value], precision);
+        // Scores are not scaled, but those of the kernel are.
+        let scale = (config.head_dim as f32).sqrt();
+        let CrossAttentionHeads { query, key, value, output, .. } = layer.self_attention;
+        let qkv = Linear::side_by_side([(query, scale), (key, 1.0), (value, 1.0)], precision);
         let self_output = Linear::new(output, precision);
-        let Heads { query, key, value, output, .. } = layer.cross_attention;
+        let CrossAttentionHeads { query, key, value, output, .. } = layer.cross_attention;
         Self {
             self_norm: norm(layer.self_norm),
             qkv,
             self_output,
             cross_norm: norm(layer.cross_norm),
-            query: Linear::new(query, precision),
-            keys_values: Linear::side_by_side([key, value], precision),
+            query: Linear::side_by_side([(query, scale)], precision),
+            keys_values: Linear::side_by_side([(key, 1.0), (value, 1.0)], precision),
             cross_output: Linear::new(output, precision),
             feed_forward_norm: norm(layer.feed_forward_norm),
             up: Linear::new(layer.up, precision),
@@ -123,18 +122,9 @@ impl CrossStack {
 
     /// Room for `rows` blocks whose contexts become so many positions each.
     pub(crate) fn new_cache(&self, rows: usize, positions: usize) -> CrossCache {
-        let layers = || vec![Vec::new(); self.layers.len()];
-        let mut cache = CrossCache { tokens: layers(), context: layers(), positions, len: 0 };
-        self.grow(&mut cache, rows);
-        cache
-    }
-
-    fn grow(&self, cache: &mut CrossCache, rows: usize) {
-        let each = 2 * self.inner();
-        for (tokens, context) in cache.tokens.iter_mut().zip(&mut cache.context) {
-            room(tokens, rows * self.block_length * each);
-            room(context, rows * cache.positions * each);
-        }
+        let CrossAttentionConfig { n_layers, n_heads, head_dim, .. } = self.config;
+        let cache = |capacity: usize| Cache::of(n_layers, (n_heads, head_dim), rows, capacity);
+        CrossCache { tokens: cache(self.block_length), context: cache(positions), positions }
     }
 
     /// Begins blocks: keys and values of their expanded contexts, `[rows, positions, d_model]`.
@@ -147,14 +137,41 @@ impl CrossStack {
     ) -> StackProfile {
         let (mut clock, mut profile) = (Clock::start(), StackProfile::default());
         let n = expanded.len() / self.d_model();
-        cache.len = 0;
-        self.grow(cache, n / cache.positions);
-        for (layer, context) in self.layers.iter().zip(&mut cache.context) {
-            let context = &mut context[..n * 2 * self.inner()];
-            layer.keys_values.forward(level, expanded, &mut scratch.rounded, context);
+        let rows = n / cache.positions;
+        for cache in [&mut cache.tokens, &mut cache.context] {
+            cache.reset();
+            cache.grow(rows);
         }
+        let keys_values = room(&mut scratch.qkv, n * 2 * self.inner());
+        for (index, layer) in self.layers.iter().enumerate() {
+            layer.keys_values.forward(level, expanded, &mut scratch.rounded, keys_values);
+            let mut kv = Kv::Together { cache: &mut cache.context, sequences: 0..rows };
+            self.hold(keys_values, 2 * self.inner(), (cache.positions, 0, cache.positions), &mut kv.layer(index));
+        }
+        cache.context.advance(cache.positions);
         clock.lap(&mut profile.attention);
         profile
+    }
+
+    /// Writes the keys and values at the end of each row of `stride` numbers: `new` positions of each block, from `start`
+    /// on, where each block has room for `capacity`.
+    fn hold(
+        &self,
+        rows: &[f32],
+        stride: usize,
+        (new, start, capacity): (usize, usize, usize),
+        held: &mut HostLayer<'_>,
+    ) {
+        let CrossAttentionConfig { n_heads, head_dim, .. } = self.config;
+        for (index, row) in rows.chunks_exact(stride).enumerate() {
+            let (keys, values) = row[stride - 2 * self.inner()..].split_at(self.inner());
+            let (block, position) = (index / new, start + index % new);
+            for (head, (key, value)) in keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim)).enumerate() {
+                let at = (block * n_heads + head) * capacity + position;
+                held.keys.write(at, key);
+                held.values.write(at, value);
+            }
+        }
     }
 
     /// Runs the layers on `new` tokens of each block, in place. Behind it the first numbers of `x` are those of the last
@@ -171,103 +188,95 @@ impl CrossStack {
         scratch: &mut Scratch,
     ) -> StackProfile {
         let (mut clock, mut profile) = (Clock::start(), StackProfile::default());
-        let (d_model, inner) = (self.d_model(), self.inner());
-        let (start, end) = (cache.len, cache.len + new);
-        assert!(end <= self.block_length, "{end} positions in a block of {}", self.block_length);
-        let n = x.len() / d_model;
-        let rows = n / new;
-        let Scratch { normed, qkv, mixed, inner: hidden, rounded, .. } = scratch;
-        let normed = room(normed, n * d_model);
-        let mixed = room(mixed, n * inner);
-        let held = cache.tokens.iter_mut().zip(&cache.context);
-        for (layer, (tokens, context)) in self.layers.iter().zip(held) {
-            let add = (Activation::Identity, Store::Add);
-            layer.self_norm.forward(level, x, normed);
-            let qkv = room(qkv, n * 3 * inner);
-            layer.qkv.forward(level, normed, rounded, qkv);
-            for (row, qkv) in qkv.chunks_exact(new * 3 * inner).enumerate() {
-                let tokens = &mut tokens[(row * self.block_length + start) * 2 * inner..][..new * 2 * inner];
-                for (token, qkv) in tokens.chunks_exact_mut(2 * inner).zip(qkv.chunks_exact(3 * inner)) {
-                    token.copy_from_slice(&qkv[inner..]);
-                }
-            }
-            let seen = Seen { new, start, capacity: self.block_length, bias: Some(&self.bias) };
-            self.attend(level, (qkv, 3 * inner), &tokens[..rows * self.block_length * 2 * inner], seen, mixed);
-            layer.self_output.run(level, mixed, add, rounded, x);
-
-            layer.cross_norm.forward(level, x, normed);
-            let queries = &mut qkv[..n * inner];
-            layer.query.forward(level, normed, rounded, queries);
-            let seen = Seen { new, start: 0, capacity: cache.positions, bias: None };
-            self.attend(level, (queries, inner), &context[..rows * cache.positions * 2 * inner], seen, mixed);
-            layer.cross_output.run(level, mixed, add, rounded, x);
+        let (d_model, start) = (self.d_model(), cache.tokens.len());
+        let rows = x.len() / (new * d_model);
+        let sequences = 0..rows;
+        cache.tokens.advance(new);
+        for (index, layer) in self.layers.iter().enumerate() {
+            let mut tokens = Kv::Together { cache: &mut cache.tokens, sequences: sequences.clone() };
+            let mut context = Kv::Together { cache: &mut cache.context, sequences: sequences.clone() };
+            let mut pass = Pass { stack: self, layer, level, rows, new, scratch };
+            pass.attend_to_tokens(x, start, tokens.layer(index));
+            pass.attend_to_context(x, cache.positions, context.layer(index));
             clock.lap(&mut profile.attention);
-
-            layer.feed_forward_norm.forward(level, x, normed);
-            let hidden = room(hidden, n * layer.up.n_outputs());
-            layer.up.run(level, normed, (Activation::Relu, Store::Write), rounded, hidden);
-            layer.down.run(level, hidden, add, rounded, x);
+            pass.feed_forward(x);
             clock.lap(&mut profile.feed_forward);
         }
-        cache.len = end;
         keep_last(x, rows, new * d_model, wanted * d_model);
         let x = &mut x[..rows * wanted * d_model];
-        self.final_norm.forward(level, x, &mut normed[..x.len()]);
-        x.copy_from_slice(&normed[..x.len()]);
+        let normed = room(&mut scratch.normed, x.len());
+        self.final_norm.forward(level, x, normed);
+        x.copy_from_slice(normed);
         clock.lap(&mut profile.other);
         profile
     }
-
-    /// Mixes values, `[rows, new, n_heads · head_dim]`. Scores are not scaled. A block has few keys, and its projections
-    /// hundreds of times the work.
-    fn attend(
-        &self,
-        level: Level,
-        (queries, stride): (&[f32], usize),
-        held: &[f32],
-        seen: Seen<'_>,
-        mixed: &mut [f32],
-    ) {
-        let CrossAttentionConfig { n_heads, head_dim, .. } = self.config;
-        let (inner, Seen { new, start, capacity, bias }) = (self.inner(), seen);
-        let each = held.par_chunks_exact(capacity * 2 * inner).zip(queries.par_chunks_exact(new * stride));
-        let least = (PART / (new * capacity * inner)).max(1);
-        mixed.par_chunks_exact_mut(new * inner).zip(each).with_min_len(least).for_each(|(mixed, (held, queries))| {
-            let mut scores = vec![0.0; capacity];
-            for (at, (mixed, query)) in mixed.chunks_exact_mut(inner).zip(queries.chunks_exact(stride)).enumerate() {
-                let own = start + at;
-                // Tokens see those before them and themselves; all of the context is seen.
-                let n_keys = if bias.is_some() { own + 1 } else { capacity };
-                let scores = &mut scores[..n_keys];
-                for head in 0..n_heads {
-                    let features = head * head_dim..(head + 1) * head_dim;
-                    for (key, (score, held)) in scores.iter_mut().zip(held.chunks_exact(2 * inner)).enumerate() {
-                        let products = query[features.clone()].iter().zip(&held[features.clone()]);
-                        *score = products.map(|(query, key)| query * key).sum::<f32>()
-                            + bias.map_or(0.0, |bias| bias[head * capacity + own - key]);
-                    }
-                    softmax(level, scores, n_keys);
-                    let mixed = &mut mixed[features.clone()];
-                    mixed.fill(0.0);
-                    for (score, held) in scores.iter().zip(held.chunks_exact(2 * inner)) {
-                        let values = &held[inner..][features.clone()];
-                        mixed.iter_mut().zip(values).for_each(|(mixed, value)| *mixed += score * value);
-                    }
-                }
-            }
-        });
-    }
 }
 
-/// What the queries of a block see.
-#[derive(Clone, Copy)]
-struct Seen<'a> {
-    /// Queries of each block.
+/// One layer's work.
+struct Pass<'a> {
+    stack: &'a CrossStack,
+    layer: &'a Layer,
+    level: Level,
+    /// Blocks.
+    rows: usize,
+    /// New tokens of each.
     new: usize,
-    /// The position of the first.
-    start: usize,
-    /// Positions of keys that a block has room for.
-    capacity: usize,
-    /// `[n_heads, capacity]`, by distance to the past, which alone is seen; without one, all is seen.
-    bias: Option<&'a [f32]>,
+    scratch: &'a mut Scratch,
+}
+
+impl Pass<'_> {
+    /// Tokens see those before them and themselves.
+    fn attend_to_tokens(&mut self, x: &mut [f32], start: usize, mut held: HostLayer<'_>) {
+        let (stack, layer, stride) = (self.stack, self.layer, 3 * self.stack.inner());
+        let Scratch { normed, qkv, visible, rounded, .. } = &mut *self.scratch;
+        let normed = room(normed, x.len());
+        layer.self_norm.forward(self.level, x, normed);
+        let qkv = room(qkv, self.rows * self.new * stride);
+        layer.qkv.forward(self.level, normed, rounded, qkv);
+        stack.hold(qkv, stride, (self.new, start, stack.block_length), &mut held);
+        visible.clear();
+        visible.extend((0..self.rows * self.new).map(|row| 0..start + row % self.new + 1));
+        self.mix(stride, stack.block_length, Some(&stack.bias), &held);
+        let Scratch { mixed, rounded, .. } = &mut *self.scratch;
+        let mixed = &mixed[..self.rows * self.new * stack.inner()];
+        layer.self_output.run(self.level, mixed, (Activation::Identity, Store::Add), rounded, x);
+    }
+
+    /// All of the context is seen.
+    fn attend_to_context(&mut self, x: &mut [f32], positions: usize, held: HostLayer<'_>) {
+        let (layer, stride) = (self.layer, self.stack.inner());
+        let Scratch { normed, qkv, visible, rounded, .. } = &mut *self.scratch;
+        let normed = room(normed, x.len());
+        layer.cross_norm.forward(self.level, x, normed);
+        layer.query.forward(self.level, normed, rounded, room(qkv, self.rows * self.new * stride));
+        visible.clear();
+        visible.resize(self.rows * self.new, 0..positions);
+        self.mix(stride, positions, None, &held);
+        let Scratch { mixed, rounded, .. } = &mut *self.scratch;
+        let mixed = &mixed[..self.rows * self.new * stride];
+        layer.cross_output.run(self.level, mixed, (Activation::Identity, Store::Add), rounded, x);
+    }
+
+    /// Mixes the values that the first numbers of each row of `qkv` see.
+    fn mix(&mut self, query_stride: usize, page_length: usize, bias: Option<&[f32]>, held: &HostLayer<'_>) {
+        let CrossAttentionConfig { n_heads, head_dim, .. } = self.stack.config;
+        let (batch, n_queries) = (self.rows, self.new);
+        let shape =
+            AttentionShape { batch, n_queries, n_heads, n_kv_heads: n_heads, head_dim, page_length, query_stride };
+        let Scratch { qkv, mixed, visible, tables, .. } = &mut *self.scratch;
+        tables.clear();
+        tables.extend(0..batch);
+        let queries = &qkv[..batch * n_queries * query_stride];
+        let inputs = AttentionInputs { queries, keys: stored(&held.keys), values: stored(&held.values), tables, bias };
+        attention(self.level, shape, inputs, visible, room(mixed, batch * n_queries * n_heads * head_dim));
+    }
+
+    fn feed_forward(&mut self, x: &mut [f32]) {
+        let Scratch { normed, inner, rounded, .. } = &mut *self.scratch;
+        let normed = room(normed, x.len());
+        self.layer.feed_forward_norm.forward(self.level, x, normed);
+        let inner = room(inner, self.rows * self.new * self.layer.up.n_outputs());
+        self.layer.up.run(self.level, normed, (Activation::Relu, Store::Write), rounded, inner);
+        self.layer.down.run(self.level, inner, (Activation::Identity, Store::Add), rounded, x);
+    }
 }

@@ -7,8 +7,8 @@
 //! made once, on slices, without a tensor operation in between, and the vocabulary is projected to for the positions
 //! whose logits are wanted only.
 //!
-//! It knows lookup and encoder embedders, all layers of `blockformer-nn`, prefix and summation token decoders, and the
-//! vanilla transformer. Training, gradients and other devices have nothing to do with it.
+//! It knows lookup and encoder embedders, all layers of `blockformer-nn`, prefix, summation and cross-attention token
+//! decoders, and the vanilla transformer. Training, gradients and other devices have nothing to do with it.
 //!
 //! No sum depends on what is computed beside it, so an engine's requests get the very bits they get alone, however
 //! prompts are cut and whether blocks are decoded token by token or as a whole.

@@ -17,7 +17,7 @@ use crate::{PackError, Profile};
 /// [`PagedModel`](blockformer_generate::PagedModel) that generates and scores, and does nothing else.
 ///
 /// In float32 it computes what the model it was made of computes, up to rounding. The other precisions round the
-/// weights; activations, keys and values are float32 always.
+/// weights, and the inputs of products with them, as [`Precision`] says; sums, keys and values are float32 always.
 #[derive(Debug, Clone)]
 pub struct CpuModel {
     pub(crate) kind: Kind,
@@ -67,7 +67,8 @@ impl CpuModel {
         Ok(Self { kind, precision, level: Level::current(), spare: Spare::default() })
     }
 
-    /// Whether models of this configuration have a packed form: all that this library has activations for.
+    /// Whether models of this configuration have a packed form, as all have that this version knows: a kind of part that
+    /// a later one adds may have none yet.
     ///
     /// # Errors
     /// [`PackError::Unsupported`] naming the part that has none.

@@ -25,12 +25,12 @@ pub(crate) struct Scratch {
     pub(crate) qkv: Vec<f32>,
     pub(crate) mixed: Vec<f32>,
     pub(crate) inner: Vec<f32>,
-    visible: Vec<Range<usize>>,
+    pub(crate) visible: Vec<Range<usize>>,
     /// The first new position of each sequence.
     starts: Vec<usize>,
     /// The pages of each sequence, one after the other.
-    tables: Vec<usize>,
-    /// What products with quantised weights make of their inputs.
+    pub(crate) tables: Vec<usize>,
+    /// What products with rounded inputs make of them.
     pub(crate) rounded: Rounded,
     /// Bytes of the most logits there were at once.
     pub(crate) logits: usize,
@@ -202,7 +202,7 @@ impl Layer {
 }
 
 /// What attention reads.
-fn stored<'a>(rows: &'a HostRows<'_>) -> Stored<'a> {
+pub(crate) fn stored<'a>(rows: &'a HostRows<'_>) -> Stored<'a> {
     match rows {
         HostRows::Float32(numbers) => Stored::F32(numbers),
         HostRows::Float16(numbers) => Stored::F16(numbers),
@@ -350,7 +350,7 @@ impl Pass<'_> {
         let shape = AttentionShape { batch, n_queries, n_heads, n_kv_heads, head_dim, page_length, query_stride };
         let queries = &qkv[..batch * n_queries * query_stride];
         let (keys, values) = (stored(&self.held.keys), stored(&self.held.values));
-        let inputs = AttentionInputs { queries, keys, values, tables };
+        let inputs = AttentionInputs { queries, keys, values, tables, bias: None };
         let mixed = room(mixed, batch * n_queries * n_heads * head_dim);
         attention(self.level, shape, inputs, visible, mixed);
         self.layer.output.run(self.level, mixed, (Activation::Identity, Store::Add), rounded, x);

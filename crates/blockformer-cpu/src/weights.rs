@@ -34,20 +34,24 @@ impl Linear {
         Self { matrix: PackedMatrix::new(&numbers(linear.weight), n_inputs, n_outputs, precision), bias }
     }
 
-    /// Projections of the same inputs as one; their outputs lie side by side.
-    pub(crate) fn side_by_side<const N: usize>(parts: [BurnLinear; N], precision: Precision) -> Self {
-        let n_inputs = parts[0].weight.dims()[0];
-        let widths = parts.each_ref().map(|part| part.weight.dims()[1]);
+    /// Projections of the same inputs as one, each multiplied by a factor; their outputs lie side by side.
+    pub(crate) fn side_by_side<const N: usize>(parts: [(BurnLinear, f32); N], precision: Precision) -> Self {
+        let n_inputs = parts[0].0.weight.dims()[0];
+        let widths = parts.each_ref().map(|(part, _)| part.weight.dims()[1]);
         let n_outputs = widths.iter().sum();
         let (mut weights, mut bias) = (vec![0.0; n_inputs * n_outputs], None);
         let mut first = 0;
-        for (part, width) in parts.into_iter().zip(widths) {
+        let copy = |to: &mut [f32], from: &[f32], factor: f32| {
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = factor * from);
+        };
+        for ((part, factor), width) in parts.into_iter().zip(widths) {
             if let Some(part) = part.bias.map(numbers) {
-                bias.get_or_insert_with(|| vec![0.0; n_outputs])[first..first + width].copy_from_slice(&part);
+                let bias = bias.get_or_insert_with(|| vec![0.0; n_outputs]);
+                copy(&mut bias[first..first + width], &part, factor);
             }
             let part = numbers(part.weight);
             for (row, part) in weights.chunks_exact_mut(n_outputs).zip(part.chunks_exact(width)) {
-                row[first..first + width].copy_from_slice(part);
+                copy(&mut row[first..first + width], part, factor);
             }
             first += width;
         }
@@ -127,6 +131,42 @@ impl Norm {
         match beta {
             Some(_) => LayerNorm { gamma, beta: beta.as_deref(), eps: *eps }.apply(level, x, out),
             None => RmsNorm { gamma, eps: *eps }.apply(level, x, out),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use blockformer_nn::linear_init;
+    use burn::tensor::Device;
+
+    use super::*;
+
+    #[test]
+    fn projections_side_by_side_give_what_each_gives_in_every_precision() {
+        let device = Device::flex();
+        // Widths that do not end with a panel, inputs that do not end with a group.
+        let parts = || [(5, true), (33, false)].map(|(width, bias)| linear_init(45, width, bias, 0.5, &device));
+        let x: Vec<f32> = (0..3 * 45).map(|i| (i as f32 * 0.37).sin()).collect();
+        for precision in Precision::ALL {
+            let [mut first, second] = parts();
+            // Weights are drawn when they are first looked at, of every clone anew.
+            (first.weight.val(), second.weight.val());
+            first.bias = first.bias.map(|bias| bias.map(|bias| bias.add_scalar(0.5)));
+            let run = |linear: &Linear, width: usize| {
+                let mut out = vec![0.0; 3 * width];
+                linear.forward(Level::current(), &x, &mut Rounded::default(), &mut out);
+                out
+            };
+            // A factor that scales without rounding.
+            let both = Linear::side_by_side([(first.clone(), 4.0), (second.clone(), 1.0)], precision);
+            let (both, first) = (run(&both, 38), run(&Linear::new(first, precision), 5));
+            let second = run(&Linear::new(second, precision), 33);
+            for row in 0..3 {
+                let (got, expected) = (&both[row * 38..][..38], &first[row * 5..][..5]);
+                assert_eq!(got[..5], expected.iter().map(|x| 4.0 * x).collect::<Vec<_>>(), "{}", precision.name());
+                assert_eq!(got[5..], second[row * 33..][..33], "{}", precision.name());
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Attention of few or many queries over cached keys and values: `softmax(q kᵀ / sqrt(head_dim)) v`.
+//! Attention of few or many queries over cached keys and values: `softmax(q kᵀ / sqrt(head_dim) + bias) v`.
 //!
 //! Keys and values lie in pages, and each sequence has a table of its pages; a cache of sequences side by side is one
 //! page a sequence. A tile is up to four rows (queries, or heads of one query that share keys) of one key/value head. Its
@@ -59,7 +59,7 @@ pub struct AttentionShape {
 ///
 /// # Panics
 /// If a slice does not have its shape, keys and values are not stored alike, a table names a page that is not there, or a
-/// range is empty or goes beyond a sequence's pages.
+/// range is empty, goes beyond a sequence's pages, or is longer than there are distances.
 pub fn attention(
     level: Level,
     shape: AttentionShape,
@@ -68,8 +68,8 @@ pub fn attention(
     out: &mut [f32],
 ) {
     check(&shape, &inputs, visible, out.len());
-    let AttentionInputs { queries, tables, .. } = inputs;
-    let call = Call { level, shape, queries, tables, visible };
+    let AttentionInputs { queries, tables, bias, .. } = inputs;
+    let call = Call { level, shape, queries, tables, bias, visible };
     match (inputs.keys, inputs.values) {
         (Stored::F32(keys), Stored::F32(values)) => call.run(keys, values, out),
         (Stored::F16(keys), Stored::F16(values)) => call.run(keys, values, out),
@@ -87,6 +87,7 @@ struct Call<'a> {
     shape: AttentionShape,
     queries: &'a [f32],
     tables: &'a [usize],
+    bias: Option<&'a [f32]>,
     visible: &'a [Range<usize>],
 }
 
@@ -128,6 +129,9 @@ pub struct AttentionInputs<'a> {
     pub values: Stored<'a>,
     /// The pages of each sequence, in order, as many for each; what is behind the keys that are seen may be any page.
     pub tables: &'a [usize],
+    /// A bias for each head and distance, `[n_heads, distances]`: the last key that a query sees is at distance 0. T5's
+    /// relative positions are such (Raffel et al. 2020, section 2.1).
+    pub bias: Option<&'a [f32]>,
 }
 
 fn check(shape: &AttentionShape, inputs: &AttentionInputs<'_>, visible: &[Range<usize>], out: usize) {
@@ -149,7 +153,12 @@ fn check(shape: &AttentionShape, inputs: &AttentionInputs<'_>, visible: &[Range<
     let capacity = inputs.tables.len() / batch * page_length;
     assert_eq!(visible.len(), batch * n_queries, "ranges of visible keys");
     assert_eq!(out, batch * n_queries * n_heads * head_dim, "output");
+    let distances = inputs.bias.map_or(usize::MAX, |bias| {
+        assert!(bias.len().is_multiple_of(n_heads), "biases of {n_heads} heads");
+        bias.len() / n_heads
+    });
     for range in visible {
+        assert!(range.len() <= distances, "visible keys {range:?}, but {distances} distances");
         assert!(range.start < range.end && range.end <= capacity, "visible keys {range:?} of {capacity}");
     }
 }
@@ -200,6 +209,8 @@ impl<N: StoredRows> Kernel for Tiles<'_, N> {
 #[derive(Clone, Copy)]
 struct Row<'a> {
     query: &'a [f32],
+    /// Its head's bias by distance; empty if there is none.
+    bias: &'a [f32],
     /// Where its output begins.
     out: usize,
     start: usize,
@@ -252,6 +263,9 @@ impl<N: StoredRows> Tiles<'_, N> {
                 let (first, behind) = (row.start - start, row.end - start);
                 scores[..first].fill(0.0);
                 scores[behind..].fill(0.0);
+                for (score, bias) in scores[first..behind].iter_mut().rev().zip(row.bias) {
+                    *score += bias;
+                }
                 let sum = exp_and_sum(s, &mut scores[first..behind]);
                 *out = Part { first: self.out.0, offset: row.out, scale: sum.recip() };
             }
@@ -272,6 +286,7 @@ impl<N: StoredRows> Tiles<'_, N> {
         let range = &self.call.visible[position];
         Row {
             query: &self.call.queries[position * query_stride + head * head_dim..][..head_dim],
+            bias: self.call.bias.map_or(&[], |bias| &bias[head * (bias.len() / n_heads)..][..bias.len() / n_heads]),
             out: (position * n_heads + head) * head_dim,
             start: range.start,
             end: range.end,

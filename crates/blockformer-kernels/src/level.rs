@@ -35,10 +35,20 @@ impl Level {
     /// No more than the target's baseline.
     pub const PORTABLE: Self = Self(Instructions::Portable);
 
-    /// Every level this CPU has, from the narrowest to the one that is fastest.
+    /// Every level this CPU has, widest last.
     ///
-    /// AMX has to be asked for: the first call asks the system, for the whole process.
+    /// Where the CPU has AMX, the system is asked to let this process use it, once.
     pub fn supported() -> Vec<Self> {
+        let mut levels = Self::without_asking();
+        #[cfg(target_arch = "x86_64")]
+        if levels.last() == Some(&Self(Instructions::Avx512Bf16)) && amx() {
+            levels.push(Self(Instructions::Amx));
+        }
+        levels
+    }
+
+    /// All but AMX.
+    fn without_asking() -> Vec<Self> {
         #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut, reason = "there is no other level"))]
         let mut levels = vec![Self::PORTABLE];
         #[cfg(target_arch = "x86_64")]
@@ -50,8 +60,8 @@ impl Level {
             let avx512 = avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
             let avx512_vnni = avx512 && is_x86_feature_detected!("avx512vnni");
             let avx512_bf16 = avx512_vnni && is_x86_feature_detected!("avx512bf16");
-            let has = [avx2, avx2_vnni, avx512, avx512_vnni, avx512_bf16, avx512_bf16 && amx()];
-            let all = [Avx2, Avx2Vnni, Avx512, Avx512Vnni, Avx512Bf16, Amx];
+            let has = [avx2, avx2_vnni, avx512, avx512_vnni, avx512_bf16];
+            let all = [Avx2, Avx2Vnni, Avx512, Avx512Vnni, Avx512Bf16];
             levels.extend(all.into_iter().zip(has).filter(|(_, has)| *has).map(|(instructions, _)| Self(instructions)));
         }
         levels
@@ -69,7 +79,8 @@ impl Level {
 
     /// The level of that name, if this CPU has it.
     pub fn by_name(name: &str) -> Option<Self> {
-        Self::supported().into_iter().find(|level| level.name() == name)
+        let named = |level: &Self| level.name() == name;
+        Self::without_asking().into_iter().find(named).or_else(|| Self::supported().into_iter().find(named))
     }
 
     /// - `portable`
@@ -99,7 +110,20 @@ impl Level {
 
     /// Whether products with bfloat16 weights round their inputs to bfloat16, because the level multiplies such.
     pub fn multiplies_bf16(self) -> bool {
-        matches!(self.name(), "avx512_bf16" | "amx")
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx512Bf16 | Instructions::Amx => true,
+            _ => false,
+        }
+    }
+
+    /// Whether it multiplies bfloat16 in tiles.
+    pub(crate) fn multiplies_tiles(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Amx => true,
+            _ => false,
+        }
     }
 
     /// Runs a kernel compiled for this level; what only products use makes no difference.
@@ -141,15 +165,15 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: such a `Level` exists only where `amx` has found AMX, and `supported` what AVX-512 needs.
             Instructions::Amx => unsafe { run_amx(kernel) },
-            _ => self.run(Plain(kernel)),
+            _ => self.run(OnFloats(kernel)),
         }
     }
 }
 
 /// A product with bfloat16 weights, with float32 instructions.
-struct Plain<K>(K);
+struct OnFloats<K>(K);
 
-impl<K: Bf16Kernel> Kernel for Plain<K> {
+impl<K: Bf16Kernel> Kernel for OnFloats<K> {
     type Output = ();
 
     #[inline(always)]

@@ -5,11 +5,13 @@
 //! With a single row that is one walk through the weights from front to back, two panels at a time.
 //!
 //! However the work is cut, every number is summed in the same order, input after input from zero (of quantised
-//! weights, group after group, each from zero and then scaled): the rows beside a row change no bit of it.
+//! weights, group after group, each from zero and then scaled; with AMX, 32 inputs from zero, then the next): the rows
+//! beside a row change no bit of it.
 #![allow(unsafe_code)] // Threads write disjoint columns of one output.
 
 #[cfg(target_arch = "x86_64")]
 mod bfloat16;
+mod floats;
 mod integer;
 mod likeliest;
 
@@ -19,13 +21,14 @@ use rayon::prelude::*;
 
 use crate::Level;
 use crate::activation::{Activation, apply};
-use crate::packed::{Bf16Pairs, F32Row, PackedMatrix, Panels, n_pairs};
+use crate::packed::{PackedMatrix, Panels};
 use crate::quantised::{Int4Codes, Int8Codes};
 use crate::simd::{Bf16Kernel, Kernel, PANEL, Simd};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Bf16Simd, Tiles};
 #[cfg(target_arch = "x86_64")]
 use bfloat16::Pairs;
+use floats::Plain;
 use integer::Quantised;
 pub use integer::Rounded;
 use likeliest::Candidate;
@@ -35,6 +38,8 @@ pub use likeliest::likeliest;
 const MAX_ROWS: usize = 192;
 /// Rows of a task at least, where there are so many.
 const LEAST_ROWS: usize = 96;
+/// Rows of a tile of AMX.
+const TILE_ROWS: usize = 16;
 /// Bytes of a task's rows of `x`, which should stay in the second-level cache.
 const ROW_BYTES: usize = 384 << 10;
 /// Multiplications that are worth a thread's attention.
@@ -64,7 +69,8 @@ pub struct Epilogue<'a> {
 }
 
 /// `out = activation(x W + bias)` for rows of `x`, with several threads where that pays; see [`Epilogue`]. `rounded` is
-/// room that products with quantised weights need.
+/// room that products need whose inputs are rounded: those with quantised weights, and with bfloat16 ones where the CPU
+/// multiplies bfloat16.
 ///
 /// # Shapes
 /// - `x`: `[rows, n_inputs]`
@@ -90,7 +96,7 @@ pub fn matmul(
     if rows == 0 {
         return;
     }
-    let chunk = chunk(rows, n_inputs);
+    let chunk = chunk(level, rows, weights);
     let out = Output { first: out.as_mut_ptr(), n_outputs };
     let tasks = rows.div_ceil(chunk) * n_outputs.div_ceil(PANEL);
     let rounded = rounded_for(level, x, weights, rounded);
@@ -103,18 +109,26 @@ pub fn matmul(
     }
 }
 
-/// Rows of a task: about as many in each, so many that weights are not read too often, and not more than a cache holds.
-fn chunk(rows: usize, n_inputs: usize) -> usize {
-    let most = (ROW_BYTES / (4 * n_inputs)).clamp(LEAST_ROWS, MAX_ROWS);
-    rows.div_ceil(rows.div_ceil(most))
+/// Rows of a task: about as many in each, so many that weights are not read too often, and not more than a cache holds;
+/// whole tiles of rows, where these are multiplied in tiles.
+fn chunk(level: Level, rows: usize, weights: &PackedMatrix) -> usize {
+    let most = (ROW_BYTES / (4 * weights.n_inputs())).clamp(LEAST_ROWS, MAX_ROWS);
+    let chunk = rows.div_ceil(rows.div_ceil(most));
+    let tiles = matches!(weights.panels, Panels::Bf16(_)) && level.multiplies_tiles();
+    if tiles { chunk.next_multiple_of(TILE_ROWS) } else { chunk }
 }
 
 /// Rounds `x` if products with the weights are computed so on the level.
 fn rounded_for<'r>(level: Level, x: &[f32], weights: &PackedMatrix, rounded: &'r mut Rounded) -> &'r Rounded {
     match &weights.panels {
         Panels::F32(_) => {}
-        Panels::Bf16(_) if !level.multiplies_bf16() => {}
-        Panels::Bf16(_) => rounded.fill_bf16(level, x, weights.n_inputs()),
+        Panels::Bf16(_) =>
+        {
+            #[cfg(target_arch = "x86_64")]
+            if level.multiplies_bf16() {
+                rounded.bf16.fill(level, x, weights.n_inputs());
+            }
+        }
         Panels::Int8 { .. } => rounded.fill::<Int8Codes>(level, x, weights.n_inputs()),
         Panels::Int4 { .. } => rounded.fill::<Int4Codes>(level, x, weights.n_inputs()),
     }
@@ -231,7 +245,7 @@ impl Bf16Kernel for Bf16<'_> {
     #[inline(always)]
     fn run_pairs<S: Bf16Simd>(mut self, s: S) {
         if let Panels::Bf16(pairs) = &self.0.weights.panels {
-            let rows = self.0.rounded;
+            let rows = &self.0.rounded.bf16;
             panels(s, &mut self.0, &Pairs { pairs, rows });
         }
     }
@@ -425,156 +439,4 @@ trait Weights<S: Simd> {
 
     /// The products of the only row with `P` panels, from `first` on, each of `C` vectors.
     fn row<const P: usize, const C: usize>(&self, s: S, first: usize) -> [[S::V; C]; P];
-}
-
-/// 32 columns at one or two consecutive inputs.
-trait Row: Copy {
-    /// Inputs.
-    const INPUTS: usize;
-
-    /// Vector `index` of the columns at an input.
-    fn load<S: Simd>(&self, s: S, index: usize, input: usize) -> S::V;
-}
-
-impl Row for F32Row {
-    const INPUTS: usize = 1;
-
-    #[inline(always)]
-    fn load<S: Simd>(&self, s: S, index: usize, _: usize) -> S::V {
-        s.load(&self.0[index * S::LANES..])
-    }
-}
-
-impl Row for Bf16Pairs {
-    const INPUTS: usize = 2;
-
-    #[inline(always)]
-    fn load<S: Simd>(&self, s: S, index: usize, input: usize) -> S::V {
-        let pairs = &self.0[index * S::LANES..];
-        if input == 0 { s.load_bf16_first(pairs) } else { s.load_bf16_second(pairs) }
-    }
-}
-
-/// Adds rows of `x` with weights, without scales, input after input.
-#[inline(always)]
-fn dot<S: Simd, W: Row, const R: usize, const C: usize>(
-    s: S,
-    x: &[&[f32]; R],
-    rows: &[W],
-    vector: usize,
-    sums: &mut [[S::V; C]; R],
-) {
-    let n_inputs = x[0].len();
-    for x in x {
-        assert_eq!(x.len(), n_inputs, "as many inputs in every row");
-    }
-    let (whole, rest) = rows.split_at(n_inputs / W::INPUTS);
-    let mut acc = *sums;
-    for (k, row) in whole.iter().enumerate() {
-        for input in 0..W::INPUTS {
-            // SAFETY: the input is one of `whole.len() · W::INPUTS <= n_inputs`, the length of all rows.
-            unsafe { add_input(s, x, k * W::INPUTS + input, row, (vector, input), &mut acc) };
-        }
-    }
-    for input in 0..n_inputs % W::INPUTS {
-        // SAFETY: the input is one of `n_inputs`, the length of all rows.
-        unsafe { add_input(s, x, whole.len() * W::INPUTS + input, &rest[0], (vector, input), &mut acc) };
-    }
-    *sums = acc;
-}
-
-/// Adds input `k` of rows of `x` with its weights: those of `row` at its input `input`.
-///
-/// # Safety
-/// All rows of `x` have more than `k` inputs.
-#[inline(always)]
-unsafe fn add_input<S: Simd, W: Row, const R: usize, const C: usize>(
-    s: S,
-    x: &[&[f32]; R],
-    k: usize,
-    row: &W,
-    (vector, input): (usize, usize),
-    acc: &mut [[S::V; C]; R],
-) {
-    let mut w = [s.splat(0.0); C];
-    for (c, w) in w.iter_mut().enumerate() {
-        *w = row.load(s, vector + c, input);
-    }
-    for (acc, x) in acc.iter_mut().zip(x) {
-        // SAFETY: as the caller says.
-        let x = s.splat(unsafe { *x.get_unchecked(k) });
-        for (acc, w) in acc.iter_mut().zip(&w) {
-            *acc = s.mul_add(x, *w, *acc);
-        }
-    }
-}
-
-/// One row of `x` with the weights of `P` panels, without scales, input after input.
-#[inline(always)]
-fn dot_row<S: Simd, W: Row, const P: usize, const C: usize>(s: S, x: &[f32], panels: &[&[W]; P]) -> [[S::V; C]; P] {
-    let n_rows = x.len().div_ceil(W::INPUTS);
-    for panel in panels {
-        assert!(panel.len() >= n_rows, "as many weights as inputs");
-    }
-    let mut acc = [[s.splat(0.0); C]; P];
-    // The last may have fewer inputs than the others.
-    for (k, x) in x.chunks(W::INPUTS).enumerate() {
-        for (input, x) in x.iter().enumerate() {
-            let x = s.splat(*x);
-            for (acc, panel) in acc.iter_mut().zip(panels) {
-                // SAFETY: `k < n_rows <= panel.len()`, asserted above.
-                let row = unsafe { panel.get_unchecked(k) };
-                for (c, acc) in acc.iter_mut().enumerate() {
-                    *acc = s.mul_add(x, row.load(s, c, input), *acc);
-                }
-            }
-        }
-    }
-    acc
-}
-
-struct Plain<'a, W> {
-    x: &'a [f32],
-    n_inputs: usize,
-    rows: &'a [W],
-}
-
-impl<'a, W: Row> Plain<'a, W> {
-    #[inline(always)]
-    fn panel(&self, index: usize) -> &'a [W] {
-        let n = if const { W::INPUTS == 1 } { self.n_inputs } else { n_pairs(self.n_inputs) };
-        &self.rows[index * n..][..n]
-    }
-}
-
-impl<S: Simd, W: Row> Weights<S> for Plain<'_, W> {
-    const INTEGERS: bool = false;
-    /// 32 KiB of float32, of which a pass over two vectors of eight takes half.
-    const INPUTS: usize = 256;
-
-    #[inline(always)]
-    fn product<const R: usize, const C: usize>(
-        &self,
-        s: S,
-        block: &Block,
-        (row, vector): (usize, usize),
-        acc: &mut [[S::V; C]; R],
-    ) {
-        let Block { panel, first_row, ref inputs } = *block;
-        let mut x = [&self.x[..0]; R];
-        for (index, x) in x.iter_mut().enumerate() {
-            *x = &self.x[(first_row + row + index) * self.n_inputs + inputs.start..][..inputs.len()];
-        }
-        let rows = self.panel(panel);
-        dot(s, &x, &rows[inputs.start / W::INPUTS..inputs.end.div_ceil(W::INPUTS)], vector, acc);
-    }
-
-    #[inline(always)]
-    fn row<const P: usize, const C: usize>(&self, s: S, first: usize) -> [[S::V; C]; P] {
-        let mut panels = [&self.rows[..0]; P];
-        for (index, panel) in panels.iter_mut().enumerate() {
-            *panel = self.panel(first + index);
-        }
-        dot_row(s, self.x, &panels)
-    }
 }

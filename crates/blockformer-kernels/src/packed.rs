@@ -15,7 +15,7 @@ pub enum Precision {
     /// float32: the weights as they are.
     #[default]
     F32,
-    /// bfloat16, rounded to nearest: half the bytes. Where the CPU multiplies bfloat16 itself (AVX-512 BF16, AMX), inputs
+    /// bfloat16, rounded to nearest: half the bytes (inputs are filled up to a multiple of 32). Where the CPU multiplies bfloat16 itself (AVX-512 BF16, AMX), inputs
     /// are rounded to it as well; elsewhere they stay float32.
     Bf16,
     /// 8 bits, of which seven are used, symmetric, one float32 scale for 32 weights of a column: 9 bits a weight.

@@ -13,6 +13,8 @@ struct Case {
     /// Positions that each sequence has room for: in pages of this length, one a sequence.
     capacity: usize,
     visible: Vec<Range<usize>>,
+    /// `[n_heads, capacity]`, by distance.
+    bias: Option<Vec<f32>>,
 }
 
 /// Causal queries that end at key `end` of `end + batch`; the first keys of each sequence are padding, `b` of sequence
@@ -27,10 +29,15 @@ fn case(batch: usize, n_queries: usize, heads: (usize, usize), head_dim: usize, 
         if own < b { own..own + 1 } else { b..own + 1 }
     };
     let visible = (0..batch * n_queries).map(|i| range(i / n_queries, i % n_queries)).collect();
-    Case { shape, capacity, visible }
+    Case { shape, capacity, visible, bias: None }
 }
 
 impl Case {
+    fn with_bias(self) -> Self {
+        let bias = Some(noise(self.shape.n_heads * self.capacity, 9).iter().map(|x| 3.0 * x).collect());
+        Self { bias, ..self }
+    }
+
     fn inputs(&self) -> [Vec<f32>; 3] {
         let AttentionShape { batch, n_queries, n_kv_heads, head_dim, query_stride, .. } = self.shape;
         let held = batch * n_kv_heads * self.capacity * head_dim;
@@ -47,8 +54,13 @@ impl Case {
                 let kv = (position / n_queries) * n_kv_heads + head * n_kv_heads / n_heads;
                 let held = |of: &[f32], key: usize, i: usize| f64::from(of[(kv * capacity + key) * head_dim + i]);
                 let query = |i: usize| f64::from(queries[position * query_stride + head * head_dim + i]);
+                let bias = |key: usize| {
+                    let distance = self.visible[position].end - 1 - key;
+                    self.bias.as_ref().map_or(0.0, |bias| f64::from(bias[head * capacity + distance]))
+                };
                 let score = |key: usize| -> f64 {
-                    (0..head_dim).map(|i| query(i) * held(&keys, key, i)).sum::<f64>() / (head_dim as f64).sqrt()
+                    let products = (0..head_dim).map(|i| query(i) * held(&keys, key, i)).sum::<f64>();
+                    products / (head_dim as f64).sqrt() + bias(key)
                 };
                 let weights: Vec<f64> = self.visible[position].clone().map(|key| score(key).exp()).collect();
                 let total: f64 = weights.iter().sum();
@@ -72,7 +84,7 @@ impl Case {
         let AttentionShape { batch, n_queries, n_heads, head_dim, .. } = self.shape;
         let mut out = vec![f32::NAN; batch * n_queries * n_heads * head_dim];
         let tables: Vec<usize> = (0..batch).collect();
-        let inputs = AttentionInputs { queries: &queries, keys, values, tables: &tables };
+        let inputs = AttentionInputs { queries: &queries, keys, values, tables: &tables, bias: self.bias.as_deref() };
         attention(level, self.shape, inputs, &self.visible, &mut out);
         out
     }
@@ -98,8 +110,13 @@ impl Case {
         let [queries, keys, values] = self.inputs();
         let (keys, values) = (scatter(&keys), scatter(&values));
         let mut out = vec![f32::NAN; batch * n_queries * n_heads * head_dim];
-        let inputs =
-            AttentionInputs { queries: &queries, keys: keys[..].into(), values: values[..].into(), tables: &tables };
+        let inputs = AttentionInputs {
+            queries: &queries,
+            keys: keys[..].into(),
+            values: values[..].into(),
+            tables: &tables,
+            bias: self.bias.as_deref(),
+        };
         attention(level, AttentionShape { page_length, ..self.shape }, inputs, &self.visible, &mut out);
         out
     }
@@ -111,7 +128,13 @@ impl Case {
         let shape = AttentionShape { batch: 1, n_queries: 1, ..self.shape };
         let queries = &queries[position * query_stride..(position + 1) * query_stride];
         let tables = [position / n_queries];
-        let inputs = AttentionInputs { queries, keys: keys[..].into(), values: values[..].into(), tables: &tables };
+        let inputs = AttentionInputs {
+            queries,
+            keys: keys[..].into(),
+            values: values[..].into(),
+            tables: &tables,
+            bias: self.bias.as_deref(),
+        };
         let mut out = vec![f32::NAN; n_heads * head_dim];
         attention(level, shape, inputs, &self.visible[position..=position], &mut out);
         out
@@ -121,6 +144,8 @@ impl Case {
 fn cases() -> Vec<Case> {
     let mut cases = vec![
         case(1, 1, (1, 1), 1, 1),
+        case(2, 1, (12, 12), 20, 40).with_bias(),
+        case(3, 4, (4, 2), 16, 11).with_bias(),
         // More key/value heads than are taken together, whole vectors and a rest of features, rows that fill up no tile.
         case(2, 1, (12, 12), 20, 40),
         case(3, 1, (20, 10), 33, 70),
@@ -255,8 +280,13 @@ fn keys_outside_of_the_range_are_not_read() {
     }
     for level in levels() {
         let mut out = vec![0.0; 2 * 3 * 4 * 16];
-        let inputs =
-            AttentionInputs { queries: &queries, keys: keys[..].into(), values: values[..].into(), tables: &[0, 1] };
+        let inputs = AttentionInputs {
+            queries: &queries,
+            keys: keys[..].into(),
+            values: values[..].into(),
+            tables: &[0, 1],
+            bias: None,
+        };
         attention(level, case.shape, inputs, &case.visible, &mut out);
         assert_close(&out, &case.expected(), 1e-5, level.name());
     }
@@ -275,6 +305,20 @@ fn a_query_that_sees_nothing_panics() {
 fn a_page_that_is_not_there_panics() {
     let case = case(1, 1, (1, 1), 8, 4);
     let [queries, keys, values] = case.inputs();
-    let inputs = AttentionInputs { queries: &queries, keys: keys[..].into(), values: values[..].into(), tables: &[1] };
+    let inputs = AttentionInputs {
+        queries: &queries,
+        keys: keys[..].into(),
+        values: values[..].into(),
+        tables: &[1],
+        bias: None,
+    };
     attention(Level::PORTABLE, case.shape, inputs, &case.visible, &mut [0.0; 8]);
+}
+
+#[test]
+#[should_panic(expected = "visible keys 0..5, but 4 distances")]
+fn a_bias_of_too_few_distances_panics() {
+    let mut case = case(1, 1, (2, 2), 8, 5).with_bias();
+    case.bias.as_mut().unwrap().truncate(8);
+    case.run(Level::PORTABLE);
 }

@@ -175,7 +175,8 @@ impl Checkpoint {
         let path = self.path.clone();
         match error {
             ApplyError::ShapeMismatch { path: name, expected, found } => {
-                let transposed = found.num_dims() == 2 && !name.ends_with("embedding.weight");
+                let transposed =
+                    found.num_dims() == 2 && name.ends_with(".weight") && !name.ends_with("embedding.weight");
                 let in_file = |shape: &burn::tensor::Shape| {
                     let mut dims = shape.to_vec();
                     if transposed {

@@ -136,3 +136,21 @@ fn deferred_weights_require_gradients_where_whole_ones_do() {
     assert!(whole.iter().all(|requires| *requires));
     assert_eq!(gradients(AnyModel::load_deferred(case, &device).unwrap().1), whole);
 }
+
+#[test]
+fn a_start_of_text_of_a_wrong_shape_is_told_as_the_file_has_it() {
+    let (directory, device) = (tempfile::tempdir().unwrap(), Device::flex());
+    let (config, _) = AnyModel::load(&case("lookup_prefix_b4"), &device).unwrap();
+    let ModelConfig::BlockTransformer(mut config) = config else { panic!("a Block Transformer") };
+    config.predict_first_block = true;
+    let mut model = config.init(&device).unwrap();
+    let d_model = config.block_decoder.d_model;
+    model.context_ends.start = Some(Param::from_tensor(Tensor::zeros([3, d_model], &device)));
+    let config = ModelConfig::BlockTransformer(config);
+    AnyModel::Block(model).save(&config, directory.path(), SavePrecision::Unchanged).unwrap();
+    let error = AnyModel::load(directory.path(), &device).unwrap_err();
+    let CheckpointError::Shape { name, expected, got, .. } = &error else { panic!("{error}") };
+    assert_eq!((name.as_str(), expected, got), ("context_ends.start", &vec![1, d_model], &vec![3, d_model]));
+    let deferred = AnyModel::load_deferred(directory.path(), &device).unwrap_err();
+    assert_eq!(format!("{deferred:?}"), format!("{error:?}"));
+}

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::summation::{behind_real, behind_start};
 use crate::{ContextExpansion, Expansion, TokenCache, TokenDecoder, TokenDecoderSizes, TokenInput, Vocabulary};
-pub use attention::{Heads, RelativeBias};
+pub use attention::{CrossAttentionHeads, RelativeBias};
 
 /// Configuration of a [`CrossAttentionDecoder`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,7 +27,7 @@ pub struct CrossAttentionConfig {
     pub d_model: usize,
     /// Layers.
     pub n_layers: usize,
-    /// Heads.
+    /// CrossAttentionHeads.
     pub n_heads: usize,
     /// Features a head.
     pub head_dim: usize,
@@ -120,11 +120,11 @@ pub struct CrossAttentionLayer {
     /// Before self-attention.
     pub self_norm: RmsNorm,
     /// Self-attention.
-    pub self_attention: Heads,
+    pub self_attention: CrossAttentionHeads,
     /// Before attention to the context.
     pub cross_norm: RmsNorm,
     /// Attention to the context.
-    pub cross_attention: Heads,
+    pub cross_attention: CrossAttentionHeads,
     /// Before the feed-forward network.
     pub feed_forward_norm: RmsNorm,
     /// `d_model -> d_ff`.
@@ -140,9 +140,9 @@ impl CrossAttentionLayer {
         let projection = |input: usize, output| linear_init(input, output, false, (input as f64).powf(-0.5), device);
         Self {
             self_norm: norm(),
-            self_attention: Heads::new(config, device),
+            self_attention: CrossAttentionHeads::new(config, device),
             cross_norm: norm(),
-            cross_attention: Heads::new(config, device),
+            cross_attention: CrossAttentionHeads::new(config, device),
             feed_forward_norm: norm(),
             up: projection(d_model, d_ff),
             down: projection(d_ff, d_model),

@@ -38,7 +38,8 @@ mod vocabulary;
 
 pub use any::{AnyTokenCache, AnyTokenDecoder, TokenDecoderConfig};
 pub use cross_attention::{
-    CrossAttentionCache, CrossAttentionConfig, CrossAttentionDecoder, CrossAttentionLayer, Heads, RelativeBias,
+    CrossAttentionCache, CrossAttentionConfig, CrossAttentionDecoder, CrossAttentionHeads, CrossAttentionLayer,
+    RelativeBias,
 };
 pub use expansion::{ContextExpansion, Expansion};
 pub use prefix::{PrefixConfig, PrefixDecoder};

@@ -88,7 +88,7 @@ pub trait TokenDecoder: Module + ModuleDisplay {
 
 /// The state of blocks being decoded.
 pub trait TokenCache: Clone + core::fmt::Debug + Send {
-    /// Bytes it takes on the device.
+    /// Bytes that it takes on the device while blocks are decoded, whether or not one has begun.
     fn bytes(&self) -> usize;
 }
 

@@ -38,8 +38,8 @@ pub enum ServingModel {
 }
 
 impl ServingModel {
-    /// Packs the weights in float32 where `device` is a CPU and the model has a packed form; leaves the model as it is
-    /// elsewhere, all of its weights read. (For another precision, make [`ServingModel::Packed`] of a [`CpuModel`].)
+    /// Packs the weights in float32 where `device` is a CPU (every model of this library has a packed form); leaves the
+    /// model as it is elsewhere, all of its weights read. (For another precision, make [`ServingModel::Packed`] of a [`CpuModel`].)
     ///
     /// # Errors
     /// [`PackError::Mismatch`] if `config` is not the model's.
@@ -214,16 +214,14 @@ mod tests {
     fn a_model_that_stays_plain_has_read_its_weights() {
         let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/reference-cases/cls_cross_attention_b4");
         let device = Device::flex();
-        let (config, model) = AnyModel::load_deferred(&case, &device).unwrap();
+        let (_, model) = AnyModel::load_deferred(&case, &device).unwrap();
         let unread = |model: &AnyModel| {
             let mut unread = Unread::default();
             model.visit(&mut unread);
             unread.0
         };
         assert!(unread(&model) > 0);
-        let ServingModel::Plain(model) = ServingModel::new(&config, model, &device).unwrap() else {
-            panic!("it has no packed form")
-        };
+        let ServingModel::Plain(model) = ServingModel::plain(model) else { panic!("it was packed") };
         assert_eq!(unread(&model), 0);
     }
 }

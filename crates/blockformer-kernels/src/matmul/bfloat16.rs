@@ -11,37 +11,71 @@ use std::arch::asm;
 use rayon::prelude::*;
 
 use super::integer::{grow, rows_of_a_part};
-use super::{Block, MAX_ROWS, Rounded, Task, Weights};
+use super::{Block, MAX_ROWS, TILE_ROWS, Task, Weights};
 use crate::Level;
 use crate::packed::{BF16_INPUTS, Bf16Pairs, bf16, n_pairs};
 use crate::simd::{Bf16Simd, Kernel, PANEL, Simd, Tiles};
 
-/// Rows of a tile, and its columns: of float32, or of pairs of bfloat16.
-const TILE: usize = 16;
+/// Pairs of inputs of a tile, and its columns.
+const TILE_PAIRS: usize = BF16_INPUTS / 2;
 
-const _: () = assert!(BF16_INPUTS == 2 * TILE && PANEL == 2 * TILE && MAX_ROWS.is_multiple_of(2 * TILE));
+const _: () = assert!(TILE_ROWS == TILE_PAIRS && PANEL == 2 * TILE_PAIRS && MAX_ROWS.is_multiple_of(2 * TILE_ROWS));
 
-impl Rounded {
-    /// Rounds the rows of `x` to bfloat16; behind the inputs stand zeros.
-    pub(super) fn fill_bf16(&mut self, level: Level, x: &[f32], n_inputs: usize) {
-        let (n_rows, n_pairs) = (x.len() / n_inputs, n_pairs(n_inputs));
-        self.n_pairs = n_pairs;
-        // Tiles read whole blocks of rows.
-        grow(&mut self.pairs, (n_rows + TILE) * n_pairs);
-        let round = |(pairs, x)| level.run(Round { x, n_inputs, pairs, n_pairs });
+/// Pairs of inputs of a row that a tile takes, in one line of the cache.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C, align(64))]
+struct Line([[u16; 2]; TILE_PAIRS]);
+
+/// Rows rounded to bfloat16. Behind the inputs of a row stand zeros, and behind the rows others, which tiles read too.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Rows {
+    /// `[rows, stride]`
+    lines: Vec<Line>,
+    /// Lines of a row.
+    n_lines: usize,
+    /// Lines from one row to the next: an odd number, so that the rows of a tile do not fall on the same places of a
+    /// cache.
+    stride: usize,
+}
+
+impl Rows {
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(&self.lines[..])
+    }
+
+    /// Rounds the rows of `x`.
+    pub(super) fn fill(&mut self, level: Level, x: &[f32], n_inputs: usize) {
+        self.n_lines = n_pairs(n_inputs) / TILE_PAIRS;
+        self.stride = self.n_lines | 1;
+        let (n_rows, stride) = (x.len() / n_inputs, self.stride);
+        grow(&mut self.lines, n_rows.next_multiple_of(TILE_ROWS) * stride);
+        let round = |(lines, x)| level.run(Round { x, n_inputs, lines, stride });
         let rows = rows_of_a_part(n_inputs);
         if n_rows <= rows {
-            return round((&mut self.pairs[..], x));
+            return round((&mut self.lines[..], x));
         }
-        self.pairs.par_chunks_mut(rows * n_pairs).zip(x.par_chunks(rows * n_inputs)).for_each(round);
+        self.lines.par_chunks_mut(rows * stride).zip(x.par_chunks(rows * n_inputs)).for_each(round);
     }
+
+    /// The pairs of a row.
+    #[inline(always)]
+    fn row(&self, row: usize) -> &[[u16; 2]] {
+        pairs(&self.lines[row * self.stride..][..self.n_lines])
+    }
+}
+
+/// The pairs of lines.
+#[inline(always)]
+fn pairs(lines: &[Line]) -> &[[u16; 2]] {
+    // SAFETY: a line is an array of pairs, without gaps.
+    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * TILE_PAIRS) }
 }
 
 struct Round<'a> {
     x: &'a [f32],
     n_inputs: usize,
-    pairs: &'a mut [[u16; 2]],
-    n_pairs: usize,
+    lines: &'a mut [Line],
+    stride: usize,
 }
 
 impl Kernel for Round<'_> {
@@ -49,12 +83,14 @@ impl Kernel for Round<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        for (x, pairs) in self.x.chunks_exact(self.n_inputs).zip(self.pairs.chunks_exact_mut(self.n_pairs)) {
-            let (rounded, zeros) = pairs.as_flattened_mut().split_at_mut(x.len());
-            for (rounded, x) in rounded.iter_mut().zip(x) {
-                *rounded = bf16(*x);
+        for (x, lines) in self.x.chunks_exact(self.n_inputs).zip(self.lines.chunks_exact_mut(self.stride)) {
+            for (x, line) in x.chunks(BF16_INPUTS).zip(lines) {
+                let (rounded, zeros) = line.0.as_flattened_mut().split_at_mut(x.len());
+                for (rounded, x) in rounded.iter_mut().zip(x) {
+                    *rounded = bf16(*x);
+                }
+                zeros.fill(0);
             }
-            zeros.fill(0);
         }
     }
 }
@@ -62,18 +98,14 @@ impl Kernel for Round<'_> {
 /// The weights of all panels, and the rows they meet.
 pub(super) struct Pairs<'a> {
     pub(super) pairs: &'a [Bf16Pairs],
-    pub(super) rows: &'a Rounded,
+    pub(super) rows: &'a Rows,
 }
 
 impl<'a> Pairs<'a> {
     #[inline(always)]
     fn panel(&self, index: usize) -> &'a [Bf16Pairs] {
-        &self.pairs[index * self.rows.n_pairs..][..self.rows.n_pairs]
-    }
-
-    #[inline(always)]
-    fn row(&self, index: usize) -> &'a [[u16; 2]] {
-        &self.rows.pairs[index * self.rows.n_pairs..][..self.rows.n_pairs]
+        let n_pairs = self.rows.n_lines * TILE_PAIRS;
+        &self.pairs[index * n_pairs..][..n_pairs]
     }
 }
 
@@ -90,10 +122,11 @@ impl<S: Bf16Simd> Weights<S> for Pairs<'_> {
         (row, vector): (usize, usize),
         acc: &mut [[S::V; C]; R],
     ) {
-        let pairs = block.inputs.start / 2..block.inputs.end.div_ceil(2);
-        let mut x = [&self.rows.pairs[..0]; R];
+        // Up to the zeros behind the inputs: as a single row, which may turn a negative zero into a positive one.
+        let pairs = block.inputs.start / 2..n_pairs(block.inputs.end);
+        let mut x = [&self.rows.row(block.first_row + row)[pairs.clone()]; R];
         for (index, x) in x.iter_mut().enumerate() {
-            *x = &self.row(block.first_row + row + index)[pairs.clone()];
+            *x = &self.rows.row(block.first_row + row + index)[pairs.clone()];
         }
         let mut sums = *acc;
         for (k, w) in self.panel(block.panel)[pairs].iter().enumerate() {
@@ -115,7 +148,7 @@ impl<S: Bf16Simd> Weights<S> for Pairs<'_> {
             *panel = self.panel(first + index);
         }
         let mut acc = [[s.splat(0.0); C]; P];
-        for (k, x) in Pairs::row(self, 0).iter().enumerate() {
+        for (k, x) in self.rows.row(0).iter().enumerate() {
             let x = s.splat_pair(*x);
             for (acc, panel) in acc.iter_mut().zip(panels) {
                 // SAFETY: a panel has as many pairs as a row.
@@ -132,34 +165,37 @@ impl<S: Bf16Simd> Weights<S> for Pairs<'_> {
 /// The task in tiles.
 #[inline(always)]
 pub(super) fn panels<S: Simd>(s: S, tiles: Tiles, task: &mut Task<'_>, pairs: &[Bf16Pairs]) {
-    let weights = Pairs { pairs, rows: task.rounded };
-    let (n_inputs, n_outputs) = (task.weights.n_inputs(), task.weights.n_outputs());
-    let (n_panels, n_rows) = (n_outputs.div_ceil(PANEL), task.x.len() / n_inputs);
-    let n_pairs = task.rounded.n_pairs;
-    let mut sums = [[0.0f32; PANEL]; MAX_ROWS];
-    // Tiles of weights that all rows use before the next stay in the first-level cache.
-    const STEPS: usize = 8;
+    /// Tiles of weights that all rows meet before the next, so many that they stay in the first-level cache.
+    const LINES: usize = 8;
+    let rows = &task.rounded.bf16;
+    let weights = Pairs { pairs, rows };
+    let (n_panels, n_rows) = (task.weights.n_outputs().div_ceil(PANEL), task.x.len() / task.weights.n_inputs());
+    let mut sums = Sums([[0.0; PANEL]; MAX_ROWS]);
     let configured = Configured::new(tiles);
     for index in task.range.clone() {
         let (chunk, panel) = (index / n_panels, index % n_panels);
         let first_row = chunk * task.chunk;
-        let rows = task.chunk.min(n_rows - first_row);
-        let sums = &mut sums[..rows.next_multiple_of(TILE)];
+        let wanted = task.chunk.min(n_rows - first_row);
+        let sums = &mut sums.0[..wanted.next_multiple_of(TILE_ROWS)];
         sums.fill([0.0; PANEL]);
-        for first in (0..n_pairs / TILE).step_by(STEPS) {
-            let pairs = first * TILE..((first + STEPS) * TILE).min(n_pairs);
-            let weights = &weights.panel(panel)[pairs.clone()];
-            for (index, sums) in sums.chunks_mut(2 * TILE).enumerate() {
-                let x = &task.rounded.pairs[(first_row + index * 2 * TILE) * n_pairs + pairs.start..];
-                configured.add(x, n_pairs, weights, sums);
+        for first in (0..rows.n_lines).step_by(LINES) {
+            let lines = first..(first + LINES).min(rows.n_lines);
+            let weights = &weights.panel(panel)[lines.start * TILE_PAIRS..lines.end * TILE_PAIRS];
+            for (index, sums) in sums.chunks_mut(2 * TILE_ROWS).enumerate() {
+                let x = &rows.lines[(first_row + index * 2 * TILE_ROWS) * rows.stride + first..];
+                configured.add(x, rows.stride, weights, sums);
             }
         }
-        for (row, sums) in sums[..rows].iter_mut().enumerate() {
+        for (row, sums) in sums[..wanted].iter_mut().enumerate() {
             // SAFETY: row and panel belong to an index of the task.
             unsafe { task.finish(s, (first_row + row, panel), sums) };
         }
     }
 }
+
+/// The sums of a task's rows with a panel.
+#[repr(C, align(64))]
+struct Sums([[f32; PANEL]; MAX_ROWS]);
 
 /// This thread's tile registers, eight tiles of 16 rows of 64 bytes; released when dropped.
 struct Configured(());
@@ -179,8 +215,8 @@ impl Configured {
     fn new(_: Tiles) -> Self {
         let mut configuration =
             Configuration { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-        configuration.row_bytes[..8].fill(4 * TILE as u16);
-        configuration.rows[..8].fill(TILE as u8);
+        configuration.row_bytes[..8].fill(size_of::<Line>() as u16);
+        configuration.rows[..8].fill(TILE_ROWS as u8);
         // SAFETY: `Tiles` exists only where the CPU and the system have AMX; the instruction reads 64 bytes, as many as the
         // configuration has, which is one that AMX allows. Tile registers are used nowhere else.
         unsafe {
@@ -193,14 +229,14 @@ impl Configured {
         Self(())
     }
 
-    /// Adds the products of 16 or 32 rows of `x`, which are `n_pairs` apart, with weights of whole tiles to `sums`.
+    /// Adds the products of 16 or 32 rows of `x`, which are `stride` lines apart, with weights of whole tiles to `sums`.
     #[inline(always)]
-    fn add(&self, x: &[[u16; 2]], n_pairs: usize, weights: &[Bf16Pairs], sums: &mut [[f32; PANEL]]) {
-        let (rows, steps) = (sums.len(), weights.len() / TILE);
-        assert!(rows == TILE || rows == 2 * TILE, "whole tiles of rows");
-        assert!(steps > 0 && weights.len().is_multiple_of(TILE), "whole tiles of weights");
-        assert!(x.len() >= (rows - 1) * n_pairs + weights.len(), "as many inputs as weights");
-        if rows == TILE {
+    fn add(&self, x: &[Line], stride: usize, weights: &[Bf16Pairs], sums: &mut [[f32; PANEL]]) {
+        let (rows, steps) = (sums.len(), weights.len() / TILE_PAIRS);
+        assert!(rows == TILE_ROWS || rows == 2 * TILE_ROWS, "whole tiles of rows");
+        assert!(steps > 0 && weights.len().is_multiple_of(TILE_PAIRS), "whole tiles of weights");
+        assert!(x.len() >= (rows - 1) * stride + steps, "as many inputs as weights");
+        if rows == TILE_ROWS {
             // SAFETY: tiles are configured. With each of `steps` steps, 64 bytes of 16 rows of `x` and of two times 16 rows of
             // weights, 128 bytes apart, are read, all of which both have, as asserted; `sums` has 16 rows of 128 bytes. The
             // block names all tile registers it changes.
@@ -223,7 +259,7 @@ impl Configured {
                     sums = in(reg) sums.as_mut_ptr(),
                     row = in(reg) size_of::<Bf16Pairs>(),
                     x = inout(reg) x.as_ptr() => _,
-                    stride = in(reg) n_pairs * size_of::<[u16; 2]>(),
+                    stride = in(reg) stride * size_of::<Line>(),
                     w = inout(reg) weights.as_ptr() => _,
                     steps = inout(reg) steps => _,
                     out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm6") _, out("tmm7") _,
@@ -259,8 +295,8 @@ impl Configured {
                     sums = in(reg) sums.as_mut_ptr(),
                     row = in(reg) size_of::<Bf16Pairs>(),
                     x = inout(reg) x.as_ptr() => _,
-                    y = inout(reg) x[TILE * n_pairs..].as_ptr() => _,
-                    stride = in(reg) n_pairs * size_of::<[u16; 2]>(),
+                    y = inout(reg) x[TILE_ROWS * stride..].as_ptr() => _,
+                    stride = in(reg) stride * size_of::<Line>(),
                     w = inout(reg) weights.as_ptr() => _,
                     steps = inout(reg) steps => _,
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,

@@ -31,9 +31,9 @@ pub struct Rounded {
     /// `[rows, n_groups]`.
     groups: Vec<Group>,
     n_groups: usize,
-    /// `[rows, n_pairs]`, bfloat16, where the CPU multiplies such.
-    pub(super) pairs: Vec<[u16; 2]>,
-    pub(super) n_pairs: usize,
+    /// Rows of bfloat16, where the CPU multiplies such.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) bf16: super::bfloat16::Rows,
     /// Steps of a group, always the same; that the compiler does not know keeps it from unrolling them all, which costs
     /// more registers than there are.
     n_steps: usize,
@@ -50,7 +50,11 @@ struct Group {
 impl Rounded {
     /// Bytes of the room.
     pub fn bytes(&self) -> usize {
-        size_of_val(&self.codes[..]) + size_of_val(&self.groups[..]) + size_of_val(&self.pairs[..])
+        #[cfg(target_arch = "x86_64")]
+        let bf16 = self.bf16.bytes();
+        #[cfg(not(target_arch = "x86_64"))]
+        let bf16 = 0;
+        size_of_val(&self.codes[..]) + size_of_val(&self.groups[..]) + bf16
     }
 
     /// Rounds the rows of `x` for weights `C`.

@@ -76,7 +76,7 @@ pub fn likeliest(
     if rows == 0 {
         return Vec::new();
     }
-    let chunk = chunk(rows, n_inputs);
+    let chunk = chunk(level, rows, weights);
     let tasks = rows.div_ceil(chunk) * n_outputs.div_ceil(PANEL);
     let rounded = rounded_for(level, x, weights, rounded);
     let epilogue = Epilogue { bias, ..Epilogue::default() };

@@ -25,7 +25,12 @@ pub(crate) fn assert_close(got: &[f32], expected: &[f64], tolerance: f64, what: 
 
 /// The levels to test; under Miri the widest it was told of.
 pub(crate) fn levels() -> Vec<Level> {
-    Level::supported()
+    let levels = Level::supported();
+    // Set where tests run on a CPU that is known (scripts/test-emulated-cpu.sh).
+    if let Ok(expected) = std::env::var("BLOCKFORMER_TEST_LEVELS") {
+        assert_eq!(levels.iter().map(|level| level.name()).collect::<Vec<_>>().join(" "), expected);
+    }
+    levels
 }
 
 /// A size, smaller where every instruction is interpreted.

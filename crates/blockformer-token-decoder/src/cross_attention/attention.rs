@@ -15,7 +15,7 @@ fn hidden(dtype: DType) -> f32 {
 
 /// The projections of one attention.
 #[derive(Module, Debug)]
-pub struct Heads {
+pub struct CrossAttentionHeads {
     /// `d_model -> n_heads · head_dim`.
     pub query: Linear,
     /// `d_model -> n_heads · head_dim`.
@@ -27,7 +27,7 @@ pub struct Heads {
     n_heads: usize,
 }
 
-impl Heads {
+impl CrossAttentionHeads {
     pub(super) fn new(config: &CrossAttentionConfig, device: &Device) -> Self {
         let CrossAttentionConfig { d_model, n_heads, head_dim, .. } = *config;
         let inner = n_heads * head_dim;
