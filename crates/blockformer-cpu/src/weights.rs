@@ -151,7 +151,8 @@ mod tests {
         for precision in Precision::ALL {
             let [mut first, second] = parts();
             // Weights are drawn when they are first looked at, of every clone anew.
-            (first.weight.val(), second.weight.val());
+            first.weight.val();
+            second.weight.val();
             first.bias = first.bias.map(|bias| bias.map(|bias| bias.add_scalar(0.5)));
             let run = |linear: &Linear, width: usize| {
                 let mut out = vec![0.0; 3 * width];

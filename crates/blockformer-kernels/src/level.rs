@@ -39,6 +39,7 @@ impl Level {
     ///
     /// Where the CPU has AMX, the system is asked to let this process use it, once.
     pub fn supported() -> Vec<Self> {
+        #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut, reason = "there is no other level"))]
         let mut levels = Self::without_asking();
         #[cfg(target_arch = "x86_64")]
         if levels.last() == Some(&Self(Instructions::Avx512Bf16)) && amx() {
