@@ -4,8 +4,9 @@
 # (https://github.com/bochs-emu/Bochs, 3.0 or newer; tried with commit 783b58fd) and some packages of Debian:
 #   apt-get install g++ make cpio busybox-static grub-common grub-pc-bin xorriso mtools vgabios linux-image-cloud-amd64
 #   BOCHS_SOURCE=path/to/Bochs scripts/test-emulated-cpu.sh [TEST FILE...]
-# Test files: unit, matmul, rows, attention; all by default. The emulator is built once (five minutes on two cores);
-# booting takes half a minute, products one minute, and the other tests several.
+# Test files: unit, matmul, rows, attention, which are the default, and packed_equals_plain: whole models. The emulator is
+# built once (five minutes on two cores); booting takes half a minute, products and whole models one minute each, and the
+# others several.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -n "${BOCHS_SOURCE:-}" ] || { echo "test-emulated-cpu: set BOCHS_SOURCE to a checkout of Bochs" >&2; exit 1; }
@@ -51,7 +52,11 @@ if [ ! -x "$work/bochs/bochs" ] || [ "$(cat "$work/bochs.version" 2> /dev/null)"
 fi
 
 # The tests, and a system of nothing else.
-built=$(cargo test -p blockformer-kernels --no-run 2>&1 | tee /dev/stderr | sed -n 's/.*Executable \(.*\) (\(.*\))$/\1=\2/p')
+executables() { tee /dev/stderr | sed -n 's/.*Executable \(.*\) (\(.*\))$/\1=\2/p'; }
+built=$(cargo test -p blockformer-kernels --no-run 2>&1 | executables)
+case " ${tests[*]} " in
+    *" packed_equals_plain "*) built+=$'\n'$(cargo test --workspace --test packed_equals_plain --no-run 2>&1 | executables) ;;
+esac
 root=$work/root
 rm -rf "$root" "$work/iso"
 mkdir -p "$root"/{bin,proc,sys,dev,lib64,tests} "$work/iso/boot/grub"
