@@ -1,4 +1,4 @@
-// How many integer instructions this CPU starts a cycle, alone and mixed: what bounds products of bytes without VNNI.
+// How many integer instructions this CPU starts a cycle, alone and mixed, which products of bytes need without VNNI.
 //   cc -O2 scripts/integer_units.c -o target/integer_units && target/integer_units
 // A cycle is the time of one dependent addition. Best of 100 measurements each.
 #include <stdio.h>
