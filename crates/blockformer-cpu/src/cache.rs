@@ -45,6 +45,11 @@ impl Cache {
         }
     }
 
+    /// Positions that each sequence has room for.
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// Positions held.
     pub(crate) fn len(&self) -> usize {
         self.len

@@ -45,10 +45,8 @@ struct Layer {
 pub(crate) struct CrossCache {
     /// Of the tokens, the start token among them.
     tokens: Cache,
-    /// Of the contexts, which are taken in whole.
+    /// Of the contexts, which are taken in whole: as many positions as there is room for.
     context: Cache,
-    /// Positions of a context.
-    positions: usize,
 }
 
 impl CrossCache {
@@ -124,7 +122,7 @@ impl CrossStack {
     pub(crate) fn new_cache(&self, rows: usize, positions: usize) -> CrossCache {
         let CrossAttentionConfig { n_layers, n_heads, head_dim, .. } = self.config;
         let cache = |capacity: usize| Cache::of(n_layers, (n_heads, head_dim), rows, capacity);
-        CrossCache { tokens: cache(self.block_length), context: cache(positions), positions }
+        CrossCache { tokens: cache(self.block_length), context: cache(positions) }
     }
 
     /// Begins blocks: keys and values of their expanded contexts, `[rows, positions, d_model]`.
@@ -137,7 +135,8 @@ impl CrossStack {
     ) -> StackProfile {
         let (mut clock, mut profile) = (Clock::start(), StackProfile::default());
         let n = expanded.len() / self.d_model();
-        let rows = n / cache.positions;
+        let positions = cache.context.capacity();
+        let rows = n / positions;
         for cache in [&mut cache.tokens, &mut cache.context] {
             cache.reset();
             cache.grow(rows);
@@ -146,9 +145,9 @@ impl CrossStack {
         for (index, layer) in self.layers.iter().enumerate() {
             layer.keys_values.forward(level, expanded, &mut scratch.rounded, keys_values);
             let mut kv = Kv::Together { cache: &mut cache.context, sequences: 0..rows };
-            self.hold(keys_values, 2 * self.inner(), (cache.positions, 0, cache.positions), &mut kv.layer(index));
+            self.hold(keys_values, 2 * self.inner(), (positions, 0, positions), &mut kv.layer(index));
         }
-        cache.context.advance(cache.positions);
+        cache.context.advance(positions);
         clock.lap(&mut profile.attention);
         profile
     }
@@ -188,7 +187,7 @@ impl CrossStack {
         scratch: &mut Scratch,
     ) -> StackProfile {
         let (mut clock, mut profile) = (Clock::start(), StackProfile::default());
-        let (d_model, start) = (self.d_model(), cache.tokens.len());
+        let (d_model, start, positions) = (self.d_model(), cache.tokens.len(), cache.context.capacity());
         let rows = x.len() / (new * d_model);
         let sequences = 0..rows;
         cache.tokens.advance(new);
@@ -197,7 +196,7 @@ impl CrossStack {
             let mut context = Kv::Together { cache: &mut cache.context, sequences: sequences.clone() };
             let mut pass = Pass { stack: self, layer, level, rows, new, scratch };
             pass.attend_to_tokens(x, start, tokens.layer(index));
-            pass.attend_to_context(x, cache.positions, context.layer(index));
+            pass.attend_to_context(x, positions, context.layer(index));
             clock.lap(&mut profile.attention);
             pass.feed_forward(x);
             clock.lap(&mut profile.feed_forward);
