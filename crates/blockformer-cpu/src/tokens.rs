@@ -14,7 +14,9 @@ pub(crate) struct Vocabulary {
 }
 
 impl Vocabulary {
+    /// Where other weights have 4 bits, those of the projection have 8: rounding them changes logits at once.
     pub(crate) fn new(vocabulary: BurnVocabulary, precision: Precision) -> Self {
+        let precision = if precision == Precision::Int4 { Precision::Int8 } else { precision };
         let d_model = vocabulary.embedding.weight.dims()[1];
         let output = vocabulary.output.map(|output| Linear::new(output, precision));
         let table = Table::new(&numbers(vocabulary.embedding.weight), d_model);

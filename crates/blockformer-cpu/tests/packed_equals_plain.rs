@@ -208,7 +208,11 @@ impl ModuleMapper for Rounding {
         let rounded = if linear {
             let [n_inputs, n_outputs] = weight.dims()[..] else { panic!("the weights of a linear map") };
             let numbers: Vec<f32> = weight.to_data().iter::<f32>().collect();
-            let numbers = PackedMatrix::new(&numbers, n_inputs, n_outputs, self.precision).to_f32();
+            // With 4 bits, the projection to the vocabulary has 8.
+            let to_vocabulary = self.path.iter().any(|(_, container)| container == "Struct:Vocabulary");
+            let eight = to_vocabulary && self.precision == Precision::Int4;
+            let precision = if eight { Precision::Int8 } else { self.precision };
+            let numbers = PackedMatrix::new(&numbers, n_inputs, n_outputs, precision).to_f32();
             Tensor::from_data(TensorData::new(numbers, weight.dims()), &weight.device())
         } else {
             weight

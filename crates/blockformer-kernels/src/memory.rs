@@ -113,6 +113,11 @@ unsafe impl Plain for crate::quantised::Int4Codes {
     const ZERO: Self = Self([0; 4 * crate::simd::PANEL]);
 }
 
+// SAFETY: as above.
+unsafe impl Plain for crate::quantised::Bf16Ranges {
+    const ZERO: Self = Self([[0; 2]; crate::simd::PANEL]);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

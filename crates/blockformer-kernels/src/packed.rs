@@ -5,8 +5,8 @@
 
 use rayon::prelude::*;
 
-use crate::memory::{Memory, Plain};
-use crate::quantised::{self, Codes, GROUP, Int4Codes, Int8Codes};
+use crate::memory::Memory;
+use crate::quantised::{self, Bf16Ranges, Codes, GROUP, Int4Codes, Int8Codes};
 use crate::simd::PANEL;
 
 /// How weights are stored.
@@ -21,7 +21,8 @@ pub enum Precision {
     /// 8 bits, of which seven are used, symmetric, one float32 scale for 32 weights of a column: 9 bits a weight.
     /// Products are computed in integers, with inputs rounded to seven bits in groups of 32.
     Int8,
-    /// 4 bits, one float32 scale for 32 weights of a column, chosen for the least squared error: 5 bits a weight.
+    /// 4 bits, for 32 weights of a column a scale and a least weight in bfloat16, chosen for the least squared error: 5
+    /// bits a weight.
     /// Products are computed in integers, with inputs rounded to eight bits in groups of 32.
     Int4,
 }
@@ -64,7 +65,7 @@ pub(crate) enum Panels {
     F32(Memory<F32Row>),
     Bf16(Memory<Bf16Pairs>),
     Int8 { codes: Memory<Int8Codes>, scales: Memory<F32Row> },
-    Int4 { codes: Memory<Int4Codes>, scales: Memory<F32Row> },
+    Int4 { codes: Memory<Int4Codes>, scales: Memory<Bf16Ranges> },
 }
 
 /// A matrix of `n_inputs x n_outputs` weights, ready for [`matmul`](crate::matmul).
@@ -135,17 +136,11 @@ impl PackedMatrix {
                 Panels::Bf16(panels)
             }
             Precision::Int8 => {
-                let (codes, scales) = quantised(n_inputs, n_panels, |index, rows, codes, scales| {
-                    panel(index, rows);
-                    quantised::int8(rows, codes, scales);
-                });
+                let (codes, scales) = quantised(n_inputs, n_panels, panel);
                 Panels::Int8 { codes, scales }
             }
             Precision::Int4 => {
-                let (codes, scales) = quantised(n_inputs, n_panels, |index, rows, codes, scales| {
-                    panel(index, rows);
-                    quantised::int4(rows, codes, scales);
-                });
+                let (codes, scales) = quantised(n_inputs, n_panels, panel);
                 Panels::Int4 { codes, scales }
             }
         };
@@ -206,26 +201,29 @@ impl PackedMatrix {
         }
     }
 
-    fn quantised<C: Codes>(&self, codes: &[C], scales: &[F32Row], input: usize, output: usize) -> f32 {
+    fn quantised<C: Codes>(&self, codes: &[C], scales: &[C::Scales], input: usize, output: usize) -> f32 {
         let (panel, column) = (output / PANEL, output % PANEL);
-        let scale = scales[panel * self.n_inputs.div_ceil(GROUP) + input / GROUP].0[column];
+        let scales = &scales[panel * self.n_inputs.div_ceil(GROUP) + input / GROUP];
         let codes = &codes[panel * quantised::n_codes::<C>(self.n_inputs) + input / C::INPUTS];
-        f32::from(codes.code(column, input % C::INPUTS)) * scale
+        codes.weight(scales, column, input % C::INPUTS)
     }
 }
 
-/// Codes and scales of all panels. `quantise(index, room for its rows, codes, scales)` makes those of one.
-fn quantised<C: Codes + Plain>(
+/// Codes and scales of all panels; `fill(index, rows)` writes the weights of one.
+fn quantised<C: Codes>(
     n_inputs: usize,
     n_panels: usize,
-    quantise: impl Fn(usize, &mut [F32Row], &mut [C], &mut [F32Row]) + Sync,
-) -> (Memory<C>, Memory<F32Row>) {
+    fill: impl Fn(usize, &mut [F32Row]) + Sync,
+) -> (Memory<C>, Memory<C::Scales>) {
     let (n_codes, n_groups) = (quantised::n_codes::<C>(n_inputs), n_inputs.div_ceil(GROUP));
     let mut codes = Memory::<C>::new(n_panels * n_codes);
-    let mut scales = Memory::<F32Row>::new(n_panels * n_groups);
+    let mut scales = Memory::<C::Scales>::new(n_panels * n_groups);
     let rows = || vec![F32Row([0.0; PANEL]); n_inputs];
     let each = codes.par_chunks_mut(n_codes).zip(scales.par_chunks_mut(n_groups)).enumerate();
-    each.for_each_init(rows, |rows, (index, (codes, scales))| quantise(index, rows, codes, scales));
+    each.for_each_init(rows, |rows, (index, (codes, scales))| {
+        fill(index, rows);
+        quantised::quantise(rows, codes, scales);
+    });
     (codes, scales)
 }
 

@@ -1,11 +1,12 @@
 //! Weights of 8 and 4 bits, in groups that share a scale.
 //!
-//! A code is stored plus an offset, as a byte or half a byte without sign. Inputs are bytes with sign, and so small that
-//! some products of both can be summed in 16 bits ([`Codes::TOGETHER`]), which CPUs multiply and add twice as many of at
-//! a time. That is why 8-bit codes use but seven bits: their rounding costs next to nothing
-//! beside that of four.
+//! Codes are stored without sign. One of 8 bits is a multiple of the scale, plus an offset; one of 4 bits counts from the
+//! least weight of its group, because 16 values are too few to leave some unused. Inputs are bytes with sign, and so small
+//! that some products of both can be summed in 16 bits ([`Codes::TOGETHER`]), which CPUs multiply and add twice as many
+//! of at a time. That is why 8-bit codes use but seven bits: their rounding costs next to nothing beside that of four.
 
-use crate::packed::F32Row;
+use crate::memory::Plain;
+use crate::packed::{F32Row, bf16};
 use crate::simd::{PANEL, Simd};
 
 /// Consecutive inputs of one column that share a scale.
@@ -18,33 +19,46 @@ pub(crate) const QUAD: usize = 4;
 #[repr(C, align(64))]
 pub(crate) struct Int8Codes(pub(crate) [u8; QUAD * PANEL]);
 
-/// 32 columns at eight inputs, -8 to 7, each plus 8: the first four in the low halves, the others in the high halves.
+/// 32 columns at eight inputs, 0 to 15: the first four in the low halves, the others in the high halves.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct Int4Codes(pub(crate) [u8; QUAD * PANEL]);
 
-/// Codes of a panel's columns at one or two times four consecutive inputs. Where there are no more inputs codes are
-/// zero.
-pub(crate) trait Codes: Copy + Send + Sync {
+/// The scales and the least weights of 32 columns in a group, bfloat16, column by column.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Bf16Ranges(pub(crate) [[u16; 2]; PANEL]);
+
+/// Codes of a panel's columns at one or two times four consecutive inputs. Where there are no more inputs they mean
+/// nothing: those are rounded to zero.
+pub(crate) trait Codes: Plain {
+    /// What makes weights of the codes of 32 columns in a group.
+    type Scales: Plain;
     /// Inputs.
     const INPUTS: usize;
     /// What a stored code is too large by.
     const OFFSET: i32;
+    /// Whether codes count from the least weight of the group, and not from zero.
+    const MINIMA: bool;
     /// The largest code of an input that it may meet, either sign.
     const LARGEST_INPUT: f32;
     /// Quads of inputs whose products are summed in 16 bits, two or all of a group: so many of the largest fit.
     const TOGETHER: usize;
-    /// All codes zero.
-    const ZERO: Self;
 
-    /// A code.
-    fn code(&self, column: usize, input: usize) -> i8;
+    /// Writes the codes of the weights of one column in a group, and what makes weights of them. The codes are zero before.
+    fn quantise(weights: &[f32], column: usize, codes: &mut [Self], scales: &mut Self::Scales);
 
-    /// Sets a code that was zero.
-    fn set(&mut self, column: usize, input: usize, code: i8);
+    /// A weight.
+    fn weight(&self, scales: &Self::Scales, column: usize, input: usize) -> f32;
 
     /// The stored codes of the columns of vector `index` at quad `quad` of its inputs.
     fn load<S: Simd>(&self, s: S, index: usize, quad: usize) -> S::B;
+
+    /// The scales of vector `index`.
+    fn scales<S: Simd>(scales: &Self::Scales, s: S, index: usize) -> S::V;
+
+    /// The least weights of vector `index`.
+    fn minima<S: Simd>(scales: &Self::Scales, s: S, index: usize) -> S::V;
 }
 
 const fn fits_16_bits<C: Codes>(largest_stored: usize) -> bool {
@@ -54,42 +68,69 @@ const fn fits_16_bits<C: Codes>(largest_stored: usize) -> bool {
 const _: () = assert!(fits_16_bits::<Int8Codes>(127) && fits_16_bits::<Int4Codes>(15));
 
 impl Codes for Int8Codes {
+    type Scales = F32Row;
     const INPUTS: usize = QUAD;
     const OFFSET: i32 = 64;
+    const MINIMA: bool = false;
     const LARGEST_INPUT: f32 = 63.0;
     const TOGETHER: usize = 2;
-    const ZERO: Self = Self([64; QUAD * PANEL]);
 
-    fn code(&self, column: usize, input: usize) -> i8 {
-        self.0[QUAD * column + input] as i8 - 64
+    fn quantise(weights: &[f32], column: usize, codes: &mut [Self], scales: &mut F32Row) {
+        let scale = weights.iter().fold(0.0f32, |max, w| max.max(w.abs())) / 63.0;
+        // What is not finite must not vanish: with such a scale all products of the group are not numbers.
+        let finite = weights.iter().all(|weight| weight.is_finite());
+        scales.0[column] = if finite { scale } else { f32::NAN };
+        let inverse = if scale > 0.0 { scale.recip() } else { 0.0 };
+        for (input, weight) in weights.iter().enumerate() {
+            let code = (weight * inverse).round() as i8;
+            codes[input / QUAD].0[QUAD * column + input % QUAD] = (code.clamp(-63, 63) + 64) as u8;
+        }
     }
 
-    fn set(&mut self, column: usize, input: usize, code: i8) {
-        self.0[QUAD * column + input] = (code + 64) as u8;
+    fn weight(&self, scales: &F32Row, column: usize, input: usize) -> f32 {
+        f32::from(self.0[QUAD * column + input] as i8 - 64) * scales.0[column]
     }
 
     #[inline(always)]
     fn load<S: Simd>(&self, s: S, index: usize, _: usize) -> S::B {
         s.load_bytes(&self.0[QUAD * index * S::LANES..])
     }
+
+    #[inline(always)]
+    fn scales<S: Simd>(scales: &F32Row, s: S, index: usize) -> S::V {
+        s.load(&scales.0[index * S::LANES..])
+    }
+
+    #[inline(always)]
+    fn minima<S: Simd>(_: &F32Row, s: S, _: usize) -> S::V {
+        s.splat(0.0)
+    }
 }
 
 impl Codes for Int4Codes {
+    type Scales = Bf16Ranges;
     const INPUTS: usize = 2 * QUAD;
-    const OFFSET: i32 = 8;
+    const OFFSET: i32 = 0;
+    const MINIMA: bool = true;
     const LARGEST_INPUT: f32 = 127.0;
     const TOGETHER: usize = 8;
-    const ZERO: Self = Self([0x88; QUAD * PANEL]);
 
-    fn code(&self, column: usize, input: usize) -> i8 {
-        let byte = self.0[QUAD * column + input % QUAD];
-        (if input < QUAD { byte & 15 } else { byte >> 4 }) as i8 - 8
+    fn quantise(weights: &[f32], column: usize, codes: &mut [Self], scales: &mut Bf16Ranges) {
+        // As above.
+        let finite = weights.iter().all(|weight| weight.is_finite());
+        let range = if finite { Range::best(weights) } else { Range { scale: f32::NAN, least: f32::NAN } };
+        scales.0[column] = [bf16(range.scale), bf16(range.least)];
+        for (input, weight) in weights.iter().enumerate() {
+            let (code, input, high) = (range.code(*weight) as u8, input % Self::INPUTS, input / Self::INPUTS);
+            codes[high].0[QUAD * column + input % QUAD] |= if input < QUAD { code } else { code << 4 };
+        }
     }
 
-    fn set(&mut self, column: usize, input: usize, code: i8) {
-        let nibble = (code + 8) as u8;
-        let byte = &mut self.0[QUAD * column + input % QUAD];
-        *byte = if input < QUAD { *byte & 0xf0 | nibble } else { *byte & 0x0f | nibble << 4 };
+    fn weight(&self, scales: &Bf16Ranges, column: usize, input: usize) -> f32 {
+        let byte = self.0[QUAD * column + input % QUAD];
+        let code = if input < QUAD { byte & 15 } else { byte >> 4 };
+        let [scale, least] = scales.0[column].map(|bits| f32::from_bits(u32::from(bits) << 16));
+        scale.mul_add(f32::from(code), least)
     }
 
     #[inline(always)]
@@ -97,18 +138,16 @@ impl Codes for Int4Codes {
         let both = s.load_bytes(&self.0[QUAD * index * S::LANES..]);
         if quad == 0 { s.low_halves(both) } else { s.high_halves(both) }
     }
-}
 
-/// Writes the codes of a panel and its scales, one row of scales a group.
-pub(crate) fn int8(panel: &[F32Row], codes: &mut [Int8Codes], scales: &mut [F32Row]) {
-    let scale = |weights: &[f32]| weights.iter().fold(0.0f32, |max, w| max.max(w.abs())) / 63.0;
-    let code = |weight: f32, scale: f32| if scale > 0.0 { (weight * scale.recip()).round() as i8 } else { 0 };
-    quantise(panel, scale, code, (codes, scales));
-}
+    #[inline(always)]
+    fn scales<S: Simd>(scales: &Bf16Ranges, s: S, index: usize) -> S::V {
+        s.load_bf16_first(&scales.0[index * S::LANES..])
+    }
 
-/// The same with 4 bits.
-pub(crate) fn int4(panel: &[F32Row], codes: &mut [Int4Codes], scales: &mut [F32Row]) {
-    quantise(panel, int4_scale, |weight, scale| int4_code(weight, scale) as i8, (codes, scales));
+    #[inline(always)]
+    fn minima<S: Simd>(scales: &Bf16Ranges, s: S, index: usize) -> S::V {
+        s.load_bf16_second(&scales.0[index * S::LANES..])
+    }
 }
 
 /// How many elements hold the codes of a panel: those of whole groups.
@@ -116,55 +155,77 @@ pub(crate) fn n_codes<C: Codes>(n_inputs: usize) -> usize {
     n_inputs.div_ceil(GROUP) * GROUP / C::INPUTS
 }
 
-fn quantise<C: Codes>(
-    panel: &[F32Row],
-    scale: impl Fn(&[f32]) -> f32,
-    code: impl Fn(f32, f32) -> i8,
-    (codes, scales): (&mut [C], &mut [F32Row]),
-) {
+/// Writes the codes of a panel, and what makes weights of them, once a group.
+pub(crate) fn quantise<C: Codes>(panel: &[F32Row], codes: &mut [C], scales: &mut [C::Scales]) {
     let mut weights = [0.0; GROUP];
     codes.fill(C::ZERO);
     for ((group, codes), scales) in panel.chunks(GROUP).zip(codes.chunks_mut(GROUP / C::INPUTS)).zip(scales) {
         let weights = &mut weights[..group.len()];
         for column in 0..PANEL {
             weights.iter_mut().zip(group).for_each(|(weight, row)| *weight = row.0[column]);
-            // What is not finite must not vanish: with such a scale all products of the group are not numbers.
-            let scale = if weights.iter().all(|weight| weight.is_finite()) { scale(weights) } else { f32::NAN };
-            scales.0[column] = scale;
-            for (input, weight) in weights.iter().enumerate() {
-                codes[input / C::INPUTS].set(column, input % C::INPUTS, code(*weight, scale));
-            }
+            C::quantise(weights, column, codes, scales);
         }
     }
 }
 
-fn int4_code(weight: f32, scale: f32) -> f32 {
-    if scale == 0.0 { 0.0 } else { (weight / scale).round().clamp(-8.0, 7.0) }
+/// The weights that 16 codes of a group stand for: `least + code · scale`, where both are bfloat16.
+#[derive(Debug, Clone, Copy)]
+struct Range {
+    scale: f32,
+    least: f32,
 }
 
-/// The scale with the least squared error among some near the one that maps the largest weight to -8 (so the scale's
-/// sign is that of the smaller extreme), each refined once by least squares for its codes.
-fn int4_scale(weights: &[f32]) -> f32 {
-    let extreme = weights.iter().fold(0.0f32, |max, w| if w.abs() > max.abs() { *w } else { max });
-    if extreme == 0.0 {
-        return 0.0;
+impl Range {
+    fn rounded(scale: f32, least: f32) -> Self {
+        let [scale, least] = [scale, least].map(|x| f32::from_bits(u32::from(bf16(x)) << 16));
+        Self { scale, least }
     }
-    let (mut best, mut least) = (extreme / -8.0, f32::INFINITY);
-    for levels in [-8.0, -7.6, -7.2, -6.8, -6.4, 7.0, 6.6] {
-        let candidate = extreme / levels;
-        let (mut products, mut squares) = (0.0, 0.0);
+
+    /// The one with the least squared error among some from the least to the largest weight or somewhat narrower, each
+    /// refined once by least squares for its codes. The weights are finite.
+    fn best(weights: &[f32]) -> Self {
+        let least = weights.iter().fold(f32::INFINITY, |least, w| least.min(*w));
+        let largest = weights.iter().fold(f32::NEG_INFINITY, |largest, w| largest.max(*w));
+        let (middle, half) = (0.5 * least + 0.5 * largest, 0.5 * largest - 0.5 * least);
+        let whole = |share: f32| Self::rounded(2.0 * (half / 15.0) * share, middle - half * share);
+        let (mut best, mut least_error) = (whole(1.0), f32::INFINITY);
+        for share in [1.0, 0.95, 0.9, 0.85, 0.8, 0.75] {
+            let mut range = whole(share);
+            for _ in 0..2 {
+                let (error, refined) = range.fit(weights);
+                if error < least_error {
+                    (best, least_error) = (range, error);
+                }
+                range = refined;
+            }
+        }
+        best
+    }
+
+    #[inline(always)]
+    fn code(self, weight: f32) -> f32 {
+        let inverse = if self.scale >= f32::MIN_POSITIVE { self.scale.recip() } else { 0.0 };
+        // The nearest integer: what is cut off a number that is not negative is what it exceeds an integer by.
+        ((weight - self.least) * inverse + 0.5).clamp(0.0, 15.0) as u8 as f32
+    }
+
+    /// The squared error of the weights' codes, and the range that fits these codes best.
+    fn fit(self, weights: &[f32]) -> (f32, Self) {
+        let (mut error, mut codes, mut squares, mut sum, mut products) = (0.0, 0.0, 0.0, 0.0, 0.0);
         for &weight in weights {
-            let code = int4_code(weight, candidate);
-            products += code * weight;
+            let code = self.code(weight);
+            error += (self.least + self.scale * code - weight).powi(2);
+            codes += code;
             squares += code * code;
+            sum += weight;
+            products += code * weight;
         }
-        let refined = if squares > 0.0 { products / squares } else { candidate };
-        for scale in [candidate, refined] {
-            let error: f32 = weights.iter().map(|w| (w - scale * int4_code(*w, scale)).powi(2)).sum();
-            if error < least {
-                (best, least) = (scale, error);
-            }
+        let n = weights.len() as f32;
+        let spread = n * squares - codes * codes;
+        if spread <= 0.0 {
+            return (error, self);
         }
+        let scale = (n * products - codes * sum) / spread;
+        (error, Self::rounded(scale, (sum - scale * codes) / n))
     }
-    best
 }

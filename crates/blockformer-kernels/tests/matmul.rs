@@ -371,3 +371,20 @@ fn an_output_of_another_length_panics() {
     let packed = PackedMatrix::new(&[1.0; 6], 3, 2, Precision::F32);
     matmul(Level::PORTABLE, &[0.0; 6], &packed, Epilogue::default(), &mut Rounded::default(), &mut [0.0; 3]);
 }
+
+#[test]
+fn four_bits_hold_sixteen_evenly_spaced_weights_exactly() {
+    // Whatever the least is: groups between 1 and 4 and between -3 and 0.75, all of bfloat16's numbers.
+    let weights: Vec<f32> = (0..64 * 3)
+        .map(|i| {
+            let (row, column) = (i / 3, i % 3);
+            let code = (row * 7 + column * 5) % 16;
+            if row < 32 { 1.0 + 0.2001953125 * code as f32 } else { -3.0 + 0.25 * code as f32 }
+        })
+        .collect();
+    let stored = PackedMatrix::new(&weights, 64, 3, Precision::Int4).to_f32();
+    assert_eq!(stored, weights);
+    // A column that is the same number everywhere, and one of zeros.
+    let stored = PackedMatrix::new(&[-0.75, 0.0].repeat(40), 40, 2, Precision::Int4).to_f32();
+    assert_eq!(stored, [-0.75, 0.0].repeat(40));
+}

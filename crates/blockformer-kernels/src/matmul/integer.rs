@@ -6,14 +6,14 @@
 //! once in 32), so the sum over a group is exact and the same on every level; it becomes a float, is multiplied by both
 //! scales and added to those before it.
 //!
-//! Weights are stored plus an offset, without sign, which makes every sum too large by the offset times the sum of the
-//! row's codes: a number that is known when the row is rounded, and that sums begin with, negative.
+//! Weights are stored without sign. Those of 8 bits have an offset, which makes every sum too large by the offset times the
+//! sum of the row's codes: a number that is known when the row is rounded, and that sums begin with, negative. Those of
+//! 4 bits count from the least weight of their group, which is multiplied by the sum of the row's numbers.
 
 use rayon::prelude::*;
 
 use super::{Block, Weights};
 use crate::Level;
-use crate::packed::F32Row;
 use crate::quantised::{Codes, GROUP, QUAD};
 use crate::simd::{Kernel, Simd};
 
@@ -45,6 +45,8 @@ struct Group {
     scale: f32,
     /// The sum of its codes times the weights' offset, negative.
     start: i32,
+    /// The sum of its rounded numbers.
+    sum: f32,
 }
 
 impl Rounded {
@@ -147,13 +149,13 @@ fn round(x: &[f32; GROUP], codes: &mut [i8; GROUP], largest_code: f32, offset: i
         *code = integer as i8;
         sum = sum.wrapping_add(i32::from(*code));
     }
-    Group { scale, start: -offset * sum }
+    Group { scale, start: -offset * sum, sum: scale * sum as f32 }
 }
 
 /// Codes of all panels and their scales, and the rows they meet.
-pub(super) struct Quantised<'a, C> {
+pub(super) struct Quantised<'a, C: Codes> {
     pub(super) codes: &'a [C],
-    pub(super) scales: &'a [F32Row],
+    pub(super) scales: &'a [C::Scales],
     pub(super) rows: &'a Rounded,
 }
 
@@ -164,9 +166,9 @@ struct Rows<'a, const R: usize> {
 }
 
 /// One panel of weights.
-struct Panel<'a, C> {
+struct Panel<'a, C: Codes> {
     codes: &'a [C],
-    scales: &'a [F32Row],
+    scales: &'a [C::Scales],
     n_steps: usize,
 }
 
@@ -209,14 +211,17 @@ fn add_group<S: Simd, K: Codes, const R: usize, const C: usize>(
         sums[row] = [s.splat_integer(rows.groups[row][group].start); C];
     }
     dot(s, &quads, panel, (group, vector), &mut sums);
-    let mut scales = [s.splat(0.0); C];
-    for (c, scale) in scales.iter_mut().enumerate() {
-        *scale = s.load(&panel.scales[group].0[(vector + c) * S::LANES..]);
+    let (mut scales, mut minima) = ([s.splat(0.0); C], [s.splat(0.0); C]);
+    for (c, (scale, minimum)) in scales.iter_mut().zip(&mut minima).enumerate() {
+        *scale = K::scales(&panel.scales[group], s, vector + c);
+        *minimum = K::minima(&panel.scales[group], s, vector + c);
     }
     for (row, (acc, sums)) in acc.iter_mut().zip(&sums).enumerate() {
-        let x_scale = s.splat(rows.groups[row][group].scale);
-        for ((acc, sum), scale) in acc.iter_mut().zip(sums).zip(&scales) {
-            *acc = s.mul_add(s.to_float(*sum), s.mul(x_scale, *scale), *acc);
+        let x = rows.groups[row][group];
+        let (x_scale, x_sum) = (s.splat(x.scale), s.splat(x.sum));
+        for ((acc, sum), (scale, minimum)) in acc.iter_mut().zip(sums).zip(scales.iter().zip(&minima)) {
+            let before = if const { K::MINIMA } { s.mul_add(x_sum, *minimum, *acc) } else { *acc };
+            *acc = s.mul_add(s.to_float(*sum), s.mul(x_scale, *scale), before);
         }
     }
 }
@@ -316,7 +321,7 @@ mod tests {
     #[test]
     fn a_group_is_rounded_to_within_half_a_step_of_its_own_scale() {
         let x: Vec<f32> = (0..77).map(|i| (i as f32 * 0.7).sin() * [1.0, 1e-4, 1e6][i / 32]).collect();
-        for (rows, largest, offset) in [(rounded::<Int8Codes>(&x), 63, 64), (rounded::<Int4Codes>(&x), 127, 8)] {
+        for (rows, largest, offset) in [(rounded::<Int8Codes>(&x), 63, 64), (rounded::<Int4Codes>(&x), 127, 0)] {
             assert_eq!((rows.codes.len(), rows.groups.len()), (96, 3));
             assert!(rows.codes[77..].iter().all(|code| *code == 0));
             for (i, x) in x.iter().enumerate() {
@@ -327,7 +332,8 @@ mod tests {
             }
             for (group, codes) in rows.groups.iter().zip(rows.codes.chunks(32)) {
                 assert_eq!(codes.iter().map(|code| i32::from(*code).abs()).max(), Some(largest));
-                assert_eq!(group.start, -offset * codes.iter().map(|code| i32::from(*code)).sum::<i32>());
+                let sum = codes.iter().map(|code| i32::from(*code)).sum::<i32>();
+                assert_eq!((group.start, group.sum), (-offset * sum, group.scale * sum as f32));
             }
         }
     }
