@@ -42,6 +42,13 @@ const LEAST_ROWS: usize = 96;
 const TILE_ROWS: usize = 16;
 /// Bytes of a task's rows of `x`, which should stay in the second-level cache.
 const ROW_BYTES: usize = 384 << 10;
+/// Vectors of columns whose sums a tile keeps in registers.
+const VECTORS: usize = 2;
+/// Rows that are so few that products wait for weights from memory.
+const FEW_ROWS: usize = 16;
+/// Inputs of a panel that so few rows use before the next, where a pass over them leaves out columns: memory is then read
+/// from front to back, and not twice with gaps.
+const FEW_INPUTS: usize = 32;
 /// Multiplications that are worth a thread's attention.
 const TASK: usize = 1 << 17;
 
@@ -275,8 +282,10 @@ fn panels<S: Simd, W: Weights<S>>(s: S, task: &mut Task<'_>, weights: &W) {
         let (chunk, panel) = (index / n_panels, index % n_panels);
         let first_row = chunk * task.chunk;
         let sums = &mut sums[..task.chunk.min(n_rows - first_row)];
-        for first in (0..n_inputs).step_by(W::INPUTS) {
-            let inputs = first..(first + W::INPUTS).min(n_inputs);
+        let gaps = const { !W::INTEGERS && PANEL / S::LANES > VECTORS };
+        let step = if gaps && sums.len() <= FEW_ROWS { FEW_INPUTS } else { W::INPUTS };
+        for first in (0..n_inputs).step_by(step) {
+            let inputs = first..(first + step).min(n_inputs);
             tiles(s, weights, &Block { panel, first_row, inputs }, sums);
         }
         for (row, sums) in sums.iter_mut().enumerate() {
@@ -362,11 +371,12 @@ struct Block {
     inputs: Range<usize>,
 }
 
-/// Adds the products of a block to `sums` (or writes them, where the block is a panel's first), two vectors of the
-/// panel at a time, so that the sums of a tile, the weights and an input fit the registers.
+/// Adds the products of a block to `sums` (or writes them, where the block is a panel's first), rows in tiles whose sums,
+/// weights and an input fit the registers.
 #[inline(always)]
 fn tiles<S: Simd, W: Weights<S>>(s: S, weights: &W, block: &Block, sums: &mut [[f32; PANEL]]) {
-    for vector in (0..PANEL / S::LANES).step_by(2) {
+    let vectors = if const { W::INTEGERS } { PANEL / S::LANES } else { VECTORS };
+    for vector in (0..PANEL / S::LANES).step_by(vectors) {
         let mut row = 0;
         while row < sums.len() {
             let (left, at) = (sums.len() - row, (row, vector));
@@ -374,17 +384,17 @@ fn tiles<S: Simd, W: Weights<S>>(s: S, weights: &W, block: &Block, sums: &mut [[
             let fits = |rows: usize| left == rows || left > rows + 1;
             // Tiles that a level has no registers for are not even compiled.
             row += if const { tile_rows::<S, W>() >= 12 } && fits(12) {
-                tile::<S, W, 12, 2>(s, weights, block, at, sums)
+                tile::<S, W, 12>(s, weights, block, at, sums)
             } else if const { tile_rows::<S, W>() >= 6 } && fits(6) {
-                tile::<S, W, 6, 2>(s, weights, block, at, sums)
+                tile::<S, W, 6>(s, weights, block, at, sums)
             } else if const { tile_rows::<S, W>() >= 4 } && fits(4) {
-                tile::<S, W, 4, 2>(s, weights, block, at, sums)
+                tile::<S, W, 4>(s, weights, block, at, sums)
             } else if const { tile_rows::<S, W>() >= 4 } && fits(3) {
-                tile::<S, W, 3, 2>(s, weights, block, at, sums)
+                tile::<S, W, 3>(s, weights, block, at, sums)
             } else if left >= 2 {
-                tile::<S, W, 2, 2>(s, weights, block, at, sums)
+                tile::<S, W, 2>(s, weights, block, at, sums)
             } else {
-                tile::<S, W, 1, 2>(s, weights, block, at, sums)
+                tile::<S, W, 1>(s, weights, block, at, sums)
             };
         }
     }
@@ -394,48 +404,58 @@ const fn tile_rows<S: Simd, W: Weights<S>>() -> usize {
     if W::INTEGERS { S::INTEGER_ROWS } else { S::TILE_ROWS }
 }
 
-/// `R` rows and `C` vectors of columns, from `(row, vector)` on; returns `R`.
+/// `R` rows, from `row` on, with the columns from `vector` on; returns `R`.
 #[inline(always)]
-fn tile<S: Simd, W: Weights<S>, const R: usize, const C: usize>(
+fn tile<S: Simd, W: Weights<S>, const R: usize>(
     s: S,
     weights: &W,
     block: &Block,
     (row, vector): (usize, usize),
     sums: &mut [[f32; PANEL]],
 ) -> usize {
-    let mut acc = [[s.splat(0.0); C]; R];
+    weights.product(s, block, (row, vector), &mut sums[row..].as_chunks_mut::<R>().0[0]);
+    R
+}
+
+/// What the sums of a tile begin with: what is there, or zeros where the block is a panel's first.
+#[inline(always)]
+fn begin<S: Simd, const R: usize>(
+    s: S,
+    block: &Block,
+    vector: usize,
+    sums: &[[f32; PANEL]; R],
+) -> [[S::V; VECTORS]; R] {
+    let mut acc = [[s.splat(0.0); VECTORS]; R];
     if block.inputs.start > 0 {
-        for (acc, sums) in acc.iter_mut().zip(&sums[row..]) {
+        for (acc, sums) in acc.iter_mut().zip(sums) {
             for (v, sums) in acc.iter_mut().zip(sums[vector * S::LANES..].chunks_exact(S::LANES)) {
                 *v = s.load(sums);
             }
         }
     }
-    weights.product(s, block, (row, vector), &mut acc);
-    for (acc, sums) in acc.iter().zip(&mut sums[row..row + R]) {
+    acc
+}
+
+/// Keeps the sums of a tile.
+#[inline(always)]
+fn keep<S: Simd, const R: usize>(s: S, acc: &[[S::V; VECTORS]; R], vector: usize, sums: &mut [[f32; PANEL]; R]) {
+    for (acc, sums) in acc.iter().zip(sums) {
         for (v, sums) in acc.iter().zip(sums[vector * S::LANES..].chunks_exact_mut(S::LANES)) {
             s.store(sums, *v);
         }
     }
-    R
 }
 
 /// Weights of one precision, and the rows they meet.
 trait Weights<S: Simd> {
-    /// Whether they are multiplied in integers.
+    /// Whether they are multiplied in integers; a tile then spans the panel.
     const INTEGERS: bool;
     /// Inputs of a panel that are used for all rows before the next: so many that they stay in the first-level cache.
     const INPUTS: usize;
 
-    /// Adds the products of a block's inputs: of `R` of its rows with `C` vectors of its panel's columns, from
-    /// `(row, vector)` on.
-    fn product<const R: usize, const C: usize>(
-        &self,
-        s: S,
-        block: &Block,
-        at: (usize, usize),
-        acc: &mut [[S::V; C]; R],
-    );
+    /// Adds the products of a block's inputs to `sums`, or writes them, where the block is a panel's first: of `R` of its
+    /// rows, from `row` on, with [`VECTORS`] vectors of its panel's columns, from `vector` on, or with all.
+    fn product<const R: usize>(&self, s: S, block: &Block, at: (usize, usize), sums: &mut [[f32; PANEL]; R]);
 
     /// The products of the only row with `P` panels, from `first` on, each of `C` vectors.
     fn row<const P: usize, const C: usize>(&self, s: S, first: usize) -> [[S::V; C]; P];

@@ -379,7 +379,7 @@ fn four_bits_hold_sixteen_evenly_spaced_weights_exactly() {
         .map(|i| {
             let (row, column) = (i / 3, i % 3);
             let code = (row * 7 + column * 5) % 16;
-            if row < 32 { 1.0 + 0.2001953125 * code as f32 } else { -3.0 + 0.25 * code as f32 }
+            if row < 32 { 1.0 + 0.203_125 * code as f32 } else { -3.0 + 0.25 * code as f32 }
         })
         .collect();
     let stored = PackedMatrix::new(&weights, 64, 3, Precision::Int4).to_f32();

@@ -11,7 +11,7 @@ use std::arch::asm;
 use rayon::prelude::*;
 
 use super::integer::{grow, rows_of_a_part};
-use super::{Block, MAX_ROWS, TILE_ROWS, Task, Weights};
+use super::{Block, MAX_ROWS, TILE_ROWS, Task, Weights, begin, keep};
 use crate::Level;
 use crate::packed::{BF16_INPUTS, Bf16Pairs, bf16, n_pairs};
 use crate::simd::{Bf16Simd, Kernel, PANEL, Simd, Tiles};
@@ -115,12 +115,12 @@ impl<S: Bf16Simd> Weights<S> for Pairs<'_> {
     const INPUTS: usize = 512;
 
     #[inline(always)]
-    fn product<const R: usize, const C: usize>(
+    fn product<const R: usize>(
         &self,
         s: S,
         block: &Block,
         (row, vector): (usize, usize),
-        acc: &mut [[S::V; C]; R],
+        sums: &mut [[f32; PANEL]; R],
     ) {
         // Up to the zeros behind the inputs: as a single row, which may turn a negative zero into a positive one.
         let pairs = block.inputs.start / 2..n_pairs(block.inputs.end);
@@ -128,17 +128,17 @@ impl<S: Bf16Simd> Weights<S> for Pairs<'_> {
         for (index, x) in x.iter_mut().enumerate() {
             *x = &self.rows.row(block.first_row + row + index)[pairs.clone()];
         }
-        let mut sums = *acc;
+        let mut acc = begin(s, block, vector, sums);
         for (k, w) in self.panel(block.panel)[pairs].iter().enumerate() {
-            for (sums, x) in sums.iter_mut().zip(x) {
+            for (acc, x) in acc.iter_mut().zip(x) {
                 // SAFETY: rows have as many pairs as weights are walked through.
                 let x = s.splat_pair(unsafe { *x.get_unchecked(k) });
-                for (c, sum) in sums.iter_mut().enumerate() {
-                    *sum = s.dot_pairs(x, s.load_pairs(&w.0[(vector + c) * S::LANES..]), *sum);
+                for (c, acc) in acc.iter_mut().enumerate() {
+                    *acc = s.dot_pairs(x, s.load_pairs(&w.0[(vector + c) * S::LANES..]), *acc);
                 }
             }
         }
-        *acc = sums;
+        keep(s, &acc, vector, sums);
     }
 
     #[inline(always)]

@@ -1,9 +1,9 @@
 //! Products in float32, with weights of float32 or bfloat16.
 #![allow(unsafe_code)] // Numbers are read without a check in the innermost loops.
 
-use super::{Block, Weights};
+use super::{Block, Weights, begin, keep};
 use crate::packed::{Bf16Pairs, F32Row, n_pairs};
-use crate::simd::Simd;
+use crate::simd::{PANEL, Simd};
 
 /// 32 columns at one or two consecutive inputs.
 pub(super) trait Row: Copy {
@@ -149,12 +149,12 @@ impl<S: Simd, W: Row> Weights<S> for Plain<'_, W> {
     const INPUTS: usize = 256;
 
     #[inline(always)]
-    fn product<const R: usize, const C: usize>(
+    fn product<const R: usize>(
         &self,
         s: S,
         block: &Block,
         (row, vector): (usize, usize),
-        acc: &mut [[S::V; C]; R],
+        sums: &mut [[f32; PANEL]; R],
     ) {
         let Block { panel, first_row, ref inputs } = *block;
         let mut x = [&self.x[..0]; R];
@@ -162,7 +162,9 @@ impl<S: Simd, W: Row> Weights<S> for Plain<'_, W> {
             *x = &self.x[(first_row + row + index) * self.n_inputs + inputs.start..][..inputs.len()];
         }
         let rows = self.panel(panel);
-        dot(s, &x, &rows[inputs.start / W::INPUTS..inputs.end.div_ceil(W::INPUTS)], vector, acc);
+        let mut acc = begin(s, block, vector, sums);
+        dot(s, &x, &rows[inputs.start / W::INPUTS..inputs.end.div_ceil(W::INPUTS)], vector, &mut acc);
+        keep(s, &acc, vector, sums);
     }
 
     #[inline(always)]

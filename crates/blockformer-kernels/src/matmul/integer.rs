@@ -12,10 +12,10 @@
 
 use rayon::prelude::*;
 
-use super::{Block, Weights};
+use super::{Block, VECTORS, Weights};
 use crate::Level;
 use crate::quantised::{Codes, GROUP, QUAD};
-use crate::simd::{Kernel, Simd};
+use crate::simd::{Kernel, PANEL, Simd};
 
 /// Numbers of `x` that are worth a thread's attention.
 const PART: usize = 1 << 15;
@@ -195,15 +195,14 @@ impl<'a, C: Codes> Quantised<'a, C> {
     }
 }
 
-/// Adds the scaled sums of one group, with `C` vectors of columns from `vector` on.
+/// The sums of one group, with `C` vectors of columns from `vector` on.
 #[inline(always)]
-fn add_group<S: Simd, K: Codes, const R: usize, const C: usize>(
+fn group_sums<S: Simd, K: Codes, const R: usize, const C: usize>(
     s: S,
     rows: &Rows<'_, R>,
     panel: &Panel<'_, K>,
     (group, vector): (usize, usize),
-    acc: &mut [[S::V; C]; R],
-) {
+) -> [[S::I; C]; R] {
     let mut quads = [&[[0; QUAD]; QUADS]; R];
     let mut sums = [[s.splat_integer(0); C]; R];
     for row in 0..R {
@@ -211,19 +210,29 @@ fn add_group<S: Simd, K: Codes, const R: usize, const C: usize>(
         sums[row] = [s.splat_integer(rows.groups[row][group].start); C];
     }
     dot(s, &quads, panel, (group, vector), &mut sums);
-    let (mut scales, mut minima) = ([s.splat(0.0); C], [s.splat(0.0); C]);
-    for (c, (scale, minimum)) in scales.iter_mut().zip(&mut minima).enumerate() {
-        *scale = K::scales(&panel.scales[group], s, vector + c);
-        *minimum = K::minima(&panel.scales[group], s, vector + c);
+    sums
+}
+
+/// The scales and least weights of one group, of `C` vectors of columns from `vector` on.
+#[inline(always)]
+fn scales<S: Simd, K: Codes, const C: usize>(
+    s: S,
+    panel: &Panel<'_, K>,
+    (group, vector): (usize, usize),
+) -> [[S::V; 2]; C] {
+    let mut scales = [[s.splat(0.0); 2]; C];
+    for (c, scales) in scales.iter_mut().enumerate() {
+        let of_group = &panel.scales[group];
+        *scales = [K::scales(of_group, s, vector + c), K::minima(of_group, s, vector + c)];
     }
-    for (row, (acc, sums)) in acc.iter_mut().zip(&sums).enumerate() {
-        let x = rows.groups[row][group];
-        let (x_scale, x_sum) = (s.splat(x.scale), s.splat(x.sum));
-        for ((acc, sum), (scale, minimum)) in acc.iter_mut().zip(sums).zip(scales.iter().zip(&minima)) {
-            let before = if const { K::MINIMA } { s.mul_add(x_sum, *minimum, *acc) } else { *acc };
-            *acc = s.mul_add(s.to_float(*sum), s.mul(x_scale, *scale), before);
-        }
-    }
+    scales
+}
+
+/// Adds the sum of a group of a row, scaled.
+#[inline(always)]
+fn add_scaled<S: Simd, K: Codes>(s: S, x: Group, sum: S::I, [scale, minimum]: [S::V; 2], to: S::V) -> S::V {
+    let to = if const { K::MINIMA } { s.mul_add(s.splat(x.sum), minimum, to) } else { to };
+    s.mul_add(s.to_float(sum), s.mul(s.splat(x.scale), scale), to)
 }
 
 /// Adds the products of a group, two quads at a time.
@@ -276,20 +285,28 @@ fn dot<S: Simd, K: Codes, const R: usize, const C: usize>(
 
 impl<S: Simd, K: Codes> Weights<S> for Quantised<'_, K> {
     const INTEGERS: bool = true;
-    /// 16 KiB of 8-bit weights.
-    const INPUTS: usize = 16 * GROUP;
+    /// 8 KiB of 8-bit weights.
+    const INPUTS: usize = 8 * GROUP;
 
     #[inline(always)]
-    fn product<const R: usize, const C: usize>(
-        &self,
-        s: S,
-        block: &Block,
-        (row, vector): (usize, usize),
-        acc: &mut [[S::V; C]; R],
-    ) {
+    fn product<const R: usize>(&self, s: S, block: &Block, (row, _): (usize, usize), sums: &mut [[f32; PANEL]; R]) {
         let (rows, panel) = (self.rows::<R>(block.first_row + row), self.panel(block.panel));
+        if block.inputs.start == 0 {
+            *sums = [[0.0; PANEL]; R];
+        }
         for group in block.inputs.start / GROUP..block.inputs.end.div_ceil(GROUP) {
-            add_group(s, &rows, &panel, (group, vector), acc);
+            for vector in (0..PANEL / S::LANES).step_by(VECTORS) {
+                let of_group: [[S::I; VECTORS]; R] = group_sums(s, &rows, &panel, (group, vector));
+                let scales: [_; VECTORS] = scales(s, &panel, (group, vector));
+                for row in 0..R {
+                    for (c, scales) in scales.iter().enumerate() {
+                        let sums = &mut sums[row][(vector + c) * S::LANES..];
+                        let sum =
+                            add_scaled::<S, K>(s, rows.groups[row][group], of_group[row][c], *scales, s.load(sums));
+                        s.store(sums, sum);
+                    }
+                }
+            }
         }
     }
 
@@ -300,7 +317,11 @@ impl<S: Simd, K: Codes> Weights<S> for Quantised<'_, K> {
         for (index, acc) in acc.iter_mut().enumerate() {
             let panel = self.panel(first + index);
             for group in 0..self.rows.n_groups {
-                add_group(s, &rows, &panel, (group, 0), std::array::from_mut(acc));
+                let [sums]: [[S::I; C]; 1] = group_sums(s, &rows, &panel, (group, 0));
+                let scales: [_; C] = scales(s, &panel, (group, 0));
+                for ((acc, sum), scales) in acc.iter_mut().zip(sums).zip(scales) {
+                    *acc = add_scaled::<S, K>(s, rows.groups[0][group], sum, scales, *acc);
+                }
             }
         }
         acc
