@@ -2,7 +2,10 @@
 
 use std::hint::black_box;
 
-use blockformer::kernels::{Activation, Epilogue, Level, PackedMatrix, Precision, Rounded, log_softmax, matmul};
+use blockformer::kernels::{
+    Activation, AttentionInputs, AttentionShape, Epilogue, Level, PackedMatrix, Precision, Rounded, Stored, attention,
+    log_softmax, matmul,
+};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 /// Inputs and outputs.
@@ -52,5 +55,43 @@ fn elements(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, products, elements);
+/// Twelve heads of 64 features: one query after 32 and 2,048 keys, as in decoding, and 128 queries of a prompt. Keys and
+/// values are float32 and 8 bits.
+fn attentions(c: &mut Criterion) {
+    let mut group = c.benchmark_group("kernels/attention");
+    group.sample_size(10);
+    let (level, n_heads, head_dim) = (Level::current(), 12, 64);
+    for (batch, n_queries, n_keys) in [(8, 1, 32), (8, 1, 2048), (1, 128, 128)] {
+        let shape = AttentionShape {
+            batch,
+            n_queries,
+            n_heads,
+            n_kv_heads: n_heads,
+            head_dim,
+            page_length: n_keys,
+            query_stride: n_heads * head_dim,
+        };
+        let held = batch * n_heads * n_keys * head_dim;
+        let numbers: Vec<f32> = (0..held).map(|i| (i * 7919 % 1000) as f32 / 1000.0 - 0.5).collect();
+        let codes: Vec<i8> = numbers.iter().map(|x| (x * 254.0) as i8).collect();
+        let (scales, queries) = (vec![1.0 / 254.0; held / head_dim], vec![0.5; batch * n_queries * n_heads * head_dim]);
+        let tables: Vec<usize> = (0..batch).collect();
+        let visible: Vec<_> = (0..batch * n_queries).map(|i| 0..n_keys - (n_queries - 1 - i % n_queries)).collect();
+        let mut out = vec![0.0; queries.len()];
+        let stored = [("f32", Stored::F32(&numbers)), ("int8", Stored::Int8 { numbers: &codes, scales: &scales })];
+        for (name, held) in stored {
+            let id = format!("{}/{name}/{batch}x{n_queries}x{n_keys}", level.name());
+            let (keys, values, queries, tables) = (held, held, &queries[..], &tables[..]);
+            group.throughput(Throughput::Elements(visible.iter().map(|keys| (keys.len() * n_heads) as u64).sum()));
+            group.bench_function(BenchmarkId::new("cpu", id), |b| {
+                b.iter(|| {
+                    let inputs = AttentionInputs { queries, keys, values, tables, bias: None };
+                    attention(level, shape, black_box(inputs), &visible, &mut out);
+                });
+            });
+        }
+    }
+}
+
+criterion_group!(benches, products, attentions, elements);
 criterion_main!(benches);

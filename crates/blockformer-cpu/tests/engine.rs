@@ -50,7 +50,7 @@ proptest! {
         let alignment = if forced { Alignment::ForceRest } else { Alignment::PadFirstBlock };
         for (name, model) in packed_models(&[Precision::F32, Precision::Int8]) {
             let config = EngineConfig { kv_storage, ..tight(&model, alignment) };
-            check_schedule(&name, &model, &config, &arrivals);
+            check_schedule(&name, &model, &config, &arrivals, 0.0);
         }
     }
 
@@ -59,7 +59,7 @@ proptest! {
         for (name, model) in packed_models(&[Precision::F32, Precision::Int8]) {
             let without = tight(&model, Alignment::PadFirstBlock);
             let with = EngineConfig { speculation: Some(Speculation { shortest: 1, longest: 3 }), ..without.clone() };
-            check_schedule(&name, &model, &with, &arrivals);
+            check_schedule(&name, &model, &with, &arrivals, 0.0);
             // A whole pass gives the bits of single steps, so drawn tokens are the same too.
             for arrival in &arrivals {
                 let (with, without) =

@@ -21,7 +21,7 @@ proptest! {
         let alignment = if forced { Alignment::ForceRest } else { Alignment::PadFirstBlock };
         for (name, model) in all_models() {
             let config = tight(&model, alignment);
-            check_schedule(name, &model, &config, &arrivals);
+            check_schedule(name, &model, &config, &arrivals, 0.0);
         }
     }
 
@@ -30,8 +30,9 @@ proptest! {
         for (name, model) in all_models() {
             let speculation = Some(Speculation { shortest: 1, longest: 3 });
             let config = EngineConfig { speculation, ..tight(&model, Alignment::PadFirstBlock) };
-            check_schedule(name, &model, &config, &arrivals);
-            // A whole pass rounds differently from single steps, so that only the likeliest token can be compared.
+            // A whole pass rounds differently from single steps, and which of them a request gets depends on whether one
+            // beside it has a draft; with and without drafts only the likeliest token can be compared.
+            check_schedule(name, &model, &config, &arrivals, 1e-5);
             for arrival in arrivals.iter().filter(|arrival| arrival.kind == 0) {
                 let with = alone(&model, &config, &arrival.request());
                 let without = alone(&model, &tight(&model, Alignment::PadFirstBlock), &arrival.request());

@@ -2,11 +2,12 @@
 //!
 //! The work is cut into panels of 32 columns and chunks of rows, which threads take. A task walks its panels; in a
 //! panel it takes as many inputs as fit the first-level cache, and for these all its rows, a register tile at a time.
-//! With a single row that is one walk through the weights from front to back, two panels at a time.
+//! Few rows take 32 inputs at a time, where a tile does not span the panel: weights come from memory then, which is faster read
+//! from front to back. With a single row that is one walk through the weights, two panels at a time.
 //!
 //! However the work is cut, every number is summed in the same order, input after input from zero (of quantised
-//! weights, group after group, each from zero and then scaled; with AMX, 32 inputs from zero, then the next): the rows
-//! beside a row change no bit of it.
+//! weights, group after group, each from zero and then scaled, with 4 bits after its minimum; with AMX, 32 inputs from
+//! zero, then the next): the rows beside a row change no bit of it.
 #![allow(unsafe_code)] // Threads write disjoint columns of one output.
 
 #[cfg(target_arch = "x86_64")]
@@ -42,13 +43,14 @@ const LEAST_ROWS: usize = 96;
 const TILE_ROWS: usize = 16;
 /// Bytes of a task's rows of `x`, which should stay in the second-level cache.
 const ROW_BYTES: usize = 384 << 10;
-/// Vectors of columns whose sums a tile keeps in registers.
+/// Vectors of columns that a tile multiplies at a time: so few that the sums fit the registers.
 const VECTORS: usize = 2;
 /// Rows that are so few that products wait for weights from memory.
 const FEW_ROWS: usize = 16;
 /// Inputs of a panel that so few rows use before the next, where a pass over them leaves out columns: memory is then read
-/// from front to back, and not twice with gaps.
+/// from front to back, and not twice with gaps. Whole lines of bfloat16 rows.
 const FEW_INPUTS: usize = 32;
+const _: () = assert!(FEW_INPUTS.is_multiple_of(crate::packed::BF16_INPUTS));
 /// Multiplications that are worth a thread's attention.
 const TASK: usize = 1 << 17;
 
@@ -277,11 +279,11 @@ fn panels<S: Simd, W: Weights<S>>(s: S, task: &mut Task<'_>, weights: &W) {
         };
     }
     let (n_panels, n_rows) = (n_outputs.div_ceil(PANEL), task.x.len() / n_inputs);
-    let mut sums = [[0.0f32; PANEL]; MAX_ROWS];
+    let mut sums = Sums([[0.0; PANEL]; MAX_ROWS]);
     for index in task.range.clone() {
         let (chunk, panel) = (index / n_panels, index % n_panels);
         let first_row = chunk * task.chunk;
-        let sums = &mut sums[..task.chunk.min(n_rows - first_row)];
+        let sums = &mut sums.0[..task.chunk.min(n_rows - first_row)];
         let gaps = const { !W::INTEGERS && PANEL / S::LANES > VECTORS };
         let step = if gaps && sums.len() <= FEW_ROWS { FEW_INPUTS } else { W::INPUTS };
         for first in (0..n_inputs).step_by(step) {
@@ -294,6 +296,10 @@ fn panels<S: Simd, W: Weights<S>>(s: S, task: &mut Task<'_>, weights: &W) {
         }
     }
 }
+
+/// The sums of a task's rows with a panel, whole lines of the cache.
+#[repr(C, align(64))]
+struct Sums([[f32; PANEL]; MAX_ROWS]);
 
 /// A single row needs the weights but once; its sums stay in registers all the way. Two panels at a time, of `C`
 /// vectors each, so that additions do not wait for each other.
@@ -371,8 +377,8 @@ struct Block {
     inputs: Range<usize>,
 }
 
-/// Adds the products of a block to `sums` (or writes them, where the block is a panel's first), rows in tiles whose sums,
-/// weights and an input fit the registers.
+/// Adds the products of a block to `sums` (or writes them, where the block is a panel's first), rows in tiles for which
+/// the registers suffice.
 #[inline(always)]
 fn tiles<S: Simd, W: Weights<S>>(s: S, weights: &W, block: &Block, sums: &mut [[f32; PANEL]]) {
     let vectors = if const { W::INTEGERS } { PANEL / S::LANES } else { VECTORS };

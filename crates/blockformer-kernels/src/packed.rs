@@ -21,8 +21,8 @@ pub enum Precision {
     /// 8 bits, of which seven are used, symmetric, one float32 scale for 32 weights of a column: 9 bits a weight.
     /// Products are computed in integers, with inputs rounded to seven bits in groups of 32.
     Int8,
-    /// 4 bits, for 32 weights of a column a scale and a least weight in bfloat16, chosen for the least squared error: 5
-    /// bits a weight.
+    /// 4 bits: `minimum + code · scale`, where 32 weights of a column share both, in bfloat16, chosen for the least squared
+    /// error: 5 bits a weight. A weight of zero among others is in general not kept.
     /// Products are computed in integers, with inputs rounded to eight bits in groups of 32.
     Int4,
 }
@@ -113,7 +113,11 @@ impl PackedMatrix {
         let panel = |index: usize, rows: &mut [F32Row]| {
             let first = index * PANEL;
             let columns = PANEL.min(n_outputs - first);
-            rows.iter_mut().enumerate().for_each(|(input, row)| fill(input, first, &mut row.0[..columns]));
+            for (input, row) in rows.iter_mut().enumerate() {
+                let (row, missing) = row.0.split_at_mut(columns);
+                fill(input, first, row);
+                missing.fill(0.0);
+            }
         };
         let n_panels = n_outputs.div_ceil(PANEL);
         let rows = || vec![F32Row([0.0; PANEL]); n_inputs];
@@ -167,7 +171,7 @@ impl PackedMatrix {
         }
     }
 
-    /// Bytes of the weights and their scales: what a product with one row reads.
+    /// Bytes of the weights, their scales and minima: what a product with one row reads.
     pub fn bytes(&self) -> usize {
         match &self.panels {
             Panels::F32(rows) => size_of_val(&rows[..]),

@@ -1,7 +1,7 @@
-//! Weights of 8 and 4 bits, in groups that share a scale.
+//! Weights of 8 and 4 bits, in groups that share a scale and, of 4 bits, a minimum.
 //!
-//! Codes are stored without sign. One of 8 bits is a multiple of the scale, plus an offset; one of 4 bits counts from the
-//! least weight of its group, because 16 values are too few to leave some unused. Inputs are bytes with sign, and so small
+//! Codes are stored without sign. With 8 bits a weight is the code less an offset, times the scale; with 4 bits it is the
+//! code times the scale, plus the minimum, because 16 values are too few to leave some unused. Inputs are bytes with sign, and so small
 //! that some products of both can be summed in 16 bits ([`Codes::TOGETHER`]), which CPUs multiply and add twice as many
 //! of at a time. That is why 8-bit codes use but seven bits: their rounding costs next to nothing beside that of four.
 
@@ -9,7 +9,7 @@ use crate::memory::Plain;
 use crate::packed::{F32Row, bf16};
 use crate::simd::{PANEL, Simd};
 
-/// Consecutive inputs of one column that share a scale.
+/// Consecutive inputs of one column that share a scale, and a minimum if they have one.
 pub(crate) const GROUP: usize = 32;
 /// Inputs that lie next to each other in a column.
 pub(crate) const QUAD: usize = 4;
@@ -24,7 +24,7 @@ pub(crate) struct Int8Codes(pub(crate) [u8; QUAD * PANEL]);
 #[repr(C, align(64))]
 pub(crate) struct Int4Codes(pub(crate) [u8; QUAD * PANEL]);
 
-/// The scales and the least weights of 32 columns in a group, bfloat16, column by column.
+/// The scales and minima of 32 columns in a group, bfloat16, column by column.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct Bf16Ranges(pub(crate) [[u16; 2]; PANEL]);
@@ -38,7 +38,7 @@ pub(crate) trait Codes: Plain {
     const INPUTS: usize;
     /// What a stored code is too large by.
     const OFFSET: i32;
-    /// Whether codes count from the least weight of the group, and not from zero.
+    /// Whether codes count from a minimum of the group, and not from zero.
     const MINIMA: bool;
     /// The largest code of an input that it may meet, either sign.
     const LARGEST_INPUT: f32;
@@ -57,7 +57,7 @@ pub(crate) trait Codes: Plain {
     /// The scales of vector `index`.
     fn scales<S: Simd>(scales: &Self::Scales, s: S, index: usize) -> S::V;
 
-    /// The least weights of vector `index`.
+    /// The minima of vector `index`.
     fn minima<S: Simd>(scales: &Self::Scales, s: S, index: usize) -> S::V;
 }
 
@@ -118,8 +118,8 @@ impl Codes for Int4Codes {
     fn quantise(weights: &[f32], column: usize, codes: &mut [Self], scales: &mut Bf16Ranges) {
         // As above.
         let finite = weights.iter().all(|weight| weight.is_finite());
-        let range = if finite { Range::best(weights) } else { Range { scale: f32::NAN, least: f32::NAN } };
-        scales.0[column] = [bf16(range.scale), bf16(range.least)];
+        let range = if finite { Range::best(weights) } else { Range { scale: f32::NAN, minimum: f32::NAN } };
+        scales.0[column] = [bf16(range.scale), bf16(range.minimum)];
         for (input, weight) in weights.iter().enumerate() {
             let (code, input, high) = (range.code(*weight) as u8, input % Self::INPUTS, input / Self::INPUTS);
             codes[high].0[QUAD * column + input % QUAD] |= if input < QUAD { code } else { code << 4 };
@@ -129,8 +129,8 @@ impl Codes for Int4Codes {
     fn weight(&self, scales: &Bf16Ranges, column: usize, input: usize) -> f32 {
         let byte = self.0[QUAD * column + input % QUAD];
         let code = if input < QUAD { byte & 15 } else { byte >> 4 };
-        let [scale, least] = scales.0[column].map(|bits| f32::from_bits(u32::from(bits) << 16));
-        scale.mul_add(f32::from(code), least)
+        let [scale, minimum] = scales.0[column].map(|bits| f32::from_bits(u32::from(bits) << 16));
+        scale.mul_add(f32::from(code), minimum)
     }
 
     #[inline(always)]
@@ -168,17 +168,17 @@ pub(crate) fn quantise<C: Codes>(panel: &[F32Row], codes: &mut [C], scales: &mut
     }
 }
 
-/// The weights that 16 codes of a group stand for: `least + code · scale`, where both are bfloat16.
+/// The weights that 16 codes of a group stand for: `minimum + code · scale`, where both are bfloat16.
 #[derive(Debug, Clone, Copy)]
 struct Range {
     scale: f32,
-    least: f32,
+    minimum: f32,
 }
 
 impl Range {
-    fn rounded(scale: f32, least: f32) -> Self {
-        let [scale, least] = [scale, least].map(|x| f32::from_bits(u32::from(bf16(x)) << 16));
-        Self { scale, least }
+    fn rounded(scale: f32, minimum: f32) -> Self {
+        let [scale, minimum] = [scale, minimum].map(|x| f32::from_bits(u32::from(bf16(x)) << 16));
+        Self { scale, minimum }
     }
 
     /// The one with the least squared error among some from the least to the largest weight or somewhat narrower, each
@@ -206,7 +206,7 @@ impl Range {
     fn code(self, weight: f32) -> f32 {
         let inverse = if self.scale >= f32::MIN_POSITIVE { self.scale.recip() } else { 0.0 };
         // The nearest integer: what is cut off a number that is not negative is what it exceeds an integer by.
-        ((weight - self.least) * inverse + 0.5).clamp(0.0, 15.0) as u8 as f32
+        ((weight - self.minimum) * inverse + 0.5).clamp(0.0, 15.0) as u8 as f32
     }
 
     /// The squared error of the weights' codes, and the range that fits these codes best.
@@ -214,7 +214,7 @@ impl Range {
         let (mut error, mut codes, mut squares, mut sum, mut products) = (0.0, 0.0, 0.0, 0.0, 0.0);
         for &weight in weights {
             let code = self.code(weight);
-            error += (self.least + self.scale * code - weight).powi(2);
+            error += (self.minimum + self.scale * code - weight).powi(2);
             codes += code;
             squares += code * code;
             sum += weight;

@@ -126,19 +126,71 @@ fn stored_weights_are_the_given_ones_up_to_their_precision() {
 }
 
 #[test]
-fn four_bits_err_less_than_rounding_to_the_largest_weight() {
-    let weights = noise(64 * 32, 5);
+fn four_bits_err_less_than_sixteen_values_from_the_least_to_the_largest_weight() {
+    // Bell-shaped, as weights are.
+    let terms = noise(12 * 64 * 32, 5);
+    let weights: Vec<f32> = terms.chunks(12).map(|terms| terms.iter().sum()).collect();
     let squared = |stored: &[f32]| -> f32 { weights.iter().zip(stored).map(|(a, b)| (a - b) * (a - b)).sum() };
     let naive: Vec<f32> = (0..64 * 32)
         .map(|i| {
             let (row, column) = (i / 32, i % 32);
-            let group = (row / 32 * 32..row / 32 * 32 + 32).map(|row| weights[row * 32 + column]);
-            let scale = group.fold(0.0f32, |max, w| max.max(w.abs())) / 7.0;
-            (weights[i] / scale).round() * scale
+            let group = || (row / 32 * 32..row / 32 * 32 + 32).map(|row| weights[row * 32 + column]);
+            let (least, largest) = (group().fold(f32::INFINITY, f32::min), group().fold(f32::NEG_INFINITY, f32::max));
+            let scale = (largest - least) / 15.0;
+            least + ((weights[i] - least) / scale).round() * scale
         })
         .collect();
     let stored = PackedMatrix::new(&weights, 64, 32, Precision::Int4).to_f32();
-    assert!(squared(&stored) < 0.9 * squared(&naive), "{} and {}", squared(&stored), squared(&naive));
+    assert!(squared(&stored) < 0.95 * squared(&naive), "{} and {}", squared(&stored), squared(&naive));
+}
+
+#[test]
+fn four_bits_keep_groups_of_any_size_and_anywhere() {
+    // How far a weight may be off: half a step of sixteen, and what bfloat16 rounds of scale and minimum.
+    let check = |what: &str, weights: &[f32]| {
+        let stored = PackedMatrix::new(weights, weights.len(), 1, Precision::Int4).to_f32();
+        for (group, stored) in weights.chunks(32).zip(stored.chunks(32)) {
+            let least = group.iter().copied().fold(f32::INFINITY, f32::min);
+            let largest = group.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let magnitude = least.abs().max(largest.abs());
+            // Ranges narrower than the weights' clip the outermost, by an eighth of the range at most.
+            let may = (0.125 + 0.5 / 15.0 + 0.01) * (largest - least) + magnitude / 256.0 + f32::MIN_POSITIVE;
+            for (weight, stored) in group.iter().zip(stored) {
+                assert!((weight - stored).abs() <= may, "{what}: {weight} became {stored}, may {may}");
+            }
+        }
+    };
+    let unit = noise(65, 8); // a last group of one
+    check("ordinary", &unit);
+    for (what, scale) in [("huge", 1e30), ("tiny", 1e-30), ("subnormal", 1e-40)] {
+        check(what, &unit.iter().map(|x| x * scale).collect::<Vec<_>>());
+    }
+    check("far from zero", &unit.iter().map(|x| 1.0 + 0.01 * x).collect::<Vec<_>>());
+    check("all the same", &[1.003; 65]);
+}
+
+#[test]
+fn products_with_weights_and_inputs_far_from_zero_follow_float64() {
+    let (n_inputs, n_outputs) = (size(165), size(35));
+    let x: Vec<f32> = noise(3 * n_inputs, 1).iter().map(|x| 2.0 + 0.1 * x).collect();
+    let weights: Vec<f32> = noise(n_inputs * n_outputs, 2).iter().map(|w| 1.0 + 0.1 * w).collect();
+    for precision in [Precision::Int8, Precision::Int4] {
+        let packed = PackedMatrix::new(&weights, n_inputs, n_outputs, precision);
+        let stored = packed.to_f32();
+        for level in levels() {
+            let mut out = vec![0.0; 3 * n_outputs];
+            matmul(level, &x, &packed, Epilogue::default(), &mut Rounded::default(), &mut out);
+            for (i, got) in out.iter().enumerate() {
+                let (row, column) = (i / n_outputs, i % n_outputs);
+                let products =
+                    (0..n_inputs).map(|k| f64::from(x[row * n_inputs + k]) * f64::from(stored[k * n_outputs + column]));
+                let expected: f64 = products.sum();
+                // Rounding inputs errs by half a step of at most 2.1 / 63 each, in all directions.
+                let error = (f64::from(*got) - expected).abs() / expected;
+                assert!(error < 2e-3, "{} {}: {got}, expected {expected}", level.name(), precision.name());
+            }
+        }
+    }
 }
 
 #[test]
@@ -268,8 +320,8 @@ fn a_row_that_is_left_over_gets_the_bits_it_gets_alone() {
 
 #[test]
 fn products_of_integers_have_the_same_bits_on_all_levels_with_fused_sums() {
-    // Rows for a tile of each size, inputs in whole and part groups.
-    let (rows, n_inputs, n_outputs) = (size(23), size(205), size(70));
+    // Rows for a tile of each size, inputs in whole and part groups, more than are taken at a time.
+    let (rows, n_inputs, n_outputs) = (size(23), size(301), size(70));
     let x = noise(rows * n_inputs, 1);
     for precision in [Precision::Int8, Precision::Int4] {
         let packed = PackedMatrix::new(&noise(n_inputs * n_outputs, 3), n_inputs, n_outputs, precision);

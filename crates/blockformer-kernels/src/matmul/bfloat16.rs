@@ -11,7 +11,7 @@ use std::arch::asm;
 use rayon::prelude::*;
 
 use super::integer::{grow, rows_of_a_part};
-use super::{Block, MAX_ROWS, TILE_ROWS, Task, Weights, begin, keep};
+use super::{Block, MAX_ROWS, Sums, TILE_ROWS, Task, Weights, begin, keep};
 use crate::Level;
 use crate::packed::{BF16_INPUTS, Bf16Pairs, bf16, n_pairs};
 use crate::simd::{Bf16Simd, Kernel, PANEL, Simd, Tiles};
@@ -192,10 +192,6 @@ pub(super) fn panels<S: Simd>(s: S, tiles: Tiles, task: &mut Task<'_>, pairs: &[
         }
     }
 }
-
-/// The sums of a task's rows with a panel.
-#[repr(C, align(64))]
-struct Sums([[f32; PANEL]; MAX_ROWS]);
 
 /// This thread's tile registers, eight tiles of 16 rows of 64 bytes; released when dropped.
 struct Configured(());

@@ -4,15 +4,15 @@
 //! of its own for each: an error of a 126th or a 254th of the largest number of the group, about what rounding the weights
 //! to 8 bits changes. Products of these codes are summed in 16 bits as far as they surely fit, then in 32 (with VNNI at
 //! once in 32), so the sum over a group is exact and the same on every level; it becomes a float, is multiplied by both
-//! scales and added to those before it.
+//! scales and added to those before it, with 4 bits after what the groups' minima give.
 //!
 //! Weights are stored without sign. Those of 8 bits have an offset, which makes every sum too large by the offset times the
 //! sum of the row's codes: a number that is known when the row is rounded, and that sums begin with, negative. Those of
-//! 4 bits count from the least weight of their group, which is multiplied by the sum of the row's numbers.
+//! 4 bits count from a minimum of their group, which is multiplied by the sum of the row's numbers.
 
 use rayon::prelude::*;
 
-use super::{Block, VECTORS, Weights};
+use super::{Block, VECTORS, Weights, begin, keep};
 use crate::Level;
 use crate::quantised::{Codes, GROUP, QUAD};
 use crate::simd::{Kernel, PANEL, Simd};
@@ -207,7 +207,9 @@ fn group_sums<S: Simd, K: Codes, const R: usize, const C: usize>(
     let mut sums = [[s.splat_integer(0); C]; R];
     for row in 0..R {
         quads[row] = &rows.quads[row].as_chunks().0[group];
-        sums[row] = [s.splat_integer(rows.groups[row][group].start); C];
+        if const { K::OFFSET != 0 } {
+            sums[row] = [s.splat_integer(rows.groups[row][group].start); C];
+        }
     }
     dot(s, &quads, panel, (group, vector), &mut sums);
     sums
@@ -291,16 +293,32 @@ impl<S: Simd, K: Codes> Weights<S> for Quantised<'_, K> {
     #[inline(always)]
     fn product<const R: usize>(&self, s: S, block: &Block, (row, _): (usize, usize), sums: &mut [[f32; PANEL]; R]) {
         let (rows, panel) = (self.rows::<R>(block.first_row + row), self.panel(block.panel));
+        let groups = block.inputs.start / GROUP..block.inputs.end.div_ceil(GROUP);
+        if const { PANEL / S::LANES == VECTORS } {
+            let mut acc = begin(s, block, 0, sums);
+            for group in groups {
+                let of_group: [[S::I; VECTORS]; R] = group_sums(s, &rows, &panel, (group, 0));
+                let scales: [_; VECTORS] = scales(s, &panel, (group, 0));
+                for (row, acc) in acc.iter_mut().enumerate() {
+                    for (c, acc) in acc.iter_mut().enumerate() {
+                        *acc = add_scaled::<S, K>(s, rows.groups[row][group], of_group[row][c], scales[c], *acc);
+                    }
+                }
+            }
+            return keep(s, &acc, 0, sums);
+        }
+        // Registers are too few to keep these sums while a group is multiplied, so a pass over some of the columns would save
+        // nothing, and read memory with gaps.
         if block.inputs.start == 0 {
             *sums = [[0.0; PANEL]; R];
         }
-        for group in block.inputs.start / GROUP..block.inputs.end.div_ceil(GROUP) {
+        for group in groups {
             for vector in (0..PANEL / S::LANES).step_by(VECTORS) {
                 let of_group: [[S::I; VECTORS]; R] = group_sums(s, &rows, &panel, (group, vector));
                 let scales: [_; VECTORS] = scales(s, &panel, (group, vector));
-                for row in 0..R {
+                for (row, sums) in sums.iter_mut().enumerate() {
                     for (c, scales) in scales.iter().enumerate() {
-                        let sums = &mut sums[row][(vector + c) * S::LANES..];
+                        let sums = &mut sums[(vector + c) * S::LANES..];
                         let sum =
                             add_scaled::<S, K>(s, rows.groups[row][group], of_group[row][c], *scales, s.load(sums));
                         s.store(sums, sum);
