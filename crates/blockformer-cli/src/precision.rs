@@ -20,7 +20,7 @@ pub(crate) enum Choice {
     F16,
     /// 8 bits, in groups of 32 with a scale
     Int8,
-    /// 4 bits, in groups of 32 with a scale and a least weight; 8 bits for the projection to the vocabulary
+    /// 4 bits, in groups of 32 with a scale and a minimum; 8 bits for the projection to the vocabulary
     Int4,
 }
 

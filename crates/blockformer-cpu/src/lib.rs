@@ -1,6 +1,7 @@
 //! Generation on a CPU with hand-written kernels.
 //!
-//! [`CpuModel::new`] takes a model apart and packs its weights once, in one of four [`Precision`]s. What is left is a
+//! [`CpuModel::new`] takes a model apart and packs its weights once, in one of four [`Precision`]s (the
+//! projection to the vocabulary with at least 8 bits). What is left is a
 //! [`PagedModel`](blockformer_generate::PagedModel), which the [`Engine`](blockformer_generate::Engine) runs, and a
 //! [`LanguageModel`](blockformer_generate::LanguageModel): [`generate`](blockformer_generate::generate) runs it like
 //! any other. In float32 it gives the numbers of the model it was made of, up to rounding; every step works in buffers

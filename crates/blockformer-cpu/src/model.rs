@@ -17,7 +17,8 @@ use crate::{PackError, Profile};
 /// [`PagedModel`](blockformer_generate::PagedModel) that generates and scores, and does nothing else.
 ///
 /// In float32 it computes what the model it was made of computes, up to rounding. The other precisions round the
-/// weights, and the inputs of products with them, as [`Precision`] says; sums, keys and values are float32 always.
+/// weights, and the inputs of products with them, as [`Precision`] says; with [`Precision::Int4`] the projection to the
+/// vocabulary is stored as [`Precision::Int8`]. Sums, keys and values are float32 always.
 #[derive(Debug, Clone)]
 pub struct CpuModel {
     pub(crate) kind: Kind,
@@ -107,7 +108,8 @@ impl CpuModel {
         }
     }
 
-    /// How the weights are stored.
+    /// The precision that was asked for. With [`Precision::Int4`] the projection to the vocabulary has 8 bits
+    /// ([`Precision::Int8`]).
     pub fn precision(&self) -> Precision {
         self.precision
     }

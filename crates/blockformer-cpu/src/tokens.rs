@@ -70,3 +70,23 @@ impl Table {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+
+    #[test]
+    fn the_projection_has_eight_bits_beside_weights_of_four_and_else_their_precision() {
+        let device = Device::flex();
+        for tied in [false, true] {
+            let vocabulary = || BurnVocabulary::new(64, 32, tied, 0.02, &device);
+            let bytes = |precision| Vocabulary::new(vocabulary(), precision).output.bytes();
+            assert_eq!(bytes(Precision::Int4), bytes(Precision::Int8), "tied: {tied}");
+            // 32 x 64 weights, and a scale of four bytes for 32 of them.
+            let expected = [4 * 2048, 2 * 2048, 2048 + 256, 2048 + 256];
+            assert_eq!(Precision::ALL.map(bytes), expected, "tied: {tied}");
+        }
+    }
+}

@@ -68,7 +68,9 @@ fn narrower_weights_predict_as_well_as_they_must() {
     // A trained model: it has learned something to lose.
     assert!(exact < 5.0, "{exact}");
     // By shares of the loss.
-    for (precision, may) in [(Precision::F32, 1e-5), (Precision::Bf16, 0.005), (Precision::Int8, 0.01)] {
+    for (precision, may) in
+        [(Precision::F32, 1e-5), (Precision::Bf16, 0.005), (Precision::Int8, 0.01), (Precision::Int4, 0.01)]
+    {
         let change = loss(&|| ServingModel::Packed(packed(precision, &device))) / exact - 1.0;
         assert!(change.abs() < may, "{}: {change}", precision.name());
     }
