@@ -3,15 +3,17 @@
     python bench_beside_llama_cpp.py COMMAND OUTPUT --gguf FILE --model DIRECTORY [--beside block_main_b4_85,vanilla_160]
                                      [--prompt-tokens 64] [--new-tokens 128] [--repeats 5] [--threads 2]
 
-COMMAND is the `blockformer` command, FILE a GGUF file of a Llama model, DIRECTORY the same weights as a model directory of
-this library. llama.cpp reads FILE as it is, and copies of it with 8 bits a weight (Q8_0) and in float32; this library packs its
-weights in 4 and 8 bits and in float32. Presets named by --beside are timed too, with random weights, in 8 bits. Every turn is
-a process of its own with a warm-up before the run that counts. Writes OUTPUT/beside-llama-cpp.csv.
+COMMAND is the `blockformer` command, FILE a GGUF file of a Llama model, DIRECTORY the same weights as a model directory
+of this library. llama.cpp reads FILE as it is, and copies of it with 8 bits a weight (Q8_0) and in float32; this
+library packs its weights in 4 bits (with 8 for the projection to the vocabulary), in 8 bits and in float32. Presets
+named by --beside are timed too, with random weights, in 8 bits. Every turn is a process of its own with a warm-up
+before the run that counts. Writes OUTPUT/beside-llama-cpp.csv.
 
 The Python needs `xllamacpp` (llama.cpp, compiled for x86-64) and `gguf` (tried with 2026.10.11549 and 0.17).
 """
 
 import argparse
+import collections
 import csv
 import hashlib
 import json
@@ -52,6 +54,17 @@ def rewrite(source, target, kind):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def types(path):
+    """How many tensors of a GGUF file have which type, and that of the embedding table, which may be the projection too."""
+    from gguf import GGUFReader
+
+    tensors = GGUFReader(path).tensors
+    counts = collections.Counter(tensor.tensor_type.name for tensor in tensors)
+    tables = ("token_embd.weight", "output.weight")
+    named = [f"{tensor.name} {tensor.tensor_type.name}" for tensor in tensors if tensor.name in tables]
+    return ", ".join([f"{n} of {name}" for name, n in counts.most_common()] + named)
 
 
 def turn(path, prompt, new, threads):
@@ -113,6 +126,7 @@ def main():
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     files = {"int4": arguments.gguf}
+    print(f"{arguments.gguf.name}: {types(arguments.gguf)}", file=sys.stderr)
     digest = hashlib.sha256(arguments.gguf.read_bytes()).hexdigest()[:12]
     for precision in ("f32", "int8"):
         files[precision] = arguments.output / f"{digest}-{PAIRS[precision]}.gguf"
