@@ -55,8 +55,8 @@ fn elements(c: &mut Criterion) {
     });
 }
 
-/// Twelve heads of 64 features: one query after 32 and 2,048 keys, as in decoding, and 128 queries of a prompt. Keys and
-/// values are float32 and 8 bits.
+/// Twelve heads of 64 features: one query of each of eight sequences over 32 and 2,048 keys, as in decoding, and 128
+/// queries of one prompt. Keys and values are float32 and 8 bits.
 fn attentions(c: &mut Criterion) {
     let mut group = c.benchmark_group("kernels/attention");
     group.sample_size(10);

@@ -30,8 +30,8 @@ proptest! {
         for (name, model) in all_models() {
             let speculation = Some(Speculation { shortest: 1, longest: 3 });
             let config = EngineConfig { speculation, ..tight(&model, Alignment::PadFirstBlock) };
-            // A whole pass rounds differently from single steps, and which of them a request gets depends on whether one
-            // beside it has a draft; with and without drafts only the likeliest token can be compared.
+            // A whole pass rounds differently from single steps, and which of them a request gets depends on whether
+            // one beside it has a draft; with and without drafts only the likeliest token can be compared.
             check_schedule(name, &model, &config, &arrivals, 1e-5);
             for arrival in arrivals.iter().filter(|arrival| arrival.kind == 0) {
                 let with = alone(&model, &config, &arrival.request());

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use blockformer_kernels::{Epilogue, Level, PackedMatrix, Precision, Rounded, matmul};
 use rayon::prelude::*;
 
-/// Bytes of all copies of the weights, as float32.
+/// Bytes of all copies of the weights at least.
 const BYTES: usize = 128 << 20;
 /// How long a product is repeated.
 const SPENT: Duration = Duration::from_millis(60);
@@ -56,7 +56,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 fn copies(n_inputs: usize, n_outputs: usize, precision: Precision) -> Vec<PackedMatrix> {
     let weights: Vec<f32> = (0..n_inputs * n_outputs).map(|i| (i * 7919 % 1000) as f32 / 1000.0 - 0.5).collect();
     let packed = PackedMatrix::new(&weights, n_inputs, n_outputs, precision);
-    vec![packed; (BYTES / (4 * weights.len())).max(1)]
+    let n = BYTES.div_ceil(packed.bytes()).max(2);
+    vec![packed; n]
 }
 
 fn seconds(rows: usize, copies: &[PackedMatrix]) -> f64 {

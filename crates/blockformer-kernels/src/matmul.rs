@@ -2,8 +2,8 @@
 //!
 //! The work is cut into panels of 32 columns and chunks of rows, which threads take. A task walks its panels; in a
 //! panel it takes as many inputs as fit the first-level cache, and for these all its rows, a register tile at a time.
-//! Few rows take 32 inputs at a time, where a tile does not span the panel: weights come from memory then, which is faster read
-//! from front to back. With a single row that is one walk through the weights, two panels at a time.
+//! Few rows take 32 inputs at a time, where a tile does not span the panel: weights come from memory then, which is
+//! faster read from front to back. With a single row that is one walk through the weights, two panels at a time.
 //!
 //! However the work is cut, every number is summed in the same order, input after input from zero (of quantised
 //! weights, group after group, each from zero and then scaled, with 4 bits after its minimum; with AMX, 32 inputs from

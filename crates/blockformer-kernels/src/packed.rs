@@ -21,8 +21,8 @@ pub enum Precision {
     /// 8 bits, of which seven are used, symmetric, one float32 scale for 32 weights of a column: 9 bits a weight.
     /// Products are computed in integers, with inputs rounded to seven bits in groups of 32.
     Int8,
-    /// 4 bits: `minimum + code · scale`, where 32 weights of a column share both, in bfloat16, chosen for the least squared
-    /// error: 5 bits a weight. A weight of zero among others is in general not kept.
+    /// 4 bits: `minimum + code · scale`, where 32 weights of a column share both, in bfloat16, chosen for the least
+    /// squared error: 5 bits a weight. A weight of zero among others is in general not kept.
     /// Products are computed in integers, with inputs rounded to eight bits in groups of 32.
     Int4,
 }

@@ -1,9 +1,10 @@
 //! Weights of 8 and 4 bits, in groups that share a scale and, of 4 bits, a minimum.
 //!
-//! Codes are stored without sign. With 8 bits a weight is the code less an offset, times the scale; with 4 bits it is the
-//! code times the scale, plus the minimum, because 16 values are too few to leave some unused. Inputs are bytes with sign, and so small
-//! that some products of both can be summed in 16 bits ([`Codes::TOGETHER`]), which CPUs multiply and add twice as many
-//! of at a time. That is why 8-bit codes use but seven bits: their rounding costs next to nothing beside that of four.
+//! Codes are stored without sign. With 8 bits a weight is the code less an offset, times the scale; with 4 bits it
+//! is the code times the scale, plus the minimum, because 16 values are too few to leave some unused. Inputs are
+//! bytes with sign, and so small that some products of both can be summed in 16 bits ([`Codes::TOGETHER`]), which
+//! CPUs multiply and add twice as many of at a time. That is why 8-bit codes use but seven bits: their rounding
+//! costs next to nothing beside that of four.
 
 use crate::memory::Plain;
 use crate::packed::{F32Row, bf16};

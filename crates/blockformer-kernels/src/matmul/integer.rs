@@ -215,7 +215,7 @@ fn group_sums<S: Simd, K: Codes, const R: usize, const C: usize>(
     sums
 }
 
-/// The scales and least weights of one group, of `C` vectors of columns from `vector` on.
+/// The scales and minima of one group, of `C` vectors of columns from `vector` on.
 #[inline(always)]
 fn scales<S: Simd, K: Codes, const C: usize>(
     s: S,
@@ -307,8 +307,8 @@ impl<S: Simd, K: Codes> Weights<S> for Quantised<'_, K> {
             }
             return keep(s, &acc, 0, sums);
         }
-        // Registers are too few to keep these sums while a group is multiplied, so a pass over some of the columns would save
-        // nothing, and read memory with gaps.
+        // Registers are too few to keep these sums while a group is multiplied, so a pass over some of the columns
+        // would save nothing, and read memory with gaps.
         if block.inputs.start == 0 {
             *sums = [[0.0; PANEL]; R];
         }
