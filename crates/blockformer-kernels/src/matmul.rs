@@ -355,15 +355,14 @@ impl Task<'_> {
             // caller says.
             Sink::Out(out) => unsafe { out.part(row, first, columns) },
         };
-        let whole = out.len() == PANEL;
-        match (self.epilogue.store, whole) {
-            // Vector by vector: the compiler would call a function to copy.
-            (Store::Write, true) => {
-                for (out, sums) in out.chunks_exact_mut(S::LANES).zip(sums.chunks_exact(S::LANES)) {
-                    s.store(out, s.load(sums));
+        match (self.epilogue.store, out.first_chunk_mut::<PANEL>()) {
+            // Vector by vector, by index: the compiler would call functions to copy, or to pair chunks.
+            (Store::Write, Some(out)) => {
+                for first in (0..PANEL).step_by(S::LANES) {
+                    s.store(&mut out[first..], s.load(&sums[first..]));
                 }
             }
-            (Store::Write, false) => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum),
+            (Store::Write, None) => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum),
             (Store::Add, _) => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += *sum),
             (Store::Multiply, _) => out.iter_mut().zip(sums).for_each(|(out, sum)| *out *= *sum),
         }
