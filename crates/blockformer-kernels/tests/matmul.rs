@@ -162,7 +162,7 @@ fn four_bits_keep_groups_of_any_size_and_anywhere() {
     };
     let unit = noise(65, 8); // a last group of one
     check("ordinary", &unit);
-    for (what, scale) in [("huge", 1e30), ("tiny", 1e-30), ("nearly subnormal", 1e-36)] {
+    for (what, scale) in [("huge", 1e30), ("tiny", 1e-30), ("nearly subnormal", 1e-36), ("subnormal", 1e-40)] {
         check(what, &unit.iter().map(|x| x * scale).collect::<Vec<_>>());
     }
     check("far from zero", &unit.iter().map(|x| 1.0 + 0.01 * x).collect::<Vec<_>>());
