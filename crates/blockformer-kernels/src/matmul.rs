@@ -388,25 +388,21 @@ fn tiles<S: Simd, W: Weights<S>>(s: S, weights: &W, block: &Block, sums: &mut [[
             // A row that is left over would wait for its own additions, so a tile is not taken if it leaves one.
             let fits = |rows: usize| left == rows || left > rows + 1;
             // Tiles that a level has no registers for are not even compiled.
-            row += if const { tile_rows::<S, W>() >= 12 } && fits(12) {
+            row += if const { W::ROWS >= 12 } && fits(12) {
                 tile::<S, W, 12>(s, weights, block, at, sums)
-            } else if const { tile_rows::<S, W>() >= 6 } && fits(6) {
+            } else if const { W::ROWS >= 6 } && fits(6) {
                 tile::<S, W, 6>(s, weights, block, at, sums)
-            } else if const { tile_rows::<S, W>() >= 4 } && fits(4) {
+            } else if const { W::ROWS >= 4 } && fits(4) {
                 tile::<S, W, 4>(s, weights, block, at, sums)
-            } else if const { tile_rows::<S, W>() >= 4 } && fits(3) {
+            } else if const { W::ROWS >= 4 } && fits(3) {
                 tile::<S, W, 3>(s, weights, block, at, sums)
-            } else if left >= 2 {
+            } else if const { W::ROWS >= 2 } && left >= 2 {
                 tile::<S, W, 2>(s, weights, block, at, sums)
             } else {
                 tile::<S, W, 1>(s, weights, block, at, sums)
             };
         }
     }
-}
-
-const fn tile_rows<S: Simd, W: Weights<S>>() -> usize {
-    if W::INTEGERS { S::INTEGER_ROWS } else { S::TILE_ROWS }
 }
 
 /// `R` rows, from `row` on, with the columns from `vector` on; returns `R`.
@@ -457,6 +453,8 @@ trait Weights<S: Simd> {
     const INTEGERS: bool;
     /// Inputs of a panel that are used for all rows before the next: so many that they stay in the first-level cache.
     const INPUTS: usize;
+    /// Rows of the largest tile.
+    const ROWS: usize;
 
     /// Adds the products of a block's inputs to `sums`, or writes them, where the block is a panel's first: of `R` of its
     /// rows, from `row` on, with [`VECTORS`] vectors of its panel's columns, from `vector` on, or with all.

@@ -109,6 +109,10 @@ unsafe impl Plain for crate::quantised::Int8Codes {
     const ZERO: Self = Self([0; 4 * crate::simd::PANEL]);
 }
 // SAFETY: as above.
+unsafe impl Plain for crate::quantised::Int8Scales {
+    const ZERO: Self = Self { scales: [0.0; crate::simd::PANEL], sums: [0; crate::simd::PANEL] };
+}
+// SAFETY: as above.
 unsafe impl Plain for crate::quantised::Int4Codes {
     const ZERO: Self = Self([0; 4 * crate::simd::PANEL]);
 }

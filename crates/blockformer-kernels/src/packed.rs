@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use crate::memory::Memory;
-use crate::quantised::{self, Bf16Ranges, Codes, GROUP, Int4Codes, Int8Codes};
+use crate::quantised::{self, Bf16Ranges, Codes, Int4Codes, Int8Codes, Int8Scales};
 use crate::simd::PANEL;
 
 /// How weights are stored.
@@ -18,8 +18,9 @@ pub enum Precision {
     /// bfloat16, rounded to nearest: half the bytes (inputs are filled up to a multiple of 32). Where the CPU multiplies bfloat16 itself (AVX-512 BF16, AMX), inputs
     /// are rounded to it as well; elsewhere they stay float32.
     Bf16,
-    /// 8 bits, of which seven are used, symmetric, one float32 scale for 32 weights of a column: 9 bits a weight.
-    /// Products are computed in integers, with inputs rounded to seven bits in groups of 32.
+    /// 8 bits, of which seven are used, symmetric, one float32 scale for 64 weights of a column, and their sum: 9 bits a
+    /// weight. Products are computed in integers, with inputs rounded to seven bits in groups of 64, from the least to the
+    /// largest.
     Int8,
     /// 4 bits: `minimum + code · scale`, where 32 weights of a column share both, in bfloat16, chosen for the least
     /// squared error: 5 bits a weight. A weight of zero among others is in general not kept.
@@ -64,7 +65,7 @@ pub(crate) fn n_pairs(n_inputs: usize) -> usize {
 pub(crate) enum Panels {
     F32(Memory<F32Row>),
     Bf16(Memory<Bf16Pairs>),
-    Int8 { codes: Memory<Int8Codes>, scales: Memory<F32Row> },
+    Int8 { codes: Memory<Int8Codes>, scales: Memory<Int8Scales> },
     Int4 { codes: Memory<Int4Codes>, scales: Memory<Bf16Ranges> },
 }
 
@@ -207,7 +208,7 @@ impl PackedMatrix {
 
     fn quantised<C: Codes>(&self, codes: &[C], scales: &[C::Scales], input: usize, output: usize) -> f32 {
         let (panel, column) = (output / PANEL, output % PANEL);
-        let scales = &scales[panel * self.n_inputs.div_ceil(GROUP) + input / GROUP];
+        let scales = &scales[panel * self.n_inputs.div_ceil(C::GROUP) + input / C::GROUP];
         let codes = &codes[panel * quantised::n_codes::<C>(self.n_inputs) + input / C::INPUTS];
         codes.weight(scales, column, input % C::INPUTS)
     }
@@ -219,7 +220,7 @@ fn quantised<C: Codes>(
     n_panels: usize,
     fill: impl Fn(usize, &mut [F32Row]) + Sync,
 ) -> (Memory<C>, Memory<C::Scales>) {
-    let (n_codes, n_groups) = (quantised::n_codes::<C>(n_inputs), n_inputs.div_ceil(GROUP));
+    let (n_codes, n_groups) = (quantised::n_codes::<C>(n_inputs), n_inputs.div_ceil(C::GROUP));
     let mut codes = Memory::<C>::new(n_panels * n_codes);
     let mut scales = Memory::<C::Scales>::new(n_panels * n_groups);
     let rows = || vec![F32Row([0.0; PANEL]); n_inputs];

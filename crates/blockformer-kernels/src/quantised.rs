@@ -1,24 +1,30 @@
 //! Weights of 8 and 4 bits, in groups that share a scale and, of 4 bits, a minimum.
 //!
-//! Codes are stored without sign. With 8 bits a weight is the code less an offset, times the scale; with 4 bits it
-//! is the code times the scale, plus the minimum, because 16 values are too few to leave some unused. Inputs are
-//! bytes with sign, and so small that some products of both can be summed in 16 bits ([`Codes::TOGETHER`]), which
-//! CPUs multiply and add twice as many of at a time. That is why 8-bit codes use but seven bits: their rounding
-//! costs next to nothing beside that of four.
+//! With 8 bits a weight is its code, a byte with sign, times the scale; with 4 bits it is the code, without sign, times the
+//! scale, plus the minimum, because 16 values are too few to leave some unused. CPUs multiply bytes without sign by bytes
+//! with sign, so the codes of inputs are the other way round ([`Codes::SIGNED_INPUTS`]). Codes are so small that some
+//! products of both can be summed in 16 bits ([`Codes::TOGETHER`]), of which CPUs multiply and add twice as many at a
+//! time. That is why 8-bit codes use but seven bits: their rounding costs next to nothing beside that of four.
 
 use crate::memory::Plain;
 use crate::packed::{F32Row, bf16};
-use crate::simd::{PANEL, Simd};
+use crate::simd::{MAX_LANES, PANEL, Simd};
 
-/// Consecutive inputs of one column that share a scale, and a minimum if they have one.
-pub(crate) const GROUP: usize = 32;
 /// Inputs that lie next to each other in a column.
 pub(crate) const QUAD: usize = 4;
 
-/// 32 columns at four inputs, -63 to 63, each plus 64, column by column.
+/// 32 columns at four inputs, -64 to 64, column by column.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct Int8Codes(pub(crate) [u8; QUAD * PANEL]);
+
+/// The scales of 32 columns in a group of 8-bit weights, and the sums of their codes, negative.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Int8Scales {
+    pub(crate) scales: [f32; PANEL],
+    pub(crate) sums: [i32; PANEL],
+}
 
 /// 32 columns at eight inputs, 0 to 15: the first four in the low halves, the others in the high halves.
 #[derive(Debug, Clone, Copy)]
@@ -35,25 +41,35 @@ pub(crate) struct Bf16Ranges(pub(crate) [[u16; 2]; PANEL]);
 pub(crate) trait Codes: Plain {
     /// What makes weights of the codes of 32 columns in a group.
     type Scales: Plain;
-    /// Inputs.
+    /// Consecutive inputs of one column that share a scale, and a minimum if they have one.
+    const GROUP: usize;
+    /// Inputs of an element.
     const INPUTS: usize;
-    /// What a stored code is too large by.
-    const OFFSET: i32;
+    /// Whether codes of inputs have a sign, and codes of weights none, or the other way round.
+    const SIGNED_INPUTS: bool;
     /// Whether codes count from a minimum of the group, and not from zero.
     const MINIMA: bool;
-    /// The largest code of an input that it may meet, either sign.
+    /// The largest code of an input, either sign if it has one.
     const LARGEST_INPUT: f32;
     /// Quads of inputs whose products are summed in 16 bits, two or all of a group: so many of the largest fit.
     const TOGETHER: usize;
 
-    /// Writes the codes of the weights of one column in a group, and what makes weights of them. The codes are zero before.
+    /// Writes the codes of the weights of one column in a group, and what makes weights of them. All are zero before.
     fn quantise(weights: &[f32], column: usize, codes: &mut [Self], scales: &mut Self::Scales);
 
     /// A weight.
     fn weight(&self, scales: &Self::Scales, column: usize, input: usize) -> f32;
 
+    /// The codes of a group, where they have 8 bits.
+    fn of_8_bits(_codes: &[Self]) -> Option<&[Int8Codes; GROUP_QUADS]> {
+        None
+    }
+
     /// The stored codes of the columns of vector `index` at quad `quad` of its inputs.
     fn load<S: Simd>(&self, s: S, index: usize, quad: usize) -> S::B;
+
+    /// The sums of the codes of vector `index`, negative, where these have signs.
+    fn sums<S: Simd>(scales: &Self::Scales, s: S, index: usize) -> S::I;
 
     /// The scales of vector `index`.
     fn scales<S: Simd>(scales: &Self::Scales, s: S, index: usize) -> S::V;
@@ -62,34 +78,46 @@ pub(crate) trait Codes: Plain {
     fn minima<S: Simd>(scales: &Self::Scales, s: S, index: usize) -> S::V;
 }
 
-const fn fits_16_bits<C: Codes>(largest_stored: usize) -> bool {
-    2 * C::TOGETHER * largest_stored * C::LARGEST_INPUT as usize <= i16::MAX as usize
+const _: () = assert!(Int8Codes::GROUP.is_multiple_of(MAX_LANES) && Int4Codes::GROUP.is_multiple_of(MAX_LANES));
+
+const fn fits_16_bits<C: Codes>(largest_weight: usize) -> bool {
+    2 * C::TOGETHER * largest_weight * C::LARGEST_INPUT as usize <= i16::MAX as usize
 }
 
-const _: () = assert!(fits_16_bits::<Int8Codes>(127) && fits_16_bits::<Int4Codes>(15));
+const _: () = assert!(fits_16_bits::<Int8Codes>(64) && fits_16_bits::<Int4Codes>(15));
+
+/// Quads of a group of 8-bit weights.
+pub(crate) const GROUP_QUADS: usize = 16;
 
 impl Codes for Int8Codes {
-    type Scales = F32Row;
+    type Scales = Int8Scales;
+    const GROUP: usize = GROUP_QUADS * QUAD;
     const INPUTS: usize = QUAD;
-    const OFFSET: i32 = 64;
+    const SIGNED_INPUTS: bool = false;
     const MINIMA: bool = false;
-    const LARGEST_INPUT: f32 = 63.0;
+    const LARGEST_INPUT: f32 = 127.0;
     const TOGETHER: usize = 2;
 
-    fn quantise(weights: &[f32], column: usize, codes: &mut [Self], scales: &mut F32Row) {
-        let scale = weights.iter().fold(0.0f32, |max, w| max.max(w.abs())) / 63.0;
+    fn quantise(weights: &[f32], column: usize, codes: &mut [Self], scales: &mut Int8Scales) {
+        let scale = weights.iter().fold(0.0f32, |max, w| max.max(w.abs())) / 64.0;
         // What is not finite must not vanish: with such a scale all products of the group are not numbers.
         let finite = weights.iter().all(|weight| weight.is_finite());
-        scales.0[column] = if finite { scale } else { f32::NAN };
+        scales.scales[column] = if finite { scale } else { f32::NAN };
         let inverse = if scale > 0.0 { scale.recip() } else { 0.0 };
         for (input, weight) in weights.iter().enumerate() {
-            let code = (weight * inverse).round() as i8;
-            codes[input / QUAD].0[QUAD * column + input % QUAD] = (code.clamp(-63, 63) + 64) as u8;
+            let code = ((weight * inverse).round() as i8).clamp(-64, 64);
+            codes[input / QUAD].0[QUAD * column + input % QUAD] = code as u8;
+            scales.sums[column] -= i32::from(code);
         }
     }
 
-    fn weight(&self, scales: &F32Row, column: usize, input: usize) -> f32 {
-        f32::from(self.0[QUAD * column + input] as i8 - 64) * scales.0[column]
+    fn weight(&self, scales: &Int8Scales, column: usize, input: usize) -> f32 {
+        f32::from(self.0[QUAD * column + input] as i8) * scales.scales[column]
+    }
+
+    #[inline(always)]
+    fn of_8_bits(codes: &[Self]) -> Option<&[Self; GROUP_QUADS]> {
+        codes.first_chunk()
     }
 
     #[inline(always)]
@@ -98,20 +126,26 @@ impl Codes for Int8Codes {
     }
 
     #[inline(always)]
-    fn scales<S: Simd>(scales: &F32Row, s: S, index: usize) -> S::V {
-        s.load(&scales.0[index * S::LANES..])
+    fn sums<S: Simd>(scales: &Int8Scales, s: S, index: usize) -> S::I {
+        s.load_integers(&scales.sums[index * S::LANES..])
     }
 
     #[inline(always)]
-    fn minima<S: Simd>(_: &F32Row, s: S, _: usize) -> S::V {
+    fn scales<S: Simd>(scales: &Int8Scales, s: S, index: usize) -> S::V {
+        s.load(&scales.scales[index * S::LANES..])
+    }
+
+    #[inline(always)]
+    fn minima<S: Simd>(_: &Int8Scales, s: S, _: usize) -> S::V {
         s.splat(0.0)
     }
 }
 
 impl Codes for Int4Codes {
     type Scales = Bf16Ranges;
+    const GROUP: usize = 32;
     const INPUTS: usize = 2 * QUAD;
-    const OFFSET: i32 = 0;
+    const SIGNED_INPUTS: bool = true;
     const MINIMA: bool = true;
     const LARGEST_INPUT: f32 = 127.0;
     const TOGETHER: usize = 8;
@@ -141,6 +175,11 @@ impl Codes for Int4Codes {
     }
 
     #[inline(always)]
+    fn sums<S: Simd>(_: &Bf16Ranges, s: S, _: usize) -> S::I {
+        s.splat_integer(0)
+    }
+
+    #[inline(always)]
     fn scales<S: Simd>(scales: &Bf16Ranges, s: S, index: usize) -> S::V {
         s.load_bf16_first(&scales.0[index * S::LANES..])
     }
@@ -153,18 +192,19 @@ impl Codes for Int4Codes {
 
 /// How many elements hold the codes of a panel: those of whole groups.
 pub(crate) fn n_codes<C: Codes>(n_inputs: usize) -> usize {
-    n_inputs.div_ceil(GROUP) * GROUP / C::INPUTS
+    n_inputs.next_multiple_of(C::GROUP) / C::INPUTS
 }
 
 /// Writes the codes of a panel, and what makes weights of them, once a group.
 pub(crate) fn quantise<C: Codes>(panel: &[F32Row], codes: &mut [C], scales: &mut [C::Scales]) {
-    let mut weights = [0.0; GROUP];
+    let mut weights = Vec::with_capacity(C::GROUP);
     codes.fill(C::ZERO);
-    for ((group, codes), scales) in panel.chunks(GROUP).zip(codes.chunks_mut(GROUP / C::INPUTS)).zip(scales) {
-        let weights = &mut weights[..group.len()];
+    scales.fill(C::Scales::ZERO);
+    for ((group, codes), scales) in panel.chunks(C::GROUP).zip(codes.chunks_mut(C::GROUP / C::INPUTS)).zip(scales) {
         for column in 0..PANEL {
-            weights.iter_mut().zip(group).for_each(|(weight, row)| *weight = row.0[column]);
-            C::quantise(weights, column, codes, scales);
+            weights.clear();
+            weights.extend(group.iter().map(|row| row.0[column]));
+            C::quantise(&weights, column, codes, scales);
         }
     }
 }

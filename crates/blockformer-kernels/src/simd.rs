@@ -7,6 +7,8 @@
 
 use half::f16;
 
+use crate::quantised::{GROUP_QUADS, Int8Codes};
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -93,6 +95,22 @@ pub(crate) trait Simd: Copy {
     const INTEGER_ROWS: usize;
     /// The integer in every place.
     fn splat_integer(self, x: i32) -> Self::I;
+    /// The first `LANES` of `x`.
+    fn load_integers(self, x: &[i32]) -> Self::I;
+    /// Into the first `LANES` of `x`.
+    fn store_integers(self, x: &mut [i32], v: Self::I);
+    /// The low bytes, into the first `LANES` of `x`; all integers fit 8 bits.
+    fn store_bytes(self, x: &mut [i8], v: Self::I);
+    /// The bits of floats, those of negative ones turned round, so that they are ordered as the floats are. What is not a
+    /// number comes at either end.
+    fn ordered_bits(self, x: Self::V) -> Self::I;
+    /// To the nearest integers, which are less than 2²²; anything where a float is larger or not a number.
+    fn to_integers(self, x: Self::V) -> Self::I;
+    fn add_integers(self, a: Self::I, b: Self::I) -> Self::I;
+    fn max_integers(self, a: Self::I, b: Self::I) -> Self::I;
+    fn min_integers(self, a: Self::I, b: Self::I) -> Self::I;
+    /// The products of integers that fit 16 bits; those of `b` are not negative.
+    fn mul_16(self, a: Self::I, b: Self::I) -> Self::I;
     /// The quad in every place.
     fn splat_quad(self, x: &[i8; 4]) -> Self::B;
     /// The first `4 · LANES` of `x`.
@@ -113,6 +131,30 @@ pub(crate) trait Simd: Copy {
     #[inline(always)]
     fn dot_quads(self, a: Self::B, b: Self::B, to: Self::I) -> Self::I {
         self.add_both(self.dot_bytes(a, b), to)
+    }
+    /// Adds the products of a group of inputs of one row or two, without sign, and of weights, with sign, in four vectors of
+    /// columns, which are a panel's. The sums of two quads fit 16 bits.
+    #[inline(always)]
+    fn dot_group<const R: usize>(
+        self,
+        x: [&[[i8; 4]; GROUP_QUADS]; R],
+        weights: &[Int8Codes; GROUP_QUADS],
+        sums: &mut [[Self::I; 4]; R],
+    ) {
+        for first in (0..GROUP_QUADS).step_by(2) {
+            for (x, sums) in x.into_iter().zip(&mut *sums) {
+                let x = [self.splat_quad(&x[first]), self.splat_quad(&x[first + 1])];
+                for (c, sum) in sums.iter_mut().enumerate() {
+                    let columns = |quad: usize| self.load_bytes(&weights[first + quad].0[4 * c * Self::LANES..]);
+                    *sum = if const { Self::QUADS_AT_ONCE } {
+                        self.dot_quads(x[1], columns(1), self.dot_quads(x[0], columns(0), *sum))
+                    } else {
+                        let both = self.add_pairs(self.dot_bytes(x[0], columns(0)), self.dot_bytes(x[1], columns(1)));
+                        self.add_both(both, *sum)
+                    };
+                }
+            }
+        }
     }
     fn to_float(self, x: Self::I) -> Self::V;
 

@@ -33,21 +33,26 @@ impl Case {
         (0..self.rows * self.n_outputs).map(|i| entry(i / self.n_outputs, i % self.n_outputs)).collect()
     }
 
-    /// What rounding inputs, as products do on a level, can change at most in each entry: with quantised weights to 63 or
-    /// 127 steps either side of each group of 32, with bfloat16 weights perhaps to bfloat16, by a 512th at most.
+    /// What rounding inputs, as products do on a level, can change at most in each entry: half a step, of which there are 126
+    /// from the least to the largest of a group of 64 (zero among them) with 8-bit weights, and 127 on either side in a
+    /// group of 32 with 4-bit ones; with bfloat16 weights, perhaps to bfloat16, by a 512th at most.
     fn rounding(&self, level: Level, packed: &PackedMatrix) -> Vec<f64> {
         let (x, weights) = (self.x(), packed.to_f32());
+        let range = |x: &[f32]| {
+            f64::from(x.iter().fold(0.0f32, |max, x| max.max(*x)) - x.iter().fold(0.0f32, |min, x| min.min(*x)))
+        };
         let largest = |x: &[f32]| f64::from(x.iter().fold(0.0f32, |max, x| max.max(x.abs())));
         let error = |group: &[f32], x: f32| match packed.precision() {
             Precision::F32 => 0.0,
             Precision::Bf16 if level.multiplies_bf16() => f64::from(x.abs()) / 512.0,
             Precision::Bf16 => 0.0,
-            Precision::Int8 => 0.50001 * largest(group) / 63.0,
+            Precision::Int8 => 0.50001 * range(group) / 126.0,
             Precision::Int4 => 0.50001 * largest(group) / 127.0,
         };
+        let size = if packed.precision() == Precision::Int8 { 64 } else { 32 };
         let errors: Vec<f64> = x
             .chunks(self.n_inputs)
-            .flat_map(|row| row.chunks(32).flat_map(|group| group.iter().map(|x| error(group, *x))))
+            .flat_map(|row| row.chunks(size).flat_map(|group| group.iter().map(|x| error(group, *x))))
             .collect();
         let entry = |row: usize, column: usize| -> f64 {
             let weights = (0..self.n_inputs).map(|k| f64::from(weights[k * self.n_outputs + column].abs()));
@@ -185,9 +190,31 @@ fn products_with_weights_and_inputs_far_from_zero_follow_float64() {
                 let products =
                     (0..n_inputs).map(|k| f64::from(x[row * n_inputs + k]) * f64::from(stored[k * n_outputs + column]));
                 let expected: f64 = products.sum();
-                // Rounding inputs errs by half a step of at most 2.1 / 63 each, in all directions.
+                // Rounding inputs errs by half a step of at most 2.1 / 126 each, in all directions.
                 let error = (f64::from(*got) - expected).abs() / expected;
                 assert!(error < 2e-3, "{} {}: {got}, expected {expected}", level.name(), precision.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn the_largest_codes_overflow_nothing() {
+    let n_inputs = size(200);
+    for precision in [Precision::Int8, Precision::Int4] {
+        for (weight, x) in [(1.0, 1.0), (-1.0, 1.0), (1.0, -1.0), (-1.0, -1.0)] {
+            // A zero among the weights gives those of 4 bits their range.
+            let weights: Vec<f32> = (0..n_inputs * 40).map(|i| if i < 40 { 0.0 } else { weight }).collect();
+            let packed = PackedMatrix::new(&weights, n_inputs, 40, precision);
+            let expected = weight * x * (n_inputs - 1) as f32;
+            for (level, rows) in levels().into_iter().flat_map(|level| [1, 2, 5].map(|rows| (level, rows))) {
+                let mut out = vec![0.0; rows * 40];
+                let x = vec![x; rows * n_inputs];
+                matmul(level, &x, &packed, Epilogue::default(), &mut Rounded::default(), &mut out);
+                for got in out {
+                    let what = format!("{} {}", level.name(), precision.name());
+                    assert!((got - expected).abs() <= 0.01 * expected.abs(), "{what}: {got}, not {expected}");
+                }
             }
         }
     }

@@ -113,6 +113,7 @@ impl<S: Bf16Simd> Weights<S> for Pairs<'_> {
     const INTEGERS: bool = false;
     /// 32 KiB.
     const INPUTS: usize = 512;
+    const ROWS: usize = S::TILE_ROWS;
 
     #[inline(always)]
     fn product<const R: usize>(

@@ -147,6 +147,7 @@ impl<S: Simd, W: Row> Weights<S> for Plain<'_, W> {
     const INTEGERS: bool = false;
     /// 32 KiB of float32, of which a pass over two vectors of eight takes half.
     const INPUTS: usize = 256;
+    const ROWS: usize = S::TILE_ROWS;
 
     #[inline(always)]
     fn product<const R: usize>(

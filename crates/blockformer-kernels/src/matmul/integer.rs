@@ -1,32 +1,37 @@
 //! Products with weights of 8 and 4 bits, in integers.
 //!
 //! A row of `x` is first rounded to 7 or 8 bits, in the groups of inputs that share a scale in the weights, with a scale
-//! of its own for each: an error of a 126th or a 254th of the largest number of the group, about what rounding the weights
-//! to 8 bits changes. Products of these codes are summed in 16 bits as far as they surely fit, then in 32 (with VNNI at
+//! of its own for each: an error of a 252nd of what lies between the least and the largest number of the group (zero among
+//! them), or of a 254th of the largest, about what rounding the weights to 8 bits changes. Products of these codes are summed in 16 bits as far as they surely fit, then in 32 (with VNNI at
 //! once in 32), so the sum over a group is exact and the same on every level; it becomes a float, is multiplied by both
 //! scales and added to those before it, with 4 bits after what the groups' minima give.
 //!
-//! Weights are stored without sign. Those of 8 bits have an offset, which makes every sum too large by the offset times the
-//! sum of the row's codes: a number that is known when the row is rounded, and that sums begin with, negative. Those of
-//! 4 bits count from a minimum of their group, which is multiplied by the sum of the row's numbers.
+//! One factor of such a product has no sign. With 8 bits it is the row's code, which counts from the least number of its
+//! group; that makes every sum too large by the code of zero times the sum of a column's codes, which is known when weights
+//! are packed, so sums begin with that, negative. Weights can then come from memory without a register of their own. With
+//! 4 bits it is the weight, which has to be unpacked anyway; it counts from a minimum of its group, which is multiplied by
+//! the sum of the row's numbers.
+
+use std::marker::PhantomData;
 
 use rayon::prelude::*;
 
 use super::{Block, VECTORS, Weights, begin, keep};
 use crate::Level;
-use crate::quantised::{Codes, GROUP, QUAD};
-use crate::simd::{Kernel, PANEL, Simd};
+use crate::quantised::{Codes, GROUP_QUADS, Int4Codes, Int8Codes, QUAD};
+use crate::simd::{Kernel, MAX_LANES, PANEL, Simd};
 
 /// Numbers of `x` that are worth a thread's attention.
 const PART: usize = 1 << 15;
-/// Quads of a group.
-const QUADS: usize = GROUP / QUAD;
+/// Inputs of the largest group.
+const MAX_GROUP: usize = 64;
+const _: () = assert!(Int8Codes::GROUP <= MAX_GROUP && Int4Codes::GROUP <= MAX_GROUP);
 
 /// Room for rows of `x`, rounded for products with weights of 8 or 4 bits, and with bfloat16 ones where the CPU multiplies
 /// bfloat16. It grows as needed and can be used for one product after the other; other products leave it alone.
 #[derive(Debug, Clone, Default)]
 pub struct Rounded {
-    /// `[rows, n_groups, GROUP]`; behind the inputs stand zeros.
+    /// `[rows, n_groups, inputs of a group]`; behind the inputs stand codes of zeros.
     codes: Vec<i8>,
     /// `[rows, n_groups]`.
     groups: Vec<Group>,
@@ -34,17 +39,17 @@ pub struct Rounded {
     /// Rows of bfloat16, where the CPU multiplies such.
     #[cfg(target_arch = "x86_64")]
     pub(super) bf16: super::bfloat16::Rows,
-    /// Steps of a group, always the same; that the compiler does not know keeps it from unrolling them all, which costs
-    /// more registers than there are.
+    /// Steps of a group, always the same for the same weights; that the compiler does not know keeps it from unrolling them
+    /// all, which costs more registers than there are.
     n_steps: usize,
 }
 
-/// A group of a row.
+/// A group of a row: a number is its code, less `zero`, times the scale.
 #[derive(Debug, Clone, Copy, Default)]
 struct Group {
     scale: f32,
-    /// The sum of its codes times the weights' offset, negative.
-    start: i32,
+    /// The code of zero; not zero only where codes have no sign.
+    zero: i32,
     /// The sum of its rounded numbers.
     sum: f32,
 }
@@ -61,27 +66,27 @@ impl Rounded {
 
     /// Rounds the rows of `x` for weights `C`.
     pub(super) fn fill<C: Codes>(&mut self, level: Level, x: &[f32], n_inputs: usize) {
-        self.n_groups = n_inputs.div_ceil(GROUP);
-        self.n_steps = QUADS / 2;
+        self.n_groups = n_inputs.div_ceil(C::GROUP);
+        self.n_steps = C::GROUP / QUAD / 2;
         let (n_rows, n_groups) = (x.len() / n_inputs, self.n_groups);
-        grow(&mut self.codes, n_rows * n_groups * GROUP);
+        grow(&mut self.codes, n_rows * n_groups * C::GROUP);
         grow(&mut self.groups, n_rows * n_groups);
-        let (codes, groups) = (&mut self.codes[..n_rows * n_groups * GROUP], &mut self.groups[..n_rows * n_groups]);
-        let (largest, offset) = (C::LARGEST_INPUT, C::OFFSET);
-        let round = |((x, codes), groups)| level.run(Round { x, n_inputs, codes, groups, largest, offset });
+        let (codes, groups) = (&mut self.codes[..n_rows * n_groups * C::GROUP], &mut self.groups[..n_rows * n_groups]);
+        let weights = PhantomData::<C>;
+        let round = |((x, codes), groups)| level.run(Round { x, n_inputs, codes, groups, weights });
         let rows = rows_of_a_part(n_inputs);
         if n_rows <= rows {
             return round(((x, codes), groups));
         }
-        let codes = codes.par_chunks_mut(rows * n_groups * GROUP);
+        let codes = codes.par_chunks_mut(rows * n_groups * C::GROUP);
         let groups = groups.par_chunks_mut(rows * n_groups);
         x.par_chunks(rows * n_inputs).zip(codes).zip(groups).for_each(round);
     }
 
-    /// The codes of a row.
+    /// The codes of a row for weights `C`.
     #[inline(always)]
-    fn row(&self, row: usize) -> &[[i8; QUAD]] {
-        self.codes[row * self.n_groups * GROUP..][..self.n_groups * GROUP].as_chunks().0
+    fn row<C: Codes>(&self, row: usize) -> &[[i8; QUAD]] {
+        self.codes[row * self.n_groups * C::GROUP..][..self.n_groups * C::GROUP].as_chunks().0
     }
 
     /// The groups of a row.
@@ -102,54 +107,81 @@ pub(super) fn grow<T: Clone + Default>(buffer: &mut Vec<T>, n: usize) {
     }
 }
 
-struct Round<'a> {
+struct Round<'a, C> {
     x: &'a [f32],
     n_inputs: usize,
     codes: &'a mut [i8],
     groups: &'a mut [Group],
-    largest: f32,
-    offset: i32,
+    weights: PhantomData<C>,
 }
 
-impl Kernel for Round<'_> {
+impl<C: Codes> Kernel for Round<'_, C> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let n_groups = self.n_inputs.div_ceil(GROUP);
-        let (codes, groups) = (self.codes.chunks_exact_mut(n_groups * GROUP), self.groups.chunks_exact_mut(n_groups));
+    fn run<S: Simd>(self, s: S) {
+        let n_groups = self.n_inputs.div_ceil(C::GROUP);
+        let (codes, groups) =
+            (self.codes.chunks_exact_mut(n_groups * C::GROUP), self.groups.chunks_exact_mut(n_groups));
         for ((x, codes), groups) in self.x.chunks_exact(self.n_inputs).zip(codes).zip(groups) {
-            let codes = codes.as_chunks_mut::<GROUP>().0;
-            let (whole, rest) = x.as_chunks::<GROUP>();
-            for ((x, codes), group) in whole.iter().zip(&mut *codes).zip(&mut *groups) {
-                *group = round(x, codes, self.largest, self.offset);
+            let mut codes = codes.chunks_exact_mut(C::GROUP);
+            let mut groups = groups.iter_mut();
+            let mut x = x.chunks_exact(C::GROUP);
+            for ((x, codes), group) in x.by_ref().zip(codes.by_ref()).zip(groups.by_ref()) {
+                *group = round::<S, C>(s, x, codes);
             }
-            if let (Some(codes), Some(group)) = (codes.get_mut(whole.len()), groups.get_mut(whole.len())) {
-                let mut padded = [0.0; GROUP];
-                padded[..rest.len()].copy_from_slice(rest);
-                *group = round(&padded, codes, self.largest, self.offset);
+            if let (Some(codes), Some(group)) = (codes.next(), groups.next()) {
+                let mut padded = [0.0; MAX_GROUP];
+                padded[..x.remainder().len()].copy_from_slice(x.remainder());
+                *group = round::<S, C>(s, &padded[..C::GROUP], codes);
             }
         }
     }
 }
 
-/// Rounds a group. Its scale is not finite where a number is not, and so makes the product not finite.
+/// Rounds a group: with signs from the largest number's negative to itself, without from the least number to the largest,
+/// zero among them. Its scale is not finite where a number is not, and so makes the product not finite.
 #[inline(always)]
-fn round(x: &[f32; GROUP], codes: &mut [i8; GROUP], largest_code: f32, offset: i32) -> Group {
-    // Adding 1.5 · 2²³ leaves an integer in the low bits.
-    const SHIFT: f32 = 12_582_912.0;
-    // Without signs, floats are ordered as their bits are, and what is not a number comes last.
-    let largest = f32::from_bits(x.iter().fold(0, |largest, x| largest.max(x.to_bits() & 0x7fff_ffff)));
-    let scale = largest / largest_code;
+fn round<S: Simd, C: Codes>(s: S, x: &[f32], codes: &mut [i8]) -> Group {
+    // Loops by index: the compiler would call functions of iterators.
+    let (mut least, mut largest) = (s.splat_integer(0), s.splat_integer(0));
+    for first in (0..C::GROUP).step_by(S::LANES) {
+        let bits = s.ordered_bits(s.load(&x[first..]));
+        (least, largest) = (s.min_integers(bits, least), s.max_integers(bits, largest));
+    }
+    let (mut lanes, mut ends) = ([[0; MAX_LANES]; 2], [0; 2]);
+    s.store_integers(&mut lanes[0], least);
+    s.store_integers(&mut lanes[1], largest);
+    for lane in 0..S::LANES {
+        ends = [ends[0].min(lanes[0][lane]), ends[1].max(lanes[1][lane])];
+    }
+    let (least, largest) = (f32::from_bits((ends[0] ^ i32::MAX) as u32), f32::from_bits(ends[1] as u32));
+    let least = if ends[0] < 0 { least } else { 0.0 };
+    let scale = if const { C::SIGNED_INPUTS } {
+        // Bits keep what is not a number.
+        f32::from_bits(least.abs().to_bits().max(largest.to_bits())) * C::LARGEST_INPUT.recip()
+    } else {
+        // One step less than codes, as both ends may be rounded outwards.
+        let step = (C::LARGEST_INPUT - 1.0).recip();
+        largest * step - least * step
+    };
     // Numbers too small to divide by count as zeros.
     let inverse = if scale >= f32::MIN_POSITIVE { scale.recip() } else { 0.0 };
-    let mut sum = 0i32;
-    for (code, x) in codes.iter_mut().zip(x) {
-        let integer = ((x * inverse + SHIFT).to_bits() as i32).wrapping_sub(SHIFT.to_bits() as i32);
-        *code = integer as i8;
-        sum = sum.wrapping_add(i32::from(*code));
+    let zero = if const { C::SIGNED_INPUTS } { 0 } else { (-least * inverse).round_ties_even() as i32 };
+    let mut sum = s.splat_integer(0);
+    for first in (0..C::GROUP).step_by(S::LANES) {
+        let integers = s.to_integers(s.mul(s.load(&x[first..]), s.splat(inverse)));
+        s.store_bytes(&mut codes[first..], s.add_integers(integers, s.splat_integer(zero)));
+        sum = s.add_integers(sum, integers);
     }
-    Group { scale, start: -offset * sum, sum: scale * sum as f32 }
+    let mut total = 0i32;
+    if const { C::MINIMA } {
+        s.store_integers(&mut lanes[0], sum);
+        for lane in 0..S::LANES {
+            total = total.wrapping_add(lanes[0][lane]);
+        }
+    }
+    Group { scale, zero, sum: scale * total as f32 }
 }
 
 /// Codes of all panels and their scales, and the rows they meet.
@@ -175,9 +207,9 @@ struct Panel<'a, C: Codes> {
 impl<'a, C: Codes> Quantised<'a, C> {
     #[inline(always)]
     fn rows<const R: usize>(&self, first: usize) -> Rows<'a, R> {
-        let mut rows = Rows { quads: [self.rows.row(first); R], groups: [self.rows.row_groups(first); R] };
+        let mut rows = Rows { quads: [self.rows.row::<C>(first); R], groups: [self.rows.row_groups(first); R] };
         for index in 1..R {
-            rows.quads[index] = self.rows.row(first + index);
+            rows.quads[index] = self.rows.row::<C>(first + index);
             rows.groups[index] = self.rows.row_groups(first + index);
         }
         rows
@@ -186,7 +218,7 @@ impl<'a, C: Codes> Quantised<'a, C> {
     #[inline(always)]
     fn panel(&self, index: usize) -> Panel<'a, C> {
         let n_groups = self.rows.n_groups;
-        let n_codes = n_groups * (GROUP / C::INPUTS);
+        let n_codes = n_groups * (C::GROUP / C::INPUTS);
         Panel {
             codes: &self.codes[index * n_codes..][..n_codes],
             scales: &self.scales[index * n_groups..][..n_groups],
@@ -203,12 +235,17 @@ fn group_sums<S: Simd, K: Codes, const R: usize, const C: usize>(
     panel: &Panel<'_, K>,
     (group, vector): (usize, usize),
 ) -> [[S::I; C]; R] {
-    let mut quads = [&[[0; QUAD]; QUADS]; R];
-    let mut sums = [[s.splat_integer(0); C]; R];
+    let mut quads = [&rows.quads[0][..0]; R];
     for row in 0..R {
-        quads[row] = &rows.quads[row].as_chunks().0[group];
-        if const { K::OFFSET != 0 } {
-            sums[row] = [s.splat_integer(rows.groups[row][group].start); C];
+        quads[row] = &rows.quads[row][group * (K::GROUP / QUAD)..][..K::GROUP / QUAD];
+    }
+    let mut sums = [[s.splat_integer(0); C]; R];
+    if const { !K::SIGNED_INPUTS } {
+        for (row, sums) in sums.iter_mut().enumerate() {
+            let zero = s.splat_integer(rows.groups[row][group].zero);
+            for (c, sum) in sums.iter_mut().enumerate() {
+                *sum = s.mul_16(K::sums(&panel.scales[group], s, vector + c), zero);
+            }
         }
     }
     dot(s, &quads, panel, (group, vector), &mut sums);
@@ -241,13 +278,33 @@ fn add_scaled<S: Simd, K: Codes>(s: S, x: Group, sum: S::I, [scale, minimum]: [S
 #[inline(always)]
 fn dot<S: Simd, K: Codes, const R: usize, const C: usize>(
     s: S,
-    x: &[&[[i8; QUAD]; QUADS]; R],
+    x: &[&[[i8; QUAD]]; R],
     panel: &Panel<'_, K>,
     (group, vector): (usize, usize),
     sums: &mut [[S::I; C]; R],
 ) {
-    assert!(panel.n_steps <= QUADS / 2, "two quads a step");
-    let codes = &panel.codes[group * (GROUP / K::INPUTS)..][..GROUP / K::INPUTS];
+    assert!(panel.n_steps <= K::GROUP / QUAD / 2, "two quads a step");
+    let codes = &panel.codes[group * (K::GROUP / K::INPUTS)..][..K::GROUP / K::INPUTS];
+    if const { R <= 2 && C == 4 && rows_meet_panels::<S, K>() } {
+        let mut whole = [&[[0; QUAD]; GROUP_QUADS]; R];
+        for row in 0..R {
+            if let Some(x) = x[row].first_chunk() {
+                whole[row] = x;
+            }
+        }
+        // `C` is four, which the compiler does not know.
+        let mut of_columns = [[s.splat_integer(0); 4]; R];
+        if let Some(codes) = K::of_8_bits(codes) {
+            for (to, from) in of_columns.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
+                *to = *from;
+            }
+            s.dot_group(whole, codes, &mut of_columns);
+            for (to, from) in sums.as_flattened_mut().iter_mut().zip(of_columns.as_flattened()) {
+                *to = *from;
+            }
+            return;
+        }
+    }
     let zero = s.dot_bytes(s.splat_quad(&[0; QUAD]), s.splat_quad(&[0; QUAD]));
     let mut pairs = [[zero; C]; R];
     for step in 0..panel.n_steps {
@@ -260,16 +317,16 @@ fn dot<S: Simd, K: Codes, const R: usize, const C: usize>(
         }
         for ((sums, pairs), x) in sums.iter_mut().zip(&mut pairs).zip(x) {
             let x = [s.splat_quad(&x[2 * step]), s.splat_quad(&x[2 * step + 1])];
-            if const { S::QUADS_AT_ONCE } {
-                for (w, x) in w.iter().zip(x) {
-                    for (sum, w) in sums.iter_mut().zip(w) {
-                        *sum = s.dot_quads(*w, x, *sum);
-                    }
-                }
-                continue;
-            }
             for (c, (sum, pairs)) in sums.iter_mut().zip(pairs).enumerate() {
-                let both = s.add_pairs(s.dot_bytes(w[0][c], x[0]), s.dot_bytes(w[1][c], x[1]));
+                let factors = |quad: usize| {
+                    if const { K::SIGNED_INPUTS } { (w[quad][c], x[quad]) } else { (x[quad], w[quad][c]) }
+                };
+                let (first, second) = (factors(0), factors(1));
+                if const { S::QUADS_AT_ONCE } {
+                    *sum = s.dot_quads(second.0, second.1, s.dot_quads(first.0, first.1, *sum));
+                    continue;
+                }
+                let both = s.add_pairs(s.dot_bytes(first.0, first.1), s.dot_bytes(second.0, second.1));
                 if const { K::TOGETHER == 2 } {
                     *sum = s.add_both(both, *sum);
                 } else {
@@ -278,9 +335,35 @@ fn dot<S: Simd, K: Codes, const R: usize, const C: usize>(
             }
         }
     }
-    if const { K::TOGETHER == QUADS && !S::QUADS_AT_ONCE } {
+    if const { K::TOGETHER * QUAD == K::GROUP && !S::QUADS_AT_ONCE } {
         for (sum, pairs) in sums.as_flattened_mut().iter_mut().zip(pairs.as_flattened()) {
             *sum = s.add_both(*pairs, *sum);
+        }
+    }
+}
+
+/// Whether a row meets all columns of a panel at once: inputs are in registers then, and weights come from memory.
+const fn rows_meet_panels<S: Simd, K: Codes>() -> bool {
+    !K::SIGNED_INPUTS && PANEL / S::LANES == 4
+}
+
+/// Adds a group's products with `C` vectors of columns from `vector` on.
+#[inline(always)]
+fn add_group<S: Simd, K: Codes, const R: usize, const C: usize>(
+    s: S,
+    rows: &Rows<'_, R>,
+    panel: &Panel<'_, K>,
+    (group, vector): (usize, usize),
+    sums: &mut [[f32; PANEL]; R],
+) {
+    let of_group: [[S::I; C]; R] = group_sums(s, rows, panel, (group, vector));
+    let scales: [_; C] = scales(s, panel, (group, vector));
+    for (row, sums) in sums.iter_mut().enumerate() {
+        let of_row = rows.groups[row][group];
+        for (c, scales) in scales.iter().enumerate() {
+            let sums = &mut sums[(vector + c) * S::LANES..];
+            let sum = add_scaled::<S, K>(s, of_row, of_group[row][c], *scales, s.load(sums));
+            s.store(sums, sum);
         }
     }
 }
@@ -288,12 +371,14 @@ fn dot<S: Simd, K: Codes, const R: usize, const C: usize>(
 impl<S: Simd, K: Codes> Weights<S> for Quantised<'_, K> {
     const INTEGERS: bool = true;
     /// 8 KiB of 8-bit weights.
-    const INPUTS: usize = 8 * GROUP;
+    const INPUTS: usize = 256;
+    /// Two where their sums with a panel take all registers that are to spare, and weights need none.
+    const ROWS: usize = if rows_meet_panels::<S, K>() { 2 } else { S::INTEGER_ROWS };
 
     #[inline(always)]
     fn product<const R: usize>(&self, s: S, block: &Block, (row, _): (usize, usize), sums: &mut [[f32; PANEL]; R]) {
         let (rows, panel) = (self.rows::<R>(block.first_row + row), self.panel(block.panel));
-        let groups = block.inputs.start / GROUP..block.inputs.end.div_ceil(GROUP);
+        let groups = block.inputs.start / K::GROUP..block.inputs.end.div_ceil(K::GROUP);
         if const { PANEL / S::LANES == VECTORS } {
             let mut acc = begin(s, block, 0, sums);
             for group in groups {
@@ -313,17 +398,12 @@ impl<S: Simd, K: Codes> Weights<S> for Quantised<'_, K> {
             *sums = [[0.0; PANEL]; R];
         }
         for group in groups {
+            if const { rows_meet_panels::<S, K>() } {
+                add_group::<S, K, R, 4>(s, &rows, &panel, (group, 0), sums);
+                continue;
+            }
             for vector in (0..PANEL / S::LANES).step_by(VECTORS) {
-                let of_group: [[S::I; VECTORS]; R] = group_sums(s, &rows, &panel, (group, vector));
-                let scales: [_; VECTORS] = scales(s, &panel, (group, vector));
-                for (row, sums) in sums.iter_mut().enumerate() {
-                    for (c, scales) in scales.iter().enumerate() {
-                        let sums = &mut sums[(vector + c) * S::LANES..];
-                        let sum =
-                            add_scaled::<S, K>(s, rows.groups[row][group], of_group[row][c], *scales, s.load(sums));
-                        s.store(sums, sum);
-                    }
-                }
+                add_group::<S, K, R, VECTORS>(s, &rows, &panel, (group, vector), sums);
             }
         }
     }
@@ -349,7 +429,6 @@ impl<S: Simd, K: Codes> Weights<S> for Quantised<'_, K> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quantised::{Int4Codes, Int8Codes};
 
     fn rounded<C: Codes>(x: &[f32]) -> Rounded {
         let mut rows = Rounded::default();
@@ -360,27 +439,46 @@ mod tests {
     #[test]
     fn a_group_is_rounded_to_within_half_a_step_of_its_own_scale() {
         let x: Vec<f32> = (0..77).map(|i| (i as f32 * 0.7).sin() * [1.0, 1e-4, 1e6][i / 32]).collect();
-        for (rows, largest, offset) in [(rounded::<Int8Codes>(&x), 63, 64), (rounded::<Int4Codes>(&x), 127, 0)] {
-            assert_eq!((rows.codes.len(), rows.groups.len()), (96, 3));
-            assert!(rows.codes[77..].iter().all(|code| *code == 0));
-            for (i, x) in x.iter().enumerate() {
-                let scale = f64::from(rows.groups[i / 32].scale);
-                let error = (f64::from(rows.codes[i]) * scale - f64::from(*x)).abs();
-                // Half a step, and what scaling rounds in float32's 24 bits.
-                assert!(error <= 0.50001 * scale, "{x}: {error}");
-            }
-            for (group, codes) in rows.groups.iter().zip(rows.codes.chunks(32)) {
-                assert_eq!(codes.iter().map(|code| i32::from(*code).abs()).max(), Some(largest));
-                let sum = codes.iter().map(|code| i32::from(*code)).sum::<i32>();
-                assert_eq!((group.start, group.sum), (-offset * sum, group.scale * sum as f32));
-            }
+        check::<Int8Codes>(&x);
+        check::<Int4Codes>(&x);
+        // With zero at an end of the codes, or near it.
+        check::<Int8Codes>(&x.iter().map(|x| x.abs()).collect::<Vec<_>>());
+        check::<Int8Codes>(&x.iter().map(|x| -x.abs()).collect::<Vec<_>>());
+        check::<Int8Codes>(&x.iter().map(|x| x.max(-0.01)).collect::<Vec<_>>());
+    }
+
+    fn check<C: Codes>(x: &[f32]) {
+        let rows = rounded::<C>(x);
+        let n_groups = x.len().div_ceil(C::GROUP);
+        assert_eq!((rows.codes.len(), rows.groups.len()), (n_groups * C::GROUP, n_groups));
+        for (i, code) in rows.codes.iter().enumerate() {
+            let group = rows.groups[i / C::GROUP];
+            let (x, scale) = (f64::from(x.get(i).copied().unwrap_or(0.0)), f64::from(group.scale));
+            let error = (f64::from(i32::from(*code) - group.zero) * scale - x).abs();
+            // Half a step, and what scaling rounds in float32's 24 bits.
+            assert!(error <= 0.50001 * scale, "{x}: {error}");
+            assert!(C::SIGNED_INPUTS && group.zero == 0 || *code >= 0);
+        }
+        for (group, codes) in rows.groups.iter().zip(rows.codes.chunks(C::GROUP)) {
+            let largest = codes.iter().map(|code| i32::from(*code).abs()).max();
+            assert!([Some(126), Some(127)].contains(&largest), "{largest:?}");
+            let sum = codes.iter().map(|code| i32::from(*code)).sum::<i32>();
+            assert!(!C::MINIMA || group.sum == group.scale * sum as f32);
         }
     }
 
     #[test]
     fn numbers_without_size_or_beyond_measure_are_no_surprise() {
-        assert_eq!(rounded::<Int8Codes>(&[0.0, -0.0, f32::MIN_POSITIVE / 8.0]).codes, [0; 32]);
-        assert!(rounded::<Int8Codes>(&[1.0, f32::NAN, 2.0]).groups[0].scale.is_nan());
-        assert!(rounded::<Int8Codes>(&[1.0, f32::NEG_INFINITY, 2.0]).groups[0].scale.is_infinite());
+        assert_eq!(rounded::<Int8Codes>(&[0.0, -0.0, f32::MIN_POSITIVE / 8.0]).codes, [0; 64]);
+        for bad in [f32::NAN, -f32::NAN] {
+            assert!(rounded::<Int8Codes>(&[1.0, bad, 2.0]).groups[0].scale.is_nan());
+            assert!(rounded::<Int4Codes>(&[1.0, bad, 2.0]).groups[0].scale.is_nan());
+        }
+        for bad in [f32::INFINITY, f32::NEG_INFINITY] {
+            assert!(rounded::<Int8Codes>(&[1.0, bad, 2.0]).groups[0].scale.is_infinite());
+            assert!(rounded::<Int4Codes>(&[1.0, bad, 2.0]).groups[0].scale.is_infinite());
+        }
+        // Their difference would be infinite.
+        check::<Int8Codes>(&[f32::MAX, -f32::MAX, 1.0]);
     }
 }

@@ -1,11 +1,13 @@
 //! 256-bit vectors with fused multiply-add.
 #![allow(unsafe_code)] // Intrinsics; `Avx2` proves that the CPU has them.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use half::f16;
 
 use super::Simd;
+use crate::quantised::{GROUP_QUADS, Int8Codes};
 
 const LANES: usize = 8;
 
@@ -36,6 +38,106 @@ impl<const VNNI: bool> Avx2<VNNI> {
         // SAFETY: AVX2 is enabled where `self` exists; `x` has 32 bytes.
         unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
     }
+}
+
+/// Two quads of a row times those of a panel, the products of each column added to its sum.
+macro_rules! dot_step {
+    ($x:literal, $s0:literal, $s1:literal, $s2:literal, $s3:literal) => {
+        concat!(
+            dot_step!(inputs $x),
+            dot_step!(column "0", "128", "{a}", "{b}", $s0),
+            dot_step!(column "32", "160", "{c}", "{d}", $s1),
+            dot_step!(column "64", "192", "{a}", "{b}", $s2),
+            dot_step!(column "96", "224", "{c}", "{d}", $s3),
+        )
+    };
+    (inputs $x:literal) => {
+        concat!(
+            "vpbroadcastd {x0}, dword ptr [", $x, " + 8*\\step]\n",
+            "vpbroadcastd {x1}, dword ptr [", $x, " + 8*\\step + 4]\n",
+        )
+    };
+    (column $first:literal, $second:literal, $a:literal, $b:literal, $sum:literal) => {
+        concat!(
+            "vpmaddubsw ", $a, ", {x0}, ymmword ptr [{w} + 256*\\step + ", $first, "]\n",
+            "vpmaddubsw ", $b, ", {x1}, ymmword ptr [{w} + 256*\\step + ", $second, "]\n",
+            "vpaddw ", $a, ", ", $a, ", ", $b, "\n",
+            "vpmaddwd ", $a, ", ", $a, ", {ones}\n",
+            "vpaddd ", $sum, ", ", $sum, ", ", $a, "\n",
+        )
+    };
+}
+
+/// [`Simd::dot_group`] of one row. The order of instructions, with weights that go from memory straight into products, is
+/// what makes it fast; the compiler would load inputs before they are needed and run out of registers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn dot_group(x: &[[i8; 4]; GROUP_QUADS], weights: &[Int8Codes; GROUP_QUADS], sums: &mut [__m256i; 4]) {
+    let [mut s0, mut s1, mut s2, mut s3] = *sums;
+    // SAFETY: AVX2 is enabled. Two quads a step are 8 bytes of `x` and 256 of `weights`, so eight steps read what both hold.
+    // Nothing is written but registers that are operands.
+    unsafe {
+        asm!(
+            ".irp step,0,1,2,3,4,5,6,7",
+            dot_step!("{x}", "{s0}", "{s1}", "{s2}", "{s3}"),
+            ".endr",
+            x = in(reg) x.as_ptr(),
+            w = in(reg) weights.as_ptr(),
+            ones = in(ymm_reg) _mm256_set1_epi16(1),
+            s0 = inout(ymm_reg) s0,
+            s1 = inout(ymm_reg) s1,
+            s2 = inout(ymm_reg) s2,
+            s3 = inout(ymm_reg) s3,
+            x0 = out(ymm_reg) _,
+            x1 = out(ymm_reg) _,
+            a = out(ymm_reg) _,
+            b = out(ymm_reg) _,
+            c = out(ymm_reg) _,
+            d = out(ymm_reg) _,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    *sums = [s0, s1, s2, s3];
+}
+
+/// The same of two rows, which need half as many passes over the weights.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn dot_group_of_two(
+    [x, y]: [&[[i8; 4]; GROUP_QUADS]; 2],
+    weights: &[Int8Codes; GROUP_QUADS],
+    [of_x, of_y]: [&mut [__m256i; 4]; 2],
+) {
+    let ([mut s0, mut s1, mut s2, mut s3], [mut t0, mut t1, mut t2, mut t3]) = (*of_x, *of_y);
+    // SAFETY: as above, of two rows.
+    unsafe {
+        asm!(
+            ".irp step,0,1,2,3,4,5,6,7",
+            dot_step!("{x}", "{s0}", "{s1}", "{s2}", "{s3}"),
+            dot_step!("{y}", "{t0}", "{t1}", "{t2}", "{t3}"),
+            ".endr",
+            x = in(reg) x.as_ptr(),
+            y = in(reg) y.as_ptr(),
+            w = in(reg) weights.as_ptr(),
+            ones = in(ymm_reg) _mm256_set1_epi16(1),
+            s0 = inout(ymm_reg) s0,
+            s1 = inout(ymm_reg) s1,
+            s2 = inout(ymm_reg) s2,
+            s3 = inout(ymm_reg) s3,
+            t0 = inout(ymm_reg) t0,
+            t1 = inout(ymm_reg) t1,
+            t2 = inout(ymm_reg) t2,
+            t3 = inout(ymm_reg) t3,
+            x0 = out(ymm_reg) _,
+            x1 = out(ymm_reg) _,
+            a = out(ymm_reg) _,
+            b = out(ymm_reg) _,
+            c = out(ymm_reg) _,
+            d = out(ymm_reg) _,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    (*of_x, *of_y) = ([s0, s1, s2, s3], [t0, t1, t2, t3]);
 }
 
 /// An intrinsic on registers.
@@ -87,6 +189,55 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         register!(_mm256_set1_epi32(x))
     }
     #[inline(always)]
+    fn load_integers(self, x: &[i32]) -> __m256i {
+        let x = &x[..LANES];
+        // SAFETY: AVX2 is enabled where `self` exists; `x` has 8 numbers.
+        unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn store_integers(self, x: &mut [i32], v: __m256i) {
+        let x = &mut x[..LANES];
+        // SAFETY: AVX2 is enabled where `self` exists; `x` has 8 numbers.
+        unsafe { _mm256_storeu_si256(x.as_mut_ptr().cast(), v) }
+    }
+    #[inline(always)]
+    fn store_bytes(self, x: &mut [i8], v: __m256i) {
+        let x = &mut x[..LANES];
+        // SAFETY: AVX2 is enabled where `self` exists; `x` has 8 bytes.
+        unsafe {
+            let halves = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+            _mm_storel_epi64(x.as_mut_ptr().cast(), _mm_packs_epi16(halves, halves));
+        }
+    }
+    #[inline(always)]
+    fn ordered_bits(self, x: __m256) -> __m256i {
+        register!({
+            let bits = _mm256_castps_si256(x);
+            _mm256_xor_si256(bits, _mm256_srli_epi32::<1>(_mm256_srai_epi32::<31>(bits)))
+        })
+    }
+    #[inline(always)]
+    fn to_integers(self, x: __m256) -> __m256i {
+        register!(_mm256_cvtps_epi32(x))
+    }
+    #[inline(always)]
+    fn add_integers(self, a: __m256i, b: __m256i) -> __m256i {
+        register!(_mm256_add_epi32(a, b))
+    }
+    #[inline(always)]
+    fn max_integers(self, a: __m256i, b: __m256i) -> __m256i {
+        register!(_mm256_max_epi32(a, b))
+    }
+    #[inline(always)]
+    fn min_integers(self, a: __m256i, b: __m256i) -> __m256i {
+        register!(_mm256_min_epi32(a, b))
+    }
+    #[inline(always)]
+    fn mul_16(self, a: __m256i, b: __m256i) -> __m256i {
+        // The high halves of `b` are zero.
+        register!(_mm256_madd_epi16(a, b))
+    }
+    #[inline(always)]
     fn splat_quad(self, x: &[i8; 4]) -> __m256i {
         register!(_mm256_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8))))
     }
@@ -123,6 +274,35 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             unsafe { _mm256_dpbusd_avx_epi32(to, a, b) }
         } else {
             self.add_both(self.dot_bytes(a, b), to)
+        }
+    }
+    #[inline(always)]
+    fn dot_group<const R: usize>(
+        self,
+        x: [&[[i8; 4]; GROUP_QUADS]; R],
+        weights: &[Int8Codes; GROUP_QUADS],
+        sums: &mut [[__m256i; 4]; R],
+    ) {
+        if const { VNNI } {
+            for (quad, weights) in weights.iter().enumerate() {
+                for (x, sums) in x.iter().zip(&mut *sums) {
+                    let x = self.splat_quad(&x[quad]);
+                    for (c, sum) in sums.iter_mut().enumerate() {
+                        *sum = self.dot_quads(x, self.load_bytes(&weights.0[4 * c * LANES..]), *sum);
+                    }
+                }
+            }
+            return;
+        }
+        // SAFETY: AVX2 is enabled where `self` exists.
+        unsafe {
+            if let ([x, y], Some([of_x, of_y])) = (&x[..], sums.first_chunk_mut::<2>()) {
+                dot_group_of_two([x, y], weights, [of_x, of_y]);
+            } else {
+                for (x, sums) in x.iter().zip(sums) {
+                    dot_group(x, weights, sums);
+                }
+            }
         }
     }
     #[inline(always)]

@@ -121,6 +121,52 @@ impl<const MORE: u8> Simd for Avx512<MORE> {
         register!(_mm512_set1_epi32(x))
     }
     #[inline(always)]
+    fn load_integers(self, x: &[i32]) -> __m512i {
+        let x = &x[..LANES];
+        // SAFETY: AVX-512F is enabled where `self` exists; `x` has 16 numbers.
+        unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn store_integers(self, x: &mut [i32], v: __m512i) {
+        let x = &mut x[..LANES];
+        // SAFETY: AVX-512F is enabled where `self` exists; `x` has 16 numbers.
+        unsafe { _mm512_storeu_si512(x.as_mut_ptr().cast(), v) }
+    }
+    #[inline(always)]
+    fn store_bytes(self, x: &mut [i8], v: __m512i) {
+        let x = &mut x[..LANES];
+        // SAFETY: AVX-512F is enabled where `self` exists; `x` has 16 bytes.
+        unsafe { _mm_storeu_si128(x.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(v)) }
+    }
+    #[inline(always)]
+    fn ordered_bits(self, x: __m512) -> __m512i {
+        register!({
+            let bits = _mm512_castps_si512(x);
+            _mm512_xor_si512(bits, _mm512_srli_epi32::<1>(_mm512_srai_epi32::<31>(bits)))
+        })
+    }
+    #[inline(always)]
+    fn to_integers(self, x: __m512) -> __m512i {
+        register!(_mm512_cvtps_epi32(x))
+    }
+    #[inline(always)]
+    fn add_integers(self, a: __m512i, b: __m512i) -> __m512i {
+        register!(_mm512_add_epi32(a, b))
+    }
+    #[inline(always)]
+    fn max_integers(self, a: __m512i, b: __m512i) -> __m512i {
+        register!(_mm512_max_epi32(a, b))
+    }
+    #[inline(always)]
+    fn min_integers(self, a: __m512i, b: __m512i) -> __m512i {
+        register!(_mm512_min_epi32(a, b))
+    }
+    #[inline(always)]
+    fn mul_16(self, a: __m512i, b: __m512i) -> __m512i {
+        // The high halves of `b` are zero.
+        register!(_mm512_madd_epi16(a, b))
+    }
+    #[inline(always)]
     fn splat_quad(self, x: &[i8; 4]) -> __m512i {
         register!(_mm512_set1_epi32(i32::from_ne_bytes(x.map(|x| x as u8))))
     }

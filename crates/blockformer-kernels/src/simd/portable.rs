@@ -23,8 +23,17 @@ fn map2(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
 }
 
 #[inline(always)]
-fn gather<T: Copy>(x: &[T], f: impl Fn(T) -> f32) -> V {
-    let mut out = [0.0; LANES];
+fn integers2(a: [i32; LANES], b: [i32; LANES], f: impl Fn(i32, i32) -> i32) -> [i32; LANES] {
+    let mut out = a;
+    for (x, y) in out.iter_mut().zip(b) {
+        *x = f(*x, y);
+    }
+    out
+}
+
+#[inline(always)]
+fn gather<T: Copy, U: Copy + Default>(x: &[T], f: impl Fn(T) -> U) -> [U; LANES] {
+    let mut out = [U::default(); LANES];
     for (y, &x) in out.iter_mut().zip(&x[..LANES]) {
         *y = f(x);
     }
@@ -63,6 +72,49 @@ impl Simd for Portable {
     #[inline(always)]
     fn splat_integer(self, x: i32) -> [i32; LANES] {
         [x; LANES]
+    }
+    #[inline(always)]
+    fn load_integers(self, x: &[i32]) -> [i32; LANES] {
+        gather(x, |x| x)
+    }
+    #[inline(always)]
+    fn store_integers(self, x: &mut [i32], v: [i32; LANES]) {
+        x[..LANES].copy_from_slice(&v);
+    }
+    #[inline(always)]
+    fn store_bytes(self, x: &mut [i8], v: [i32; LANES]) {
+        for (to, from) in x[..LANES].iter_mut().zip(v) {
+            *to = from as i8;
+        }
+    }
+    #[inline(always)]
+    fn ordered_bits(self, x: V) -> [i32; LANES] {
+        gather(&x, |x| {
+            let bits = x.to_bits() as i32;
+            bits ^ ((bits >> 31) & i32::MAX)
+        })
+    }
+    #[inline(always)]
+    fn to_integers(self, x: V) -> [i32; LANES] {
+        // Adding 1.5 · 2²³ leaves an integer in the low bits.
+        const SHIFT: f32 = 12_582_912.0;
+        gather(&x, |x| ((x + SHIFT).to_bits() as i32).wrapping_sub(SHIFT.to_bits() as i32))
+    }
+    #[inline(always)]
+    fn add_integers(self, a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
+        integers2(a, b, i32::wrapping_add)
+    }
+    #[inline(always)]
+    fn max_integers(self, a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
+        integers2(a, b, i32::max)
+    }
+    #[inline(always)]
+    fn min_integers(self, a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
+        integers2(a, b, i32::min)
+    }
+    #[inline(always)]
+    fn mul_16(self, a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
+        integers2(a, b, i32::wrapping_mul)
     }
     #[inline(always)]
     fn splat_quad(self, x: &[i8; 4]) -> B {
