@@ -149,14 +149,18 @@ fn round<S: Simd, C: Codes>(s: S, x: &[f32], codes: &mut [i8]) -> Group {
         let bits = s.ordered_bits(s.load(&x[first..]));
         (least, largest) = (s.min_integers(bits, least), s.max_integers(bits, largest));
     }
-    let (mut lanes, mut ends) = ([[0; MAX_LANES]; 2], [0; 2]);
-    s.store_integers(&mut lanes[0], least);
-    s.store_integers(&mut lanes[1], largest);
-    for lane in 0..S::LANES {
-        ends = [ends[0].min(lanes[0][lane]), ends[1].max(lanes[1][lane])];
+    let [mut least_lanes, mut largest_lanes] = [[0; MAX_LANES]; 2];
+    s.store_integers(&mut least_lanes, least);
+    s.store_integers(&mut largest_lanes, largest);
+    let (mut least, mut largest) = (0, 0);
+    for bits in &least_lanes {
+        least = *bits.min(&least);
     }
-    let (least, largest) = (f32::from_bits((ends[0] ^ i32::MAX) as u32), f32::from_bits(ends[1] as u32));
-    let least = if ends[0] < 0 { least } else { 0.0 };
+    for bits in &largest_lanes {
+        largest = *bits.max(&largest);
+    }
+    let least = if least < 0 { f32::from_bits((least ^ i32::MAX) as u32) } else { 0.0 };
+    let largest = f32::from_bits(largest as u32);
     let scale = if const { C::SIGNED_INPUTS } {
         // Bits keep what is not a number.
         f32::from_bits(least.abs().to_bits().max(largest.to_bits())) * C::LARGEST_INPUT.recip()
@@ -176,9 +180,10 @@ fn round<S: Simd, C: Codes>(s: S, x: &[f32], codes: &mut [i8]) -> Group {
     }
     let mut total = 0i32;
     if const { C::MINIMA } {
-        s.store_integers(&mut lanes[0], sum);
-        for lane in 0..S::LANES {
-            total = total.wrapping_add(lanes[0][lane]);
+        let mut lanes = [0; MAX_LANES];
+        s.store_integers(&mut lanes, sum);
+        for integer in &lanes {
+            total = total.wrapping_add(*integer);
         }
     }
     Group { scale, zero, sum: scale * total as f32 }
@@ -236,8 +241,8 @@ fn group_sums<S: Simd, K: Codes, const R: usize, const C: usize>(
     (group, vector): (usize, usize),
 ) -> [[S::I; C]; R] {
     let mut quads = [&rows.quads[0][..0]; R];
-    for row in 0..R {
-        quads[row] = &rows.quads[row][group * (K::GROUP / QUAD)..][..K::GROUP / QUAD];
+    for (quads, of_row) in quads.iter_mut().zip(&rows.quads) {
+        *quads = &of_row[group * (K::GROUP / QUAD)..][..K::GROUP / QUAD];
     }
     let mut sums = [[s.splat_integer(0); C]; R];
     if const { !K::SIGNED_INPUTS } {
@@ -286,13 +291,11 @@ fn dot<S: Simd, K: Codes, const R: usize, const C: usize>(
     assert!(panel.n_steps <= K::GROUP / QUAD / 2, "two quads a step");
     let codes = &panel.codes[group * (K::GROUP / K::INPUTS)..][..K::GROUP / K::INPUTS];
     if const { R <= 2 && C == 4 && rows_meet_panels::<S, K>() } {
+        // `C` is four, and groups of 8-bit weights have so many quads, neither of which the compiler knows.
         let mut whole = [&[[0; QUAD]; GROUP_QUADS]; R];
-        for row in 0..R {
-            if let Some(x) = x[row].first_chunk() {
-                whole[row] = x;
-            }
+        for (whole, x) in whole.iter_mut().zip(x) {
+            *whole = x.first_chunk().expect("the quads of a group");
         }
-        // `C` is four, which the compiler does not know.
         let mut of_columns = [[s.splat_integer(0); 4]; R];
         if let Some(codes) = K::of_8_bits(codes) {
             for (to, from) in of_columns.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
