@@ -18,7 +18,7 @@ pub(crate) enum Choice {
     Bf16,
     /// float16, on GPUs
     F16,
-    /// 8 bits, in groups of 32 with a scale
+    /// 8 bits, in groups of 64 with a scale
     Int8,
     /// 4 bits, in groups of 32 with a scale and a minimum; 8 bits for the projection to the vocabulary
     Int4,

@@ -224,8 +224,9 @@ impl ModuleMapper for Rounding {
 #[test]
 fn narrower_weights_give_the_logits_of_a_plain_model_with_rounded_weights() {
     let device = Device::flex();
-    // Of all models together: mean squares of what rounding inputs changes, and of what rounding weights does.
-    let mut changes = Precision::ALL.map(|precision| (precision, [0.0; 2]));
+    // Of each model, the squares of what rounding inputs changes beside what rounding weights does.
+    let precisions = [Precision::Bf16, Precision::Int8, Precision::Int4];
+    let mut squares = precisions.map(|_| Vec::new());
     for (name, config) in models() {
         // A tied table is rounded for the projection only.
         if matches!(name, "llama" | "vanilla llama" | "cross-attention" | "cross-attention to two embeddings") {
@@ -233,7 +234,7 @@ fn narrower_weights_give_the_logits_of_a_plain_model_with_rounded_weights() {
         }
         let model = drawn(&config, &device);
         let exact = logits(&model, &device);
-        for precision in [Precision::Bf16, Precision::Int8, Precision::Int4] {
+        for (precision, squares) in precisions.into_iter().zip(&mut squares) {
             let rounded = model.clone().map(&mut Rounding { precision, path: Vec::new() });
             let plain = logits(&rounded, &device);
             // Of all logits together: the worst of so few rounded sums is chance.
@@ -247,20 +248,18 @@ fn narrower_weights_give_the_logits_of_a_plain_model_with_rounded_weights() {
                 assert!(error < 2e-5, "{name} in bf16: {error}");
             }
             let error = mean_square_difference(&packed, &plain).sqrt();
-            let inputs = if rounds_inputs { 2.0 * inputs_beside_weights(precision) * rounding } else { 0.0 };
+            let inputs = if rounds_inputs { 1.5 * inputs_beside_weights(precision) * rounding } else { 0.0 };
             assert!(error < 2e-5 + inputs, "{name} in {}: {error}, weights {rounding}", precision.name());
-            if let Some((_, [of_inputs, of_weights])) = changes.iter_mut().find(|(of, _)| *of == precision) {
-                (*of_inputs, *of_weights) = (*of_inputs + error * error, *of_weights + rounding * rounding);
-            }
+            squares.push((error / rounding).powi(2));
         }
     }
-    for (precision, [of_inputs, of_weights]) in changes {
-        let (of_inputs, most) = (of_inputs.sqrt(), inputs_beside_weights(precision) * of_weights.sqrt());
-        assert!(of_inputs <= most, "inputs in {}: {of_inputs}, at most {most}", precision.name());
+    for (precision, squares) in precisions.into_iter().zip(squares) {
+        let beside = (squares.iter().sum::<f32>() / squares.len() as f32).sqrt();
+        assert!(beside <= inputs_beside_weights(precision), "inputs in {}: {beside}", precision.name());
     }
 }
 
-/// What rounding inputs may change beside what rounding weights does, over all models; in a single one chance may double it.
+/// What rounding inputs may change beside what rounding weights does, over all models; in a single one chance may add half.
 /// Inputs are rounded as finely as weights of 8 bits, or of bfloat16 where the CPU multiplies that, and much more finely than
 /// 4-bit weights.
 fn inputs_beside_weights(precision: Precision) -> f32 {

@@ -13,17 +13,17 @@ use crate::simd::{MAX_LANES, PANEL, Simd};
 /// Inputs that lie next to each other in a column.
 pub(crate) const QUAD: usize = 4;
 
-/// 32 columns at four inputs, -64 to 64, column by column.
+/// 32 columns at four inputs, -64 to 64 in two's complement, column by column.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct Int8Codes(pub(crate) [u8; QUAD * PANEL]);
 
-/// The scales of 32 columns in a group of 8-bit weights, and the sums of their codes, negative.
+/// The scales of 32 columns in a group of 8-bit weights, and the negated sums of their codes.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct Int8Scales {
     pub(crate) scales: [f32; PANEL],
-    pub(crate) sums: [i32; PANEL],
+    pub(crate) negated_sums: [i32; PANEL],
 }
 
 /// 32 columns at eight inputs, 0 to 15: the first four in the low halves, the others in the high halves.
@@ -36,8 +36,7 @@ pub(crate) struct Int4Codes(pub(crate) [u8; QUAD * PANEL]);
 #[repr(C, align(64))]
 pub(crate) struct Bf16Ranges(pub(crate) [[u16; 2]; PANEL]);
 
-/// Codes of a panel's columns at one or two times four consecutive inputs. Where there are no more inputs they mean
-/// nothing: those are rounded to zero.
+/// Codes of a panel's columns at one or two times four consecutive inputs; zero where there are no more inputs.
 pub(crate) trait Codes: Plain {
     /// What makes weights of the codes of 32 columns in a group.
     type Scales: Plain;
@@ -49,6 +48,8 @@ pub(crate) trait Codes: Plain {
     const SIGNED_INPUTS: bool;
     /// Whether codes count from a minimum of the group, and not from zero.
     const MINIMA: bool;
+    /// The largest code of a weight, either sign if it has one.
+    const LARGEST_WEIGHT: i8;
     /// The largest code of an input, either sign if it has one.
     const LARGEST_INPUT: f32;
     /// Quads of inputs whose products are summed in 16 bits, two or all of a group: so many of the largest fit.
@@ -68,8 +69,8 @@ pub(crate) trait Codes: Plain {
     /// The stored codes of the columns of vector `index` at quad `quad` of its inputs.
     fn load<S: Simd>(&self, s: S, index: usize, quad: usize) -> S::B;
 
-    /// The sums of the codes of vector `index`, negative, where these have signs.
-    fn sums<S: Simd>(scales: &Self::Scales, s: S, index: usize) -> S::I;
+    /// The negated sums of the codes of vector `index`, where these have signs.
+    fn negated_sums<S: Simd>(scales: &Self::Scales, s: S, index: usize) -> S::I;
 
     /// The scales of vector `index`.
     fn scales<S: Simd>(scales: &Self::Scales, s: S, index: usize) -> S::V;
@@ -80,11 +81,13 @@ pub(crate) trait Codes: Plain {
 
 const _: () = assert!(Int8Codes::GROUP.is_multiple_of(MAX_LANES) && Int4Codes::GROUP.is_multiple_of(MAX_LANES));
 
-const fn fits_16_bits<C: Codes>(largest_weight: usize) -> bool {
-    2 * C::TOGETHER * largest_weight * C::LARGEST_INPUT as usize <= i16::MAX as usize
+const fn fits_16_bits<C: Codes>() -> bool {
+    let products = 2 * C::TOGETHER * C::LARGEST_WEIGHT as usize * C::LARGEST_INPUT as usize;
+    // Sums of the codes of weights with signs are multiplied in 16 bits, too.
+    products <= i16::MAX as usize && (C::SIGNED_INPUTS || C::GROUP * C::LARGEST_WEIGHT as usize <= i16::MAX as usize)
 }
 
-const _: () = assert!(fits_16_bits::<Int8Codes>(64) && fits_16_bits::<Int4Codes>(15));
+const _: () = assert!(fits_16_bits::<Int8Codes>() && fits_16_bits::<Int4Codes>());
 
 /// Quads of a group of 8-bit weights.
 pub(crate) const GROUP_QUADS: usize = 16;
@@ -95,19 +98,21 @@ impl Codes for Int8Codes {
     const INPUTS: usize = QUAD;
     const SIGNED_INPUTS: bool = false;
     const MINIMA: bool = false;
+    const LARGEST_WEIGHT: i8 = 64;
     const LARGEST_INPUT: f32 = 127.0;
     const TOGETHER: usize = 2;
 
     fn quantise(weights: &[f32], column: usize, codes: &mut [Self], scales: &mut Int8Scales) {
-        let scale = weights.iter().fold(0.0f32, |max, w| max.max(w.abs())) / 64.0;
+        let scale = weights.iter().fold(0.0f32, |max, w| max.max(w.abs())) / f32::from(Self::LARGEST_WEIGHT);
         // What is not finite must not vanish: with such a scale all products of the group are not numbers.
         let finite = weights.iter().all(|weight| weight.is_finite());
         scales.scales[column] = if finite { scale } else { f32::NAN };
-        let inverse = if scale > 0.0 { scale.recip() } else { 0.0 };
+        // Weights too small to divide by count as zeros.
+        let inverse = if scale >= f32::MIN_POSITIVE { scale.recip() } else { 0.0 };
         for (input, weight) in weights.iter().enumerate() {
-            let code = ((weight * inverse).round() as i8).clamp(-64, 64);
+            let code = ((weight * inverse).round() as i8).clamp(-Self::LARGEST_WEIGHT, Self::LARGEST_WEIGHT);
             codes[input / QUAD].0[QUAD * column + input % QUAD] = code as u8;
-            scales.sums[column] -= i32::from(code);
+            scales.negated_sums[column] -= i32::from(code);
         }
     }
 
@@ -126,8 +131,8 @@ impl Codes for Int8Codes {
     }
 
     #[inline(always)]
-    fn sums<S: Simd>(scales: &Int8Scales, s: S, index: usize) -> S::I {
-        s.load_integers(&scales.sums[index * S::LANES..])
+    fn negated_sums<S: Simd>(scales: &Int8Scales, s: S, index: usize) -> S::I {
+        s.load_integers(&scales.negated_sums[index * S::LANES..])
     }
 
     #[inline(always)]
@@ -147,6 +152,7 @@ impl Codes for Int4Codes {
     const INPUTS: usize = 2 * QUAD;
     const SIGNED_INPUTS: bool = true;
     const MINIMA: bool = true;
+    const LARGEST_WEIGHT: i8 = 15;
     const LARGEST_INPUT: f32 = 127.0;
     const TOGETHER: usize = 8;
 
@@ -175,7 +181,7 @@ impl Codes for Int4Codes {
     }
 
     #[inline(always)]
-    fn sums<S: Simd>(_: &Bf16Ranges, s: S, _: usize) -> S::I {
+    fn negated_sums<S: Simd>(_: &Bf16Ranges, s: S, _: usize) -> S::I {
         s.splat_integer(0)
     }
 

@@ -132,8 +132,11 @@ pub(crate) trait Simd: Copy {
     fn dot_quads(self, a: Self::B, b: Self::B, to: Self::I) -> Self::I {
         self.add_both(self.dot_bytes(a, b), to)
     }
-    /// Adds the products of a group of inputs of one row or two, without sign, and of weights, with sign, in four vectors of
-    /// columns, which are a panel's. The sums of two quads fit 16 bits.
+    /// Whether four vectors are a panel's columns and registers suffice for the sums of two rows with all of them, so that
+    /// [`Self::dot_group`] serves products with 8-bit weights.
+    const ROWS_MEET_PANELS: bool = false;
+    /// Adds the products of a group of inputs of one row or two, without sign, and of weights, with sign, in all columns of
+    /// a panel, which are four vectors. The sums of two quads fit 16 bits.
     #[inline(always)]
     fn dot_group<const R: usize>(
         self,
@@ -141,20 +144,7 @@ pub(crate) trait Simd: Copy {
         weights: &[Int8Codes; GROUP_QUADS],
         sums: &mut [[Self::I; 4]; R],
     ) {
-        for first in (0..GROUP_QUADS).step_by(2) {
-            for (x, sums) in x.into_iter().zip(&mut *sums) {
-                let x = [self.splat_quad(&x[first]), self.splat_quad(&x[first + 1])];
-                for (c, sum) in sums.iter_mut().enumerate() {
-                    let columns = |quad: usize| self.load_bytes(&weights[first + quad].0[4 * c * Self::LANES..]);
-                    *sum = if const { Self::QUADS_AT_ONCE } {
-                        self.dot_quads(x[1], columns(1), self.dot_quads(x[0], columns(0), *sum))
-                    } else {
-                        let both = self.add_pairs(self.dot_bytes(x[0], columns(0)), self.dot_bytes(x[1], columns(1)));
-                        self.add_both(both, *sum)
-                    };
-                }
-            }
-        }
+        dot_group(self, x, weights, sums);
     }
     fn to_float(self, x: Self::I) -> Self::V;
 
@@ -192,6 +182,29 @@ pub(crate) trait Simd: Copy {
     fn load_f16(self, x: &[f16]) -> Self::V;
     /// The first `LANES` of `x`.
     fn load_i8(self, x: &[i8]) -> Self::V;
+}
+
+/// [`Simd::dot_group`] in the other operations.
+#[inline(always)]
+fn dot_group<S: Simd, const R: usize>(
+    s: S,
+    x: [&[[i8; 4]; GROUP_QUADS]; R],
+    weights: &[Int8Codes; GROUP_QUADS],
+    sums: &mut [[S::I; 4]; R],
+) {
+    for first in (0..GROUP_QUADS).step_by(2) {
+        for (x, sums) in x.into_iter().zip(&mut *sums) {
+            let x = [s.splat_quad(&x[first]), s.splat_quad(&x[first + 1])];
+            for (c, sum) in sums.iter_mut().enumerate() {
+                let columns = |quad: usize| s.load_bytes(&weights[first + quad].0[4 * c * S::LANES..]);
+                *sum = if const { S::QUADS_AT_ONCE } {
+                    s.dot_quads(x[1], columns(1), s.dot_quads(x[0], columns(0), *sum))
+                } else {
+                    s.add_both(s.add_pairs(s.dot_bytes(x[0], columns(0)), s.dot_bytes(x[1], columns(1))), *sum)
+                };
+            }
+        }
+    }
 }
 
 /// Vectors that multiply pairs of bfloat16 and add both products to a float32 with one instruction.

@@ -2,9 +2,10 @@
 //!
 //! A row of `x` is first rounded to 7 or 8 bits, in the groups of inputs that share a scale in the weights, with a scale
 //! of its own for each: an error of a 252nd of what lies between the least and the largest number of the group (zero among
-//! them), or of a 254th of the largest, about what rounding the weights to 8 bits changes. Products of these codes are summed in 16 bits as far as they surely fit, then in 32 (with VNNI at
-//! once in 32), so the sum over a group is exact and the same on every level; it becomes a float, is multiplied by both
-//! scales and added to those before it, with 4 bits after what the groups' minima give.
+//! them), or of a 254th of the largest, about what rounding the weights to 8 bits changes. Products of these codes are
+//! summed in 16 bits as far as they surely fit, then in 32 (with VNNI at once in 32), so the sum over a group is exact and
+//! the same on every level; it becomes a float, is multiplied by both scales and added to those before it, with 4 bits
+//! after what the groups' minima give.
 //!
 //! One factor of such a product has no sign. With 8 bits it is the row's code, which counts from the least number of its
 //! group; that makes every sum too large by the code of zero times the sum of a column's codes, which is known when weights
@@ -140,7 +141,8 @@ impl<C: Codes> Kernel for Round<'_, C> {
 }
 
 /// Rounds a group: with signs from the largest number's negative to itself, without from the least number to the largest,
-/// zero among them. Its scale is not finite where a number is not, and so makes the product not finite.
+/// zero among them. Where a number is not finite, its scale is none, and so makes the product none: an infinity might have
+/// the wrong sign, and an activation could hide it.
 #[inline(always)]
 fn round<S: Simd, C: Codes>(s: S, x: &[f32], codes: &mut [i8]) -> Group {
     // Loops by index: the compiler would call functions of iterators.
@@ -169,6 +171,10 @@ fn round<S: Simd, C: Codes>(s: S, x: &[f32], codes: &mut [i8]) -> Group {
         let step = (C::LARGEST_INPUT - 1.0).recip();
         largest * step - least * step
     };
+    if !scale.is_finite() {
+        codes.fill(0);
+        return Group { scale: f32::NAN, zero: 0, sum: f32::NAN };
+    }
     // Numbers too small to divide by count as zeros.
     let inverse = if scale >= f32::MIN_POSITIVE { scale.recip() } else { 0.0 };
     let zero = if const { C::SIGNED_INPUTS } { 0 } else { (-least * inverse).round_ties_even() as i32 };
@@ -249,7 +255,7 @@ fn group_sums<S: Simd, K: Codes, const R: usize, const C: usize>(
         for (row, sums) in sums.iter_mut().enumerate() {
             let zero = s.splat_integer(rows.groups[row][group].zero);
             for (c, sum) in sums.iter_mut().enumerate() {
-                *sum = s.mul_16(K::sums(&panel.scales[group], s, vector + c), zero);
+                *sum = s.mul_16(K::negated_sums(&panel.scales[group], s, vector + c), zero);
             }
         }
     }
@@ -292,21 +298,20 @@ fn dot<S: Simd, K: Codes, const R: usize, const C: usize>(
     let codes = &panel.codes[group * (K::GROUP / K::INPUTS)..][..K::GROUP / K::INPUTS];
     if const { R <= 2 && C == 4 && rows_meet_panels::<S, K>() } {
         // `C` is four, and groups of 8-bit weights have so many quads, neither of which the compiler knows.
+        let codes = K::of_8_bits(codes).expect("the codes of a group of 8-bit weights");
         let mut whole = [&[[0; QUAD]; GROUP_QUADS]; R];
         for (whole, x) in whole.iter_mut().zip(x) {
             *whole = x.first_chunk().expect("the quads of a group");
         }
         let mut of_columns = [[s.splat_integer(0); 4]; R];
-        if let Some(codes) = K::of_8_bits(codes) {
-            for (to, from) in of_columns.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
-                *to = *from;
-            }
-            s.dot_group(whole, codes, &mut of_columns);
-            for (to, from) in sums.as_flattened_mut().iter_mut().zip(of_columns.as_flattened()) {
-                *to = *from;
-            }
-            return;
+        for (to, from) in of_columns.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
+            *to = *from;
         }
+        s.dot_group(whole, codes, &mut of_columns);
+        for (to, from) in sums.as_flattened_mut().iter_mut().zip(of_columns.as_flattened()) {
+            *to = *from;
+        }
+        return;
     }
     let zero = s.dot_bytes(s.splat_quad(&[0; QUAD]), s.splat_quad(&[0; QUAD]));
     let mut pairs = [[zero; C]; R];
@@ -347,7 +352,7 @@ fn dot<S: Simd, K: Codes, const R: usize, const C: usize>(
 
 /// Whether a row meets all columns of a panel at once: inputs are in registers then, and weights come from memory.
 const fn rows_meet_panels<S: Simd, K: Codes>() -> bool {
-    !K::SIGNED_INPUTS && PANEL / S::LANES == 4
+    !K::SIGNED_INPUTS && S::ROWS_MEET_PANELS
 }
 
 /// Adds a group's products with `C` vectors of columns from `vector` on.
@@ -374,7 +379,10 @@ fn add_group<S: Simd, K: Codes, const R: usize, const C: usize>(
 impl<S: Simd, K: Codes> Weights<S> for Quantised<'_, K> {
     const INTEGERS: bool = true;
     /// 8 KiB of 8-bit weights.
-    const INPUTS: usize = 256;
+    const INPUTS: usize = {
+        assert!(256_usize.is_multiple_of(K::GROUP), "whole groups");
+        256
+    };
     /// Two where their sums with a panel take all registers that are to spare, and weights need none.
     const ROWS: usize = if rows_meet_panels::<S, K>() { 2 } else { S::INTEGER_ROWS };
 
@@ -432,11 +440,24 @@ impl<S: Simd, K: Codes> Weights<S> for Quantised<'_, K> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{PackedMatrix, Precision};
 
+    /// Numbers rounded on every level, all alike.
     fn rounded<C: Codes>(x: &[f32]) -> Rounded {
-        let mut rows = Rounded::default();
-        rows.fill::<C>(Level::current(), x, x.len());
-        rows
+        let on = |level| {
+            let mut rows = Rounded::default();
+            rows.fill::<C>(level, x, x.len());
+            rows
+        };
+        let bits = |rows: &Rounded| -> Vec<_> {
+            rows.groups.iter().map(|group| (group.scale.to_bits(), group.zero, group.sum.to_bits())).collect()
+        };
+        let portable = on(Level::PORTABLE);
+        for level in Level::supported() {
+            let rows = on(level);
+            assert_eq!((&rows.codes, bits(&rows)), (&portable.codes, bits(&portable)), "{}", level.name());
+        }
+        portable
     }
 
     #[test]
@@ -478,10 +499,53 @@ mod tests {
             assert!(rounded::<Int4Codes>(&[1.0, bad, 2.0]).groups[0].scale.is_nan());
         }
         for bad in [f32::INFINITY, f32::NEG_INFINITY] {
-            assert!(rounded::<Int8Codes>(&[1.0, bad, 2.0]).groups[0].scale.is_infinite());
-            assert!(rounded::<Int4Codes>(&[1.0, bad, 2.0]).groups[0].scale.is_infinite());
+            assert!(rounded::<Int8Codes>(&[1.0, bad, 2.0]).groups[0].scale.is_nan());
+            assert!(rounded::<Int4Codes>(&[1.0, bad, 2.0]).groups[0].scale.is_nan());
         }
         // Their difference would be infinite.
         check::<Int8Codes>(&[f32::MAX, -f32::MAX, 1.0]);
+    }
+
+    /// Products of the rows as they were rounded, in float64, and the sum of what is added for each, without signs.
+    fn exact<C: Codes>(rows: &Rounded, weights: &PackedMatrix, row: usize, column: usize) -> (f64, f64) {
+        let (n_inputs, stored) = (weights.n_inputs(), weights.to_f32());
+        let codes = &rows.codes[row * rows.n_groups * C::GROUP..][..n_inputs];
+        let terms = codes.iter().enumerate().map(|(input, code)| {
+            let group = rows.groups[row * rows.n_groups + input / C::GROUP];
+            let x = f64::from(i32::from(*code) - group.zero) * f64::from(group.scale);
+            x * f64::from(stored[input * weights.n_outputs() + column])
+        });
+        terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()))
+    }
+
+    /// Compares the kernel's products with those of the very numbers that it multiplies, so that nothing but the rounding
+    /// of float32 is allowed.
+    fn check_products<C: Codes>(precision: Precision, (n_rows, n_inputs): (usize, usize), size: f32) {
+        let noise =
+            |n: usize, seed: usize| (0..n).map(move |i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.0);
+        let x: Vec<f32> = noise(n_rows * n_inputs, 1).map(|x| x * x * x * size).collect();
+        let weights = PackedMatrix::new(&noise(n_inputs * 37, 2).collect::<Vec<_>>(), n_inputs, 37, precision);
+        for level in Level::supported() {
+            let (mut rows, mut out) = (Rounded::default(), vec![0.0; n_rows * 37]);
+            crate::matmul(level, &x, &weights, crate::Epilogue::default(), &mut rows, &mut out);
+            for (i, got) in out.iter().enumerate() {
+                let (expected, terms) = exact::<C>(&rows, &weights, i / 37, i % 37);
+                let error = (f64::from(*got) - expected).abs();
+                // Of 4 bits, a code times the scale and the minimum may be much larger than the weight.
+                let allowed = if C::MINIMA { 2e-6 * terms + 2e-6 * f64::from(size) } else { 1e-6 * terms };
+                let what = format!("{} {} {n_rows} x {n_inputs}", level.name(), precision.name());
+                assert!(error <= allowed, "{what}: {got}, not {expected} ({error} of {terms})");
+            }
+        }
+    }
+
+    #[test]
+    fn products_are_those_of_the_rounded_numbers() {
+        for shape in [(1, 7), (1, 64), (1, 385), (2, 64), (2, 130), (3, 385), (5, 33), (5, 257)] {
+            for size in [1.0, 1e-25, 1e30] {
+                check_products::<Int8Codes>(Precision::Int8, shape, size);
+                check_products::<Int4Codes>(Precision::Int4, shape, size);
+            }
+        }
     }
 }

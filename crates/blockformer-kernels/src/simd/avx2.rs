@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::Simd;
+use super::{PANEL, Simd};
 use crate::quantised::{GROUP_QUADS, Int8Codes};
 
 const LANES: usize = 8;
@@ -68,14 +68,17 @@ macro_rules! dot_step {
     };
 }
 
+// What the offsets in `dot_step` and the number of steps rest on.
+const _: () = assert!(GROUP_QUADS == 16 && PANEL == 32 && size_of::<Int8Codes>() == 128);
+
 /// [`Simd::dot_group`] of one row. The order of instructions, with weights that go from memory straight into products, is
 /// what makes it fast; the compiler would load inputs before they are needed and run out of registers.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn dot_group(x: &[[i8; 4]; GROUP_QUADS], weights: &[Int8Codes; GROUP_QUADS], sums: &mut [__m256i; 4]) {
     let [mut s0, mut s1, mut s2, mut s3] = *sums;
-    // SAFETY: AVX2 is enabled. Two quads a step are 8 bytes of `x` and 256 of `weights`, so eight steps read what both hold.
-    // Nothing is written but registers that are operands.
+    // SAFETY: AVX2 is enabled. Two quads a step are 8 bytes of `x` and 256 of `weights`, so eight steps read the 64 and the
+    // 2048 bytes that both hold, as is asserted above. Nothing is written but registers that are operands.
     unsafe {
         asm!(
             ".irp step,0,1,2,3,4,5,6,7",
@@ -157,6 +160,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     const TILE_ROWS: usize = 6;
     const INTEGER_ROWS: usize = 4;
     const QUADS_AT_ONCE: bool = VNNI;
+    const ROWS_MEET_PANELS: bool = PANEL == 4 * LANES;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
@@ -283,16 +287,9 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         weights: &[Int8Codes; GROUP_QUADS],
         sums: &mut [[__m256i; 4]; R],
     ) {
-        if const { VNNI } {
-            for (quad, weights) in weights.iter().enumerate() {
-                for (x, sums) in x.iter().zip(&mut *sums) {
-                    let x = self.splat_quad(&x[quad]);
-                    for (c, sum) in sums.iter_mut().enumerate() {
-                        *sum = self.dot_quads(x, self.load_bytes(&weights.0[4 * c * LANES..]), *sum);
-                    }
-                }
-            }
-            return;
+        // Miri knows no assembly.
+        if const { VNNI || cfg!(miri) } {
+            return super::dot_group(self, x, weights, sums);
         }
         // SAFETY: AVX2 is enabled where `self` exists.
         unsafe {
