@@ -81,10 +81,10 @@ mod tests {
     fn the_projection_has_eight_bits_beside_weights_of_four_and_else_their_precision() {
         let device = Device::flex();
         for tied in [false, true] {
-            let vocabulary = || BurnVocabulary::new(64, 32, tied, 0.02, &device);
+            let vocabulary = || BurnVocabulary::new(32, 64, tied, 0.02, &device);
             let bytes = |precision| Vocabulary::new(vocabulary(), precision).output.bytes();
             assert_eq!(bytes(Precision::Int4), bytes(Precision::Int8), "tied: {tied}");
-            // 32 x 64 weights, and a scale of four bytes for 32 of them.
+            // 64 x 32 weights, and for 64 of them a scale and the sum of their codes, of four bytes each.
             let expected = [4 * 2048, 2 * 2048, 2048 + 256, 2048 + 256];
             assert_eq!(Precision::ALL.map(bytes), expected, "tied: {tied}");
         }
