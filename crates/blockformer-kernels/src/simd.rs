@@ -132,6 +132,15 @@ pub(crate) trait Simd: Copy {
     fn dot_quads(self, a: Self::B, b: Self::B, to: Self::I) -> Self::I {
         self.add_both(self.dot_bytes(a, b), to)
     }
+    /// The same of two quads, as factors without sign and with sign.
+    #[inline(always)]
+    fn dot_two_quads(self, first: (Self::B, Self::B), second: (Self::B, Self::B), to: Self::I) -> Self::I {
+        if const { Self::QUADS_AT_ONCE } {
+            self.dot_quads(second.0, second.1, self.dot_quads(first.0, first.1, to))
+        } else {
+            self.add_both(self.add_pairs(self.dot_bytes(first.0, first.1), self.dot_bytes(second.0, second.1)), to)
+        }
+    }
     /// Whether four vectors are a panel's columns and registers suffice for the sums of two rows with all of them, so that
     /// [`Self::dot_group`] serves products with 8-bit weights.
     const ROWS_MEET_PANELS: bool = false;
@@ -197,11 +206,7 @@ fn dot_group<S: Simd, const R: usize>(
             let x = [s.splat_quad(&x[first]), s.splat_quad(&x[first + 1])];
             for (c, sum) in sums.iter_mut().enumerate() {
                 let columns = |quad: usize| s.load_bytes(&weights[first + quad].0[4 * c * S::LANES..]);
-                *sum = if const { S::QUADS_AT_ONCE } {
-                    s.dot_quads(x[1], columns(1), s.dot_quads(x[0], columns(0), *sum))
-                } else {
-                    s.add_both(s.add_pairs(s.dot_bytes(x[0], columns(0)), s.dot_bytes(x[1], columns(1))), *sum)
-                };
+                *sum = s.dot_two_quads((x[0], columns(0)), (x[1], columns(1)), *sum);
             }
         }
     }

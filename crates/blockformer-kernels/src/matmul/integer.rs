@@ -25,8 +25,8 @@ use crate::simd::{Kernel, MAX_LANES, PANEL, Simd};
 /// Numbers of `x` that are worth a thread's attention.
 const PART: usize = 1 << 15;
 /// Inputs of the largest group.
-const MAX_GROUP: usize = 64;
-const _: () = assert!(Int8Codes::GROUP <= MAX_GROUP && Int4Codes::GROUP <= MAX_GROUP);
+const MAX_GROUP: usize = Int8Codes::GROUP;
+const _: () = assert!(Int4Codes::GROUP <= MAX_GROUP);
 
 /// Room for rows of `x`, rounded for products with weights of 8 or 4 bits, and with bfloat16 ones where the CPU multiplies
 /// bfloat16. It grows as needed and can be used for one product after the other; other products leave it alone.
@@ -330,14 +330,10 @@ fn dot<S: Simd, K: Codes, const R: usize, const C: usize>(
                     if const { K::SIGNED_INPUTS } { (w[quad][c], x[quad]) } else { (x[quad], w[quad][c]) }
                 };
                 let (first, second) = (factors(0), factors(1));
-                if const { S::QUADS_AT_ONCE } {
-                    *sum = s.dot_quads(second.0, second.1, s.dot_quads(first.0, first.1, *sum));
-                    continue;
-                }
-                let both = s.add_pairs(s.dot_bytes(first.0, first.1), s.dot_bytes(second.0, second.1));
-                if const { K::TOGETHER == 2 } {
-                    *sum = s.add_both(both, *sum);
+                if const { S::QUADS_AT_ONCE || K::TOGETHER == 2 } {
+                    *sum = s.dot_two_quads(first, second, *sum);
                 } else {
+                    let both = s.add_pairs(s.dot_bytes(first.0, first.1), s.dot_bytes(second.0, second.1));
                     *pairs = s.add_pairs(*pairs, both);
                 }
             }

@@ -14,16 +14,7 @@ type P = [[i16; 2]; LANES];
 type B = [[u8; 4]; LANES];
 
 #[inline(always)]
-fn map2(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
-    let mut out = a;
-    for (x, y) in out.iter_mut().zip(b) {
-        *x = f(*x, y);
-    }
-    out
-}
-
-#[inline(always)]
-fn integers2(a: [i32; LANES], b: [i32; LANES], f: impl Fn(i32, i32) -> i32) -> [i32; LANES] {
+fn map2<T: Copy>(a: [T; LANES], b: [T; LANES], f: impl Fn(T, T) -> T) -> [T; LANES] {
     let mut out = a;
     for (x, y) in out.iter_mut().zip(b) {
         *x = f(*x, y);
@@ -102,19 +93,19 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn add_integers(self, a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
-        integers2(a, b, i32::wrapping_add)
+        map2(a, b, i32::wrapping_add)
     }
     #[inline(always)]
     fn max_integers(self, a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
-        integers2(a, b, i32::max)
+        map2(a, b, i32::max)
     }
     #[inline(always)]
     fn min_integers(self, a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
-        integers2(a, b, i32::min)
+        map2(a, b, i32::min)
     }
     #[inline(always)]
     fn mul_16(self, a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
-        integers2(a, b, i32::wrapping_mul)
+        map2(a, b, i32::wrapping_mul)
     }
     #[inline(always)]
     fn splat_quad(self, x: &[i8; 4]) -> B {
