@@ -7,7 +7,7 @@
 
 use half::f16;
 
-use crate::quantised::{GROUP_QUADS, Int8Codes};
+use crate::quantised::{GROUP_QUADS, Int8Codes, Int8Scales};
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -144,16 +144,16 @@ pub(crate) trait Simd: Copy {
     /// Whether four vectors are a panel's columns and registers suffice for the sums of two rows with all of them, so that
     /// [`Self::dot_group`] serves products with 8-bit weights.
     const ROWS_MEET_PANELS: bool = false;
-    /// Adds the products of a group of inputs of one row or two, without sign, and of weights, with sign, in all columns of
-    /// a panel, which are four vectors. The sums of two quads fit 16 bits.
+    /// The sums of products of a group of inputs of one row or two, which count from `zeros`, and of 8-bit weights, in all
+    /// columns of a panel, which are four vectors.
     #[inline(always)]
     fn dot_group<const R: usize>(
         self,
         x: [&[[i8; 4]; GROUP_QUADS]; R],
-        weights: &[Int8Codes; GROUP_QUADS],
-        sums: &mut [[Self::I; 4]; R],
-    ) {
-        dot_group(self, x, weights, sums);
+        zeros: [i32; R],
+        weights: (&[Int8Codes; GROUP_QUADS], &Int8Scales),
+    ) -> [[Self::I; 4]; R] {
+        dot_group(self, x, zeros, weights)
     }
     fn to_float(self, x: Self::I) -> Self::V;
 
@@ -198,11 +198,12 @@ pub(crate) trait Simd: Copy {
 fn dot_group<S: Simd, const R: usize>(
     s: S,
     x: [&[[i8; 4]; GROUP_QUADS]; R],
-    weights: &[Int8Codes; GROUP_QUADS],
-    sums: &mut [[S::I; 4]; R],
-) {
+    zeros: [i32; R],
+    (weights, scales): (&[Int8Codes; GROUP_QUADS], &Int8Scales),
+) -> [[S::I; 4]; R] {
+    let mut sums = starts(s, zeros, scales);
     for first in (0..GROUP_QUADS).step_by(2) {
-        for (x, sums) in x.into_iter().zip(&mut *sums) {
+        for (x, sums) in x.into_iter().zip(&mut sums) {
             let x = [s.splat_quad(&x[first]), s.splat_quad(&x[first + 1])];
             for (c, sum) in sums.iter_mut().enumerate() {
                 let columns = |quad: usize| s.load_bytes(&weights[first + quad].0[4 * c * S::LANES..]);
@@ -210,6 +211,19 @@ fn dot_group<S: Simd, const R: usize>(
             }
         }
     }
+    sums
+}
+
+/// What sums begin with, of rows that count from `zeros`.
+#[inline(always)]
+fn starts<S: Simd, const R: usize, const C: usize>(s: S, zeros: [i32; R], scales: &Int8Scales) -> [[S::I; C]; R] {
+    let mut sums = [[s.splat_integer(0); C]; R];
+    for (sums, zero) in sums.iter_mut().zip(zeros) {
+        for (c, sum) in sums.iter_mut().enumerate() {
+            *sum = s.mul_16(s.load_integers(&scales.negated_sums[c * S::LANES..]), s.splat_integer(zero));
+        }
+    }
+    sums
 }
 
 /// Vectors that multiply pairs of bfloat16 and add both products to a float32 with one instruction.

@@ -40,8 +40,8 @@ pub struct Rounded {
     /// Rows of bfloat16, where the CPU multiplies such.
     #[cfg(target_arch = "x86_64")]
     pub(super) bf16: super::bfloat16::Rows,
-    /// Steps of a group, always the same for the same weights; that the compiler does not know keeps it from unrolling them
-    /// all, which costs more registers than there are.
+    /// Steps of products that are summed in 16 bits, always the same; that the compiler does not know keeps it from unrolling
+    /// them all, which costs more registers than there are.
     n_steps: usize,
 }
 
@@ -68,7 +68,7 @@ impl Rounded {
     /// Rounds the rows of `x` for weights `C`.
     pub(super) fn fill<C: Codes>(&mut self, level: Level, x: &[f32], n_inputs: usize) {
         self.n_groups = n_inputs.div_ceil(C::GROUP);
-        self.n_steps = C::GROUP / QUAD / 2;
+        self.n_steps = C::TOGETHER / 2;
         let (n_rows, n_groups) = (x.len() / n_inputs, self.n_groups);
         grow(&mut self.codes, n_rows * n_groups * C::GROUP);
         grow(&mut self.groups, n_rows * n_groups);
@@ -250,7 +250,22 @@ fn group_sums<S: Simd, K: Codes, const R: usize, const C: usize>(
     for (quads, of_row) in quads.iter_mut().zip(&rows.quads) {
         *quads = &of_row[group * (K::GROUP / QUAD)..][..K::GROUP / QUAD];
     }
+    let codes = &panel.codes[group * (K::GROUP / K::INPUTS)..][..K::GROUP / K::INPUTS];
     let mut sums = [[s.splat_integer(0); C]; R];
+    if const { R <= 2 && C == 4 && rows_meet_panels::<S, K>() } {
+        // `C` is four, and groups of 8-bit weights have so many quads, neither of which the compiler knows.
+        let weights = K::of_8_bits(codes, &panel.scales[group]).expect("a group of 8-bit weights");
+        let (mut x, mut zeros) = ([&[[0; QUAD]; GROUP_QUADS]; R], [0; R]);
+        for (row, x) in x.iter_mut().enumerate() {
+            *x = quads[row].first_chunk().expect("the quads of a group");
+            zeros[row] = rows.groups[row][group].zero;
+        }
+        let of_columns = s.dot_group(x, zeros, weights);
+        for (to, from) in sums.as_flattened_mut().iter_mut().zip(of_columns.as_flattened()) {
+            *to = *from;
+        }
+        return sums;
+    }
     if const { !K::SIGNED_INPUTS } {
         for (row, sums) in sums.iter_mut().enumerate() {
             let zero = s.splat_integer(rows.groups[row][group].zero);
@@ -259,7 +274,7 @@ fn group_sums<S: Simd, K: Codes, const R: usize, const C: usize>(
             }
         }
     }
-    dot(s, &quads, panel, (group, vector), &mut sums);
+    dot(s, &quads, (codes, panel.n_steps), vector, &mut sums);
     sums
 }
 
@@ -285,63 +300,48 @@ fn add_scaled<S: Simd, K: Codes>(s: S, x: Group, sum: S::I, [scale, minimum]: [S
     s.mul_add(s.to_float(sum), s.mul(s.splat(x.scale), scale), to)
 }
 
-/// Adds the products of a group, two quads at a time.
+/// Adds the products of a group, two quads at a time; so many steps are products that are summed in 16 bits.
 #[inline(always)]
 fn dot<S: Simd, K: Codes, const R: usize, const C: usize>(
     s: S,
     x: &[&[[i8; QUAD]]; R],
-    panel: &Panel<'_, K>,
-    (group, vector): (usize, usize),
+    (codes, n_steps): (&[K], usize),
+    vector: usize,
     sums: &mut [[S::I; C]; R],
 ) {
-    assert!(panel.n_steps <= K::GROUP / QUAD / 2, "two quads a step");
-    let codes = &panel.codes[group * (K::GROUP / K::INPUTS)..][..K::GROUP / K::INPUTS];
-    if const { R <= 2 && C == 4 && rows_meet_panels::<S, K>() } {
-        // `C` is four, and groups of 8-bit weights have so many quads, neither of which the compiler knows.
-        let codes = K::of_8_bits(codes).expect("the codes of a group of 8-bit weights");
-        let mut whole = [&[[0; QUAD]; GROUP_QUADS]; R];
-        for (whole, x) in whole.iter_mut().zip(x) {
-            *whole = x.first_chunk().expect("the quads of a group");
-        }
-        let mut of_columns = [[s.splat_integer(0); 4]; R];
-        for (to, from) in of_columns.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
-            *to = *from;
-        }
-        s.dot_group(whole, codes, &mut of_columns);
-        for (to, from) in sums.as_flattened_mut().iter_mut().zip(of_columns.as_flattened()) {
-            *to = *from;
-        }
-        return;
-    }
-    let zero = s.dot_bytes(s.splat_quad(&[0; QUAD]), s.splat_quad(&[0; QUAD]));
-    let mut pairs = [[zero; C]; R];
-    for step in 0..panel.n_steps {
-        let mut w = [[s.splat_quad(&[0; QUAD]); C]; 2];
-        for (quad, w) in w.iter_mut().enumerate() {
-            let quad = 2 * step + quad;
-            for (c, w) in w.iter_mut().enumerate() {
-                *w = codes[quad * QUAD / K::INPUTS].load(s, vector + c, quad % (K::INPUTS / QUAD));
+    assert!(n_steps <= K::TOGETHER / 2, "two quads a step");
+    for first in (0..K::GROUP / QUAD).step_by(K::TOGETHER) {
+        let zero = s.dot_bytes(s.splat_quad(&[0; QUAD]), s.splat_quad(&[0; QUAD]));
+        let mut pairs = [[zero; C]; R];
+        for step in 0..n_steps {
+            let quad = first + 2 * step;
+            let mut w = [[s.splat_quad(&[0; QUAD]); C]; 2];
+            for (second, w) in w.iter_mut().enumerate() {
+                let quad = quad + second;
+                for (c, w) in w.iter_mut().enumerate() {
+                    *w = codes[quad * QUAD / K::INPUTS].load(s, vector + c, quad % (K::INPUTS / QUAD));
+                }
             }
-        }
-        for ((sums, pairs), x) in sums.iter_mut().zip(&mut pairs).zip(x) {
-            let x = [s.splat_quad(&x[2 * step]), s.splat_quad(&x[2 * step + 1])];
-            for (c, (sum, pairs)) in sums.iter_mut().zip(pairs).enumerate() {
-                let factors = |quad: usize| {
-                    if const { K::SIGNED_INPUTS } { (w[quad][c], x[quad]) } else { (x[quad], w[quad][c]) }
-                };
-                let (first, second) = (factors(0), factors(1));
-                if const { S::QUADS_AT_ONCE || K::TOGETHER == 2 } {
-                    *sum = s.dot_two_quads(first, second, *sum);
-                } else {
-                    let both = s.add_pairs(s.dot_bytes(first.0, first.1), s.dot_bytes(second.0, second.1));
-                    *pairs = s.add_pairs(*pairs, both);
+            for ((sums, pairs), x) in sums.iter_mut().zip(&mut pairs).zip(x) {
+                let x = [s.splat_quad(&x[quad]), s.splat_quad(&x[quad + 1])];
+                for (c, (sum, pairs)) in sums.iter_mut().zip(pairs).enumerate() {
+                    let factors = |second: usize| {
+                        if const { K::SIGNED_INPUTS } { (w[second][c], x[second]) } else { (x[second], w[second][c]) }
+                    };
+                    let (first, second) = (factors(0), factors(1));
+                    if const { S::QUADS_AT_ONCE } {
+                        *sum = s.dot_quads(second.0, second.1, s.dot_quads(first.0, first.1, *sum));
+                    } else {
+                        let both = s.add_pairs(s.dot_bytes(first.0, first.1), s.dot_bytes(second.0, second.1));
+                        *pairs = s.add_pairs(*pairs, both);
+                    }
                 }
             }
         }
-    }
-    if const { K::TOGETHER * QUAD == K::GROUP && !S::QUADS_AT_ONCE } {
-        for (sum, pairs) in sums.as_flattened_mut().iter_mut().zip(pairs.as_flattened()) {
-            *sum = s.add_both(*pairs, *sum);
+        if const { !S::QUADS_AT_ONCE } {
+            for (sum, pairs) in sums.as_flattened_mut().iter_mut().zip(pairs.as_flattened()) {
+                *sum = s.add_both(*pairs, *sum);
+            }
         }
     }
 }
@@ -519,8 +519,16 @@ mod tests {
     fn check_products<C: Codes>(precision: Precision, (n_rows, n_inputs): (usize, usize), size: f32) {
         let noise =
             |n: usize, seed: usize| (0..n).map(move |i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.5 - 1.0);
-        let x: Vec<f32> = noise(n_rows * n_inputs, 1).map(|x| x * x * x * size).collect();
-        let weights = PackedMatrix::new(&noise(n_inputs * 37, 2).collect::<Vec<_>>(), n_inputs, 37, precision);
+        let x = |i: usize, x: f32| if i.is_multiple_of(3) { x * x * x * size } else { size };
+        let x: Vec<f32> = noise(n_rows * n_inputs, 1).enumerate().map(|(i, noise)| x(i, noise)).collect();
+        // Some columns' weights are of one sign, so that sums become as large as they may.
+        let weight = |i: usize, weight: f32| match i % 37 % 5 {
+            0 => weight.abs(),
+            1 => -1.0 - 0.1 * weight,
+            _ => weight,
+        };
+        let weights: Vec<f32> = noise(n_inputs * 37, 2).enumerate().map(|(i, noise)| weight(i, noise)).collect();
+        let weights = PackedMatrix::new(&weights, n_inputs, 37, precision);
         for level in Level::supported() {
             let (mut rows, mut out) = (Rounded::default(), vec![0.0; n_rows * 37]);
             crate::matmul(level, &x, &weights, crate::Epilogue::default(), &mut rows, &mut out);

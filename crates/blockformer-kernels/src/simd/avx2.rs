@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use half::f16;
 
 use super::{PANEL, Simd};
-use crate::quantised::{GROUP_QUADS, Int8Codes};
+use crate::quantised::{Codes, GROUP_QUADS, Int8Codes, Int8Scales};
 
 const LANES: usize = 8;
 
@@ -40,99 +40,120 @@ impl<const VNNI: bool> Avx2<VNNI> {
     }
 }
 
-/// Two quads of a row times those of a panel, the products of each column added to its sum.
-macro_rules! dot_step {
-    ($x:literal, $s0:literal, $s1:literal, $s2:literal, $s3:literal) => {
+/// Quads that are summed in 16 bits.
+const TOGETHER: usize = Int8Codes::TOGETHER;
+
+/// Quad `\step` of a row times those of a panel, the products of each column added to its sums.
+macro_rules! quad {
+    ($to:literal, $x:literal, $offset:literal) => {
+        concat!("vpmaddubsw ", $to, ", ", $x, ", ymmword ptr [{w} + 128*\\step + ", $offset, "]\n")
+    };
+    (add $product:literal, $sum:literal, $offset:literal) => {
+        concat!(quad!($product, "{x0}", $offset), "vpaddw ", $sum, ", ", $sum, ", ", $product, "\n")
+    };
+}
+
+/// The same of two rows, whose columns' weights go through a register.
+macro_rules! quad_of_two {
+    (load $weights:literal, $offset:literal) => {
+        concat!("vmovdqa ", $weights, ", ymmword ptr [{w} + 128*\\step + ", $offset, "]\n")
+    };
+    ($weights:literal, $x:literal, $y:literal, $offset:literal) => {
         concat!(
-            dot_step!(inputs $x),
-            dot_step!(column "0", "128", "{a}", "{b}", $s0),
-            dot_step!(column "32", "160", "{c}", "{d}", $s1),
-            dot_step!(column "64", "192", "{a}", "{b}", $s2),
-            dot_step!(column "96", "224", "{c}", "{d}", $s3),
+            quad_of_two!(load $weights, $offset),
+            "vpmaddubsw ", $x, ", {x0}, ", $weights, "\n",
+            "vpmaddubsw ", $y, ", {y0}, ", $weights, "\n",
         )
     };
-    (inputs $x:literal) => {
+    (add $weights:literal, $x:literal, $y:literal, $offset:literal) => {
         concat!(
-            "vpbroadcastd {x0}, dword ptr [", $x, " + 8*\\step]\n",
-            "vpbroadcastd {x1}, dword ptr [", $x, " + 8*\\step + 4]\n",
-        )
-    };
-    (column $first:literal, $second:literal, $a:literal, $b:literal, $sum:literal) => {
-        concat!(
-            "vpmaddubsw ", $a, ", {x0}, ymmword ptr [{w} + 256*\\step + ", $first, "]\n",
-            "vpmaddubsw ", $b, ", {x1}, ymmword ptr [{w} + 256*\\step + ", $second, "]\n",
-            "vpaddw ", $a, ", ", $a, ", ", $b, "\n",
-            "vpmaddwd ", $a, ", ", $a, ", {ones}\n",
-            "vpaddd ", $sum, ", ", $sum, ", ", $a, "\n",
+            quad_of_two!($weights, "{a}", "{b}", $offset),
+            "vpaddw ", $x, ", ", $x, ", {a}\n",
+            "vpaddw ", $y, ", ", $y, ", {b}\n",
         )
     };
 }
 
-// What the offsets in `dot_step` and the number of steps rest on.
-const _: () = assert!(GROUP_QUADS == 16 && PANEL == 32 && size_of::<Int8Codes>() == 128);
+// What the offsets in `quad` and `quad_of_two` and the number of steps rest on.
+const _: () = assert!(TOGETHER == 8 && PANEL == 32 && size_of::<Int8Codes>() == 128);
 
-/// [`Simd::dot_group`] of one row. The order of instructions, with weights that go from memory straight into products, is
-/// what makes it fast; the compiler would load inputs before they are needed and run out of registers.
+/// The sums of a row's products with some quads, pairs of each quad's apart. The order of instructions, with weights that
+/// go from memory straight into products, is what makes it fast; the compiler would load inputs before they are needed and
+/// run out of registers.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn dot_group(x: &[[i8; 4]; GROUP_QUADS], weights: &[Int8Codes; GROUP_QUADS], sums: &mut [__m256i; 4]) {
-    let [mut s0, mut s1, mut s2, mut s3] = *sums;
-    // SAFETY: AVX2 is enabled. Two quads a step are 8 bytes of `x` and 256 of `weights`, so eight steps read the 64 and the
-    // 2048 bytes that both hold, as is asserted above. Nothing is written but registers that are operands.
+fn dot(x: &[[i8; 4]; TOGETHER], weights: &[Int8Codes; TOGETHER]) -> [__m256i; 4] {
+    let (s0, s1, s2, s3);
+    // SAFETY: AVX2 is enabled. A step reads four bytes of `x` and 128 of `weights`, so eight steps read the 32 and the 1024
+    // bytes that both hold, as is asserted above. Nothing is written but registers that are operands.
     unsafe {
         asm!(
-            ".irp step,0,1,2,3,4,5,6,7",
-            dot_step!("{x}", "{s0}", "{s1}", "{s2}", "{s3}"),
+            ".irp step,0",
+            "vpbroadcastd {x0}, dword ptr [{x} + 4*\\step]",
+            quad!("{s0}", "{x0}", "0"),
+            quad!("{s1}", "{x0}", "32"),
+            quad!("{s2}", "{x0}", "64"),
+            quad!("{s3}", "{x0}", "96"),
+            ".endr",
+            ".irp step,1,2,3,4,5,6,7",
+            "vpbroadcastd {x0}, dword ptr [{x} + 4*\\step]",
+            quad!(add "{a}", "{s0}", "0"),
+            quad!(add "{b}", "{s1}", "32"),
+            quad!(add "{a}", "{s2}", "64"),
+            quad!(add "{b}", "{s3}", "96"),
             ".endr",
             x = in(reg) x.as_ptr(),
             w = in(reg) weights.as_ptr(),
-            ones = in(ymm_reg) _mm256_set1_epi16(1),
-            s0 = inout(ymm_reg) s0,
-            s1 = inout(ymm_reg) s1,
-            s2 = inout(ymm_reg) s2,
-            s3 = inout(ymm_reg) s3,
+            s0 = out(ymm_reg) s0,
+            s1 = out(ymm_reg) s1,
+            s2 = out(ymm_reg) s2,
+            s3 = out(ymm_reg) s3,
             x0 = out(ymm_reg) _,
-            x1 = out(ymm_reg) _,
             a = out(ymm_reg) _,
             b = out(ymm_reg) _,
-            c = out(ymm_reg) _,
-            d = out(ymm_reg) _,
             options(pure, readonly, nostack, preserves_flags),
         );
     }
-    *sums = [s0, s1, s2, s3];
+    [s0, s1, s2, s3]
 }
 
 /// The same of two rows, which need half as many passes over the weights.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn dot_group_of_two(
-    [x, y]: [&[[i8; 4]; GROUP_QUADS]; 2],
-    weights: &[Int8Codes; GROUP_QUADS],
-    [of_x, of_y]: [&mut [__m256i; 4]; 2],
-) {
-    let ([mut s0, mut s1, mut s2, mut s3], [mut t0, mut t1, mut t2, mut t3]) = (*of_x, *of_y);
-    // SAFETY: as above, of two rows.
+fn dot_of_two([x, y]: [&[[i8; 4]; TOGETHER]; 2], weights: &[Int8Codes; TOGETHER]) -> [[__m256i; 4]; 2] {
+    let (s0, s1, s2, s3, t0, t1, t2, t3);
+    // SAFETY: as above, of two rows; loads of whole vectors need `weights` to be aligned, which their type is.
     unsafe {
         asm!(
-            ".irp step,0,1,2,3,4,5,6,7",
-            dot_step!("{x}", "{s0}", "{s1}", "{s2}", "{s3}"),
-            dot_step!("{y}", "{t0}", "{t1}", "{t2}", "{t3}"),
+            ".irp step,0",
+            "vpbroadcastd {x0}, dword ptr [{x} + 4*\\step]",
+            "vpbroadcastd {y0}, dword ptr [{y} + 4*\\step]",
+            quad_of_two!("{c}", "{s0}", "{t0}", "0"),
+            quad_of_two!("{d}", "{s1}", "{t1}", "32"),
+            quad_of_two!("{c}", "{s2}", "{t2}", "64"),
+            quad_of_two!("{d}", "{s3}", "{t3}", "96"),
+            ".endr",
+            ".irp step,1,2,3,4,5,6,7",
+            "vpbroadcastd {x0}, dword ptr [{x} + 4*\\step]",
+            "vpbroadcastd {y0}, dword ptr [{y} + 4*\\step]",
+            quad_of_two!(add "{c}", "{s0}", "{t0}", "0"),
+            quad_of_two!(add "{d}", "{s1}", "{t1}", "32"),
+            quad_of_two!(add "{c}", "{s2}", "{t2}", "64"),
+            quad_of_two!(add "{d}", "{s3}", "{t3}", "96"),
             ".endr",
             x = in(reg) x.as_ptr(),
             y = in(reg) y.as_ptr(),
             w = in(reg) weights.as_ptr(),
-            ones = in(ymm_reg) _mm256_set1_epi16(1),
-            s0 = inout(ymm_reg) s0,
-            s1 = inout(ymm_reg) s1,
-            s2 = inout(ymm_reg) s2,
-            s3 = inout(ymm_reg) s3,
-            t0 = inout(ymm_reg) t0,
-            t1 = inout(ymm_reg) t1,
-            t2 = inout(ymm_reg) t2,
-            t3 = inout(ymm_reg) t3,
+            s0 = out(ymm_reg) s0,
+            s1 = out(ymm_reg) s1,
+            s2 = out(ymm_reg) s2,
+            s3 = out(ymm_reg) s3,
+            t0 = out(ymm_reg) t0,
+            t1 = out(ymm_reg) t1,
+            t2 = out(ymm_reg) t2,
+            t3 = out(ymm_reg) t3,
             x0 = out(ymm_reg) _,
-            x1 = out(ymm_reg) _,
+            y0 = out(ymm_reg) _,
             a = out(ymm_reg) _,
             b = out(ymm_reg) _,
             c = out(ymm_reg) _,
@@ -140,7 +161,7 @@ fn dot_group_of_two(
             options(pure, readonly, nostack, preserves_flags),
         );
     }
-    (*of_x, *of_y) = ([s0, s1, s2, s3], [t0, t1, t2, t3]);
+    [[s0, s1, s2, s3], [t0, t1, t2, t3]]
 }
 
 /// An intrinsic on registers.
@@ -284,23 +305,37 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     fn dot_group<const R: usize>(
         self,
         x: [&[[i8; 4]; GROUP_QUADS]; R],
-        weights: &[Int8Codes; GROUP_QUADS],
-        sums: &mut [[__m256i; 4]; R],
-    ) {
+        zeros: [i32; R],
+        (weights, scales): (&[Int8Codes; GROUP_QUADS], &Int8Scales),
+    ) -> [[__m256i; 4]; R] {
         // Miri knows no assembly.
         if const { VNNI || cfg!(miri) } {
-            return super::dot_group(self, x, weights, sums);
+            return super::dot_group(self, x, zeros, (weights, scales));
         }
-        // SAFETY: AVX2 is enabled where `self` exists.
-        unsafe {
-            if let ([x, y], Some([of_x, of_y])) = (&x[..], sums.first_chunk_mut::<2>()) {
-                dot_group_of_two([x, y], weights, [of_x, of_y]);
-            } else {
-                for (x, sums) in x.iter().zip(sums) {
-                    dot_group(x, weights, sums);
+        let mut sums = [[self.splat_integer(0); 4]; R];
+        for (part, weights) in weights.as_chunks::<TOGETHER>().0.iter().enumerate() {
+            let mut pairs = [[self.splat_integer(0); 4]; R];
+            // SAFETY: AVX2 is enabled where `self` exists.
+            unsafe {
+                if const { R == 2 } {
+                    let [of_x, of_y] = dot_of_two([0, 1].map(|row| &x[row].as_chunks().0[part]), weights);
+                    (pairs[0], pairs[1]) = (of_x, of_y);
+                } else {
+                    // By index: the compiler would ask whether there are rows.
+                    for row in 0..R {
+                        pairs[row] = dot(&x[row].as_chunks().0[part], weights);
+                    }
                 }
             }
+            if part == 0 {
+                // Only now, as products take all registers.
+                sums = super::starts(self, zeros, scales);
+            }
+            for (sum, pairs) in sums.as_flattened_mut().iter_mut().zip(pairs.as_flattened()) {
+                *sum = self.add_both(*pairs, *sum);
+            }
         }
+        sums
     }
     #[inline(always)]
     fn to_float(self, x: __m256i) -> __m256 {
