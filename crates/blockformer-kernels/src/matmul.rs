@@ -15,6 +15,7 @@ mod bfloat16;
 mod floats;
 mod integer;
 mod likeliest;
+mod rounded;
 
 use std::ops::Range;
 
@@ -31,9 +32,9 @@ use crate::simd::{Bf16Simd, Tiles};
 use bfloat16::Pairs;
 use floats::Plain;
 use integer::Quantised;
-pub use integer::Rounded;
 use likeliest::Candidate;
 pub use likeliest::likeliest;
+pub use rounded::Rounded;
 
 /// Rows of a task at most; their sums are kept on its stack.
 const MAX_ROWS: usize = 192;

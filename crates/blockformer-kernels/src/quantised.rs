@@ -19,12 +19,12 @@ pub(crate) const QUAD: usize = 4;
 #[repr(C, align(64))]
 pub(crate) struct Int8Codes(pub(crate) [u8; QUAD * PANEL]);
 
-/// The scales of 32 columns in a group of 8-bit weights, and the negated sums of their codes.
+/// The scales of 32 columns in a group of 8-bit weights, and the sums of these weights.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct Int8Scales {
     pub(crate) scales: [f32; PANEL],
-    pub(crate) negated_sums: [i32; PANEL],
+    pub(crate) sums: [f32; PANEL],
 }
 
 /// 32 columns at eight inputs, 0 to 15: the first four in the low halves, the others in the high halves.
@@ -47,8 +47,6 @@ pub(crate) trait Codes: Plain {
     const INPUTS: usize;
     /// Whether codes of inputs have a sign, and codes of weights none, or the other way round.
     const SIGNED_INPUTS: bool;
-    /// Whether codes count from a minimum of the group, and not from zero.
-    const MINIMA: bool;
     /// The largest code of a weight, either sign if it has one.
     const LARGEST_WEIGHT: i8;
     /// The largest code of an input, either sign if it has one.
@@ -62,25 +60,20 @@ pub(crate) trait Codes: Plain {
     /// A weight.
     fn weight(&self, scales: &Self::Scales, column: usize, input: usize) -> f32;
 
-    /// The codes of a group and their scales, where they have 8 bits.
-    fn of_8_bits<'a>(
-        _codes: &'a [Self],
-        _scales: &'a Self::Scales,
-    ) -> Option<(&'a [Int8Codes; GROUP_QUADS], &'a Int8Scales)> {
+    /// The codes of a group, where they have 8 bits.
+    fn of_8_bits(_codes: &[Self]) -> Option<&[Int8Codes; GROUP_QUADS]> {
         None
     }
 
     /// The stored codes of the columns of vector `index` at quad `quad` of its inputs.
     fn load<S: Simd>(&self, s: S, index: usize, quad: usize) -> S::B;
 
-    /// The negated sums of the codes of vector `index`, where these have signs.
-    fn negated_sums<S: Simd>(scales: &Self::Scales, s: S, index: usize) -> S::I;
-
     /// The scales of vector `index`.
     fn scales<S: Simd>(scales: &Self::Scales, s: S, index: usize) -> S::V;
 
-    /// The minima of vector `index`.
-    fn minima<S: Simd>(scales: &Self::Scales, s: S, index: usize) -> S::V;
+    /// What codes of vector `index` do not tell: the minima of the groups, where weights count from these, and else the sums
+    /// of the groups' weights, because inputs count from a minimum then.
+    fn offsets<S: Simd>(scales: &Self::Scales, s: S, index: usize) -> S::V;
 }
 
 const _: () = assert!(Int8Codes::GROUP.is_multiple_of(MAX_LANES) && Int4Codes::GROUP.is_multiple_of(MAX_LANES));
@@ -92,11 +85,9 @@ pub(crate) const GROUP_QUADS: usize = 16;
 /// the largest input, it fits.
 const LARGEST_SUM: i32 = i16::MAX as i32 / Int8Codes::LARGEST_INPUT as i32;
 
-// Products of four bits; and negated sums of codes, which are multiplied in 16 bits.
 const _: () = {
     let largest = Int4Codes::LARGEST_WEIGHT as usize * Int4Codes::LARGEST_INPUT as usize;
     assert!(2 * Int4Codes::TOGETHER * largest <= i16::MAX as usize);
-    assert!(Int8Codes::GROUP * Int8Codes::LARGEST_WEIGHT as usize <= i16::MAX as usize);
     assert!(Int8Codes::GROUP.is_multiple_of(QUAD * Int8Codes::TOGETHER) && Int8Codes::TOGETHER == Int4Codes::TOGETHER);
 };
 
@@ -120,7 +111,6 @@ impl Codes for Int8Codes {
     const GROUP: usize = GROUP_QUADS * QUAD;
     const INPUTS: usize = QUAD;
     const SIGNED_INPUTS: bool = false;
-    const MINIMA: bool = false;
     const LARGEST_WEIGHT: i8 = 64;
     const LARGEST_INPUT: f32 = 127.0;
     const TOGETHER: usize = 8;
@@ -148,10 +138,12 @@ impl Codes for Int8Codes {
         // What is not finite must not vanish: with such a scale all products of the group are not numbers.
         let finite = weights.iter().all(|weight| weight.is_finite());
         scales.scales[column] = if finite { scale } else { f32::NAN };
+        let mut sum = 0;
         for (input, code) in rounded.iter().enumerate() {
             codes[input / QUAD].0[QUAD * column + input % QUAD] = *code as u8;
-            scales.negated_sums[column] -= i32::from(*code);
+            sum += i32::from(*code);
         }
+        scales.sums[column] = scales.scales[column] * sum as f32;
     }
 
     fn weight(&self, scales: &Int8Scales, column: usize, input: usize) -> f32 {
@@ -159,8 +151,8 @@ impl Codes for Int8Codes {
     }
 
     #[inline(always)]
-    fn of_8_bits<'a>(codes: &'a [Self], scales: &'a Int8Scales) -> Option<(&'a [Self; GROUP_QUADS], &'a Int8Scales)> {
-        Some((codes.first_chunk()?, scales))
+    fn of_8_bits(codes: &[Self]) -> Option<&[Self; GROUP_QUADS]> {
+        codes.first_chunk()
     }
 
     #[inline(always)]
@@ -169,18 +161,13 @@ impl Codes for Int8Codes {
     }
 
     #[inline(always)]
-    fn negated_sums<S: Simd>(scales: &Int8Scales, s: S, index: usize) -> S::I {
-        s.load_integers(&scales.negated_sums[index * S::LANES..])
-    }
-
-    #[inline(always)]
     fn scales<S: Simd>(scales: &Int8Scales, s: S, index: usize) -> S::V {
         s.load(&scales.scales[index * S::LANES..])
     }
 
     #[inline(always)]
-    fn minima<S: Simd>(_: &Int8Scales, s: S, _: usize) -> S::V {
-        s.splat(0.0)
+    fn offsets<S: Simd>(scales: &Int8Scales, s: S, index: usize) -> S::V {
+        s.load(&scales.sums[index * S::LANES..])
     }
 }
 
@@ -189,7 +176,6 @@ impl Codes for Int4Codes {
     const GROUP: usize = 32;
     const INPUTS: usize = 2 * QUAD;
     const SIGNED_INPUTS: bool = true;
-    const MINIMA: bool = true;
     const LARGEST_WEIGHT: i8 = 15;
     const LARGEST_INPUT: f32 = 127.0;
     const TOGETHER: usize = 8;
@@ -219,17 +205,12 @@ impl Codes for Int4Codes {
     }
 
     #[inline(always)]
-    fn negated_sums<S: Simd>(_: &Bf16Ranges, s: S, _: usize) -> S::I {
-        s.splat_integer(0)
-    }
-
-    #[inline(always)]
     fn scales<S: Simd>(scales: &Bf16Ranges, s: S, index: usize) -> S::V {
         s.load_bf16_first(&scales.0[index * S::LANES..])
     }
 
     #[inline(always)]
-    fn minima<S: Simd>(scales: &Bf16Ranges, s: S, index: usize) -> S::V {
+    fn offsets<S: Simd>(scales: &Bf16Ranges, s: S, index: usize) -> S::V {
         s.load_bf16_second(&scales.0[index * S::LANES..])
     }
 }
@@ -325,7 +306,8 @@ mod tests {
         Int8Codes::quantise(weights, 5, &mut codes, &mut scales);
         let codes: Vec<i8> =
             (0..weights.len()).map(|input| codes[input / QUAD].0[QUAD * 5 + input % QUAD] as i8).collect();
-        assert_eq!(scales.negated_sums[5], -codes.iter().map(|code| i32::from(*code)).sum::<i32>());
+        let sum = codes.iter().map(|code| i32::from(*code)).sum::<i32>();
+        assert_eq!(scales.sums[5], scales.scales[5] * sum as f32);
         (codes, scales.scales[5])
     }
 

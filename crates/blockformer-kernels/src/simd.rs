@@ -7,7 +7,7 @@
 
 use half::f16;
 
-use crate::quantised::{GROUP_QUADS, Int8Codes, Int8Scales};
+use crate::quantised::{GROUP_QUADS, Int8Codes};
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -95,8 +95,6 @@ pub(crate) trait Simd: Copy {
     const INTEGER_ROWS: usize;
     /// The integer in every place.
     fn splat_integer(self, x: i32) -> Self::I;
-    /// The first `LANES` of `x`.
-    fn load_integers(self, x: &[i32]) -> Self::I;
     /// Into the first `LANES` of `x`.
     fn store_integers(self, x: &mut [i32], v: Self::I);
     /// The low bytes, into the first `LANES` of `x`; all integers fit 8 bits.
@@ -109,8 +107,6 @@ pub(crate) trait Simd: Copy {
     fn add_integers(self, a: Self::I, b: Self::I) -> Self::I;
     fn max_integers(self, a: Self::I, b: Self::I) -> Self::I;
     fn min_integers(self, a: Self::I, b: Self::I) -> Self::I;
-    /// The products of integers that fit 16 bits; those of `b` are not negative.
-    fn mul_16(self, a: Self::I, b: Self::I) -> Self::I;
     /// The quad in every place.
     fn splat_quad(self, x: &[i8; 4]) -> Self::B;
     /// The first `4 · LANES` of `x`.
@@ -144,16 +140,18 @@ pub(crate) trait Simd: Copy {
     /// Whether four vectors are a panel's columns and registers suffice for the sums of two rows with all of them, so that
     /// [`Self::dot_group`] serves products with 8-bit weights.
     const ROWS_MEET_PANELS: bool = false;
-    /// The sums of products of a group of inputs of one row or two, which count from `zeros`, and of 8-bit weights, in all
-    /// columns of a panel, which are four vectors.
+    /// Asks for the cache lines of what will be read soon.
+    #[inline(always)]
+    fn prefetch<T>(self, _soon: &T) {}
+    /// The sums of products of a group of inputs of one row or two and 8-bit weights, in all columns of a panel, which are
+    /// four vectors.
     #[inline(always)]
     fn dot_group<const R: usize>(
         self,
         x: [&[[i8; 4]; GROUP_QUADS]; R],
-        zeros: [i32; R],
-        weights: (&[Int8Codes; GROUP_QUADS], &Int8Scales),
+        weights: &[Int8Codes; GROUP_QUADS],
     ) -> [[Self::I; 4]; R] {
-        dot_group(self, x, zeros, weights)
+        dot_group(self, x, weights)
     }
     fn to_float(self, x: Self::I) -> Self::V;
 
@@ -198,10 +196,9 @@ pub(crate) trait Simd: Copy {
 fn dot_group<S: Simd, const R: usize>(
     s: S,
     x: [&[[i8; 4]; GROUP_QUADS]; R],
-    zeros: [i32; R],
-    (weights, scales): (&[Int8Codes; GROUP_QUADS], &Int8Scales),
+    weights: &[Int8Codes; GROUP_QUADS],
 ) -> [[S::I; 4]; R] {
-    let mut sums = starts(s, zeros, scales);
+    let mut sums = [[s.splat_integer(0); 4]; R];
     for first in (0..GROUP_QUADS).step_by(2) {
         for (x, sums) in x.into_iter().zip(&mut sums) {
             let x = [s.splat_quad(&x[first]), s.splat_quad(&x[first + 1])];
@@ -209,18 +206,6 @@ fn dot_group<S: Simd, const R: usize>(
                 let columns = |quad: usize| s.load_bytes(&weights[first + quad].0[4 * c * S::LANES..]);
                 *sum = s.dot_two_quads((x[0], columns(0)), (x[1], columns(1)), *sum);
             }
-        }
-    }
-    sums
-}
-
-/// What sums begin with, of rows that count from `zeros`.
-#[inline(always)]
-fn starts<S: Simd, const R: usize, const C: usize>(s: S, zeros: [i32; R], scales: &Int8Scales) -> [[S::I; C]; R] {
-    let mut sums = [[s.splat_integer(0); C]; R];
-    for (sums, zero) in sums.iter_mut().zip(zeros) {
-        for (c, sum) in sums.iter_mut().enumerate() {
-            *sum = s.mul_16(s.load_integers(&scales.negated_sums[c * S::LANES..]), s.splat_integer(zero));
         }
     }
     sums

@@ -10,7 +10,7 @@ use std::arch::asm;
 
 use rayon::prelude::*;
 
-use super::integer::{grow, rows_of_a_part};
+use super::rounded::{grow, rows_of_a_part};
 use super::{Block, MAX_ROWS, Sums, TILE_ROWS, Task, Weights, begin, keep};
 use crate::Level;
 use crate::packed::{BF16_INPUTS, Bf16Pairs, bf16, n_pairs};

@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 use half::f16;
 
 use super::{PANEL, Simd};
-use crate::quantised::{Codes, GROUP_QUADS, Int8Codes, Int8Scales};
+use crate::quantised::{Codes, GROUP_QUADS, Int8Codes};
 
 const LANES: usize = 8;
 
@@ -214,12 +214,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         register!(_mm256_set1_epi32(x))
     }
     #[inline(always)]
-    fn load_integers(self, x: &[i32]) -> __m256i {
-        let x = &x[..LANES];
-        // SAFETY: AVX2 is enabled where `self` exists; `x` has 8 numbers.
-        unsafe { _mm256_loadu_si256(x.as_ptr().cast()) }
-    }
-    #[inline(always)]
     fn store_integers(self, x: &mut [i32], v: __m256i) {
         let x = &mut x[..LANES];
         // SAFETY: AVX2 is enabled where `self` exists; `x` has 8 numbers.
@@ -256,11 +250,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     fn min_integers(self, a: __m256i, b: __m256i) -> __m256i {
         register!(_mm256_min_epi32(a, b))
-    }
-    #[inline(always)]
-    fn mul_16(self, a: __m256i, b: __m256i) -> __m256i {
-        // The high halves of `b` are zero.
-        register!(_mm256_madd_epi16(a, b))
     }
     #[inline(always)]
     fn splat_quad(self, x: &[i8; 4]) -> __m256i {
@@ -302,15 +291,22 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
+    fn prefetch<T>(self, soon: &T) {
+        for offset in (0..size_of::<T>()).step_by(64) {
+            let line = std::ptr::from_ref(soon).cast::<i8>().wrapping_add(offset);
+            // SAFETY: the CPU has SSE where it has AVX2; a prefetch changes nothing that could be seen.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line) }
+        }
+    }
+    #[inline(always)]
     fn dot_group<const R: usize>(
         self,
         x: [&[[i8; 4]; GROUP_QUADS]; R],
-        zeros: [i32; R],
-        (weights, scales): (&[Int8Codes; GROUP_QUADS], &Int8Scales),
+        weights: &[Int8Codes; GROUP_QUADS],
     ) -> [[__m256i; 4]; R] {
         // Miri knows no assembly.
         if const { VNNI || cfg!(miri) } {
-            return super::dot_group(self, x, zeros, (weights, scales));
+            return super::dot_group(self, x, weights);
         }
         let mut sums = [[self.splat_integer(0); 4]; R];
         for (part, weights) in weights.as_chunks::<TOGETHER>().0.iter().enumerate() {
@@ -326,10 +322,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
                         pairs[row] = dot(&x[row].as_chunks().0[part], weights);
                     }
                 }
-            }
-            if part == 0 {
-                // Only now, as products take all registers.
-                sums = super::starts(self, zeros, scales);
             }
             for (sum, pairs) in sums.as_flattened_mut().iter_mut().zip(pairs.as_flattened()) {
                 *sum = self.add_both(*pairs, *sum);

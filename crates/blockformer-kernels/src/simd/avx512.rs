@@ -121,12 +121,6 @@ impl<const MORE: u8> Simd for Avx512<MORE> {
         register!(_mm512_set1_epi32(x))
     }
     #[inline(always)]
-    fn load_integers(self, x: &[i32]) -> __m512i {
-        let x = &x[..LANES];
-        // SAFETY: AVX-512F is enabled where `self` exists; `x` has 16 numbers.
-        unsafe { _mm512_loadu_si512(x.as_ptr().cast()) }
-    }
-    #[inline(always)]
     fn store_integers(self, x: &mut [i32], v: __m512i) {
         let x = &mut x[..LANES];
         // SAFETY: AVX-512F is enabled where `self` exists; `x` has 16 numbers.
@@ -160,11 +154,6 @@ impl<const MORE: u8> Simd for Avx512<MORE> {
     #[inline(always)]
     fn min_integers(self, a: __m512i, b: __m512i) -> __m512i {
         register!(_mm512_min_epi32(a, b))
-    }
-    #[inline(always)]
-    fn mul_16(self, a: __m512i, b: __m512i) -> __m512i {
-        // The high halves of `b` are zero.
-        register!(_mm512_madd_epi16(a, b))
     }
     #[inline(always)]
     fn splat_quad(self, x: &[i8; 4]) -> __m512i {

@@ -65,10 +65,6 @@ impl Simd for Portable {
         [x; LANES]
     }
     #[inline(always)]
-    fn load_integers(self, x: &[i32]) -> [i32; LANES] {
-        gather(x, |x| x)
-    }
-    #[inline(always)]
     fn store_integers(self, x: &mut [i32], v: [i32; LANES]) {
         x[..LANES].copy_from_slice(&v);
     }
@@ -102,10 +98,6 @@ impl Simd for Portable {
     #[inline(always)]
     fn min_integers(self, a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
         map2(a, b, i32::min)
-    }
-    #[inline(always)]
-    fn mul_16(self, a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
-        map2(a, b, i32::wrapping_mul)
     }
     #[inline(always)]
     fn splat_quad(self, x: &[i8; 4]) -> B {
