@@ -110,7 +110,7 @@ unsafe impl Plain for crate::quantised::Int8Codes {
 }
 // SAFETY: as above.
 unsafe impl Plain for crate::quantised::Int8Scales {
-    const ZERO: Self = Self { scales: [0.0; crate::simd::PANEL], sums: [0.0; crate::simd::PANEL] };
+    const ZERO: Self = Self { scales: [0.0; crate::simd::PANEL], code_sums: [0.0; crate::simd::PANEL] };
 }
 // SAFETY: as above.
 unsafe impl Plain for crate::quantised::Int4Codes {

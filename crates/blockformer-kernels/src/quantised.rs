@@ -4,8 +4,8 @@
 //! scale, plus the minimum, because 16 values are too few to leave some unused. CPUs multiply bytes without sign by bytes
 //! with sign, so the codes of inputs are the other way round ([`Codes::SIGNED_INPUTS`]). Codes are so small that some
 //! products of both can be summed in 16 bits ([`Codes::TOGETHER`]), of which CPUs multiply and add twice as many at a
-//! time. That is why 8-bit codes use but seven bits, and fewer where weights of a group are nearly alike: their rounding
-//! costs next to nothing beside that of four.
+//! time. That is why 8-bit codes use but seven bits, and a smaller largest code where weights of one sign sum to too much: in
+//! a third of the groups of trained models.
 
 use crate::memory::Plain;
 use crate::packed::{F32Row, bf16};
@@ -19,12 +19,12 @@ pub(crate) const QUAD: usize = 4;
 #[repr(C, align(64))]
 pub(crate) struct Int8Codes(pub(crate) [u8; QUAD * PANEL]);
 
-/// The scales of 32 columns in a group of 8-bit weights, and the sums of these weights.
+/// The scales of 32 columns in a group of 8-bit weights, and the sums of their codes.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct Int8Scales {
     pub(crate) scales: [f32; PANEL],
-    pub(crate) sums: [f32; PANEL],
+    pub(crate) code_sums: [f32; PANEL],
 }
 
 /// 32 columns at eight inputs, 0 to 15: the first four in the low halves, the others in the high halves.
@@ -71,9 +71,11 @@ pub(crate) trait Codes: Plain {
     /// The scales of vector `index`.
     fn scales<S: Simd>(scales: &Self::Scales, s: S, index: usize) -> S::V;
 
-    /// What codes of vector `index` do not tell: the minima of the groups, where weights count from these, and else the sums
-    /// of the groups' weights, because inputs count from a minimum then.
-    fn offsets<S: Simd>(scales: &Self::Scales, s: S, index: usize) -> S::V;
+    /// The sums of the codes of vector `index`, where these have signs.
+    fn code_sums<S: Simd>(scales: &Self::Scales, s: S, index: usize) -> S::V;
+
+    /// The minima of vector `index`, where codes have no sign.
+    fn minima<S: Simd>(scales: &Self::Scales, s: S, index: usize) -> S::V;
 }
 
 const _: () = assert!(Int8Codes::GROUP.is_multiple_of(MAX_LANES) && Int4Codes::GROUP.is_multiple_of(MAX_LANES));
@@ -88,7 +90,13 @@ const LARGEST_SUM: i32 = i16::MAX as i32 / Int8Codes::LARGEST_INPUT as i32;
 const _: () = {
     let largest = Int4Codes::LARGEST_WEIGHT as usize * Int4Codes::LARGEST_INPUT as usize;
     assert!(2 * Int4Codes::TOGETHER * largest <= i16::MAX as usize);
-    assert!(Int8Codes::GROUP.is_multiple_of(QUAD * Int8Codes::TOGETHER) && Int8Codes::TOGETHER == Int4Codes::TOGETHER);
+    assert!(Int8Codes::GROUP.is_multiple_of(QUAD * Int8Codes::TOGETHER));
+    assert!(Int4Codes::GROUP.is_multiple_of(QUAD * Int4Codes::TOGETHER));
+    // Codes of one, to which packing might come.
+    assert!((QUAD * Int8Codes::TOGETHER) as i32 / 2 <= LARGEST_SUM);
+    // A row's code of zero times the sum of codes, and the sum of products, are whole numbers of float32.
+    let parts = Int8Codes::GROUP as i32 / QUAD as i32 / Int8Codes::TOGETHER as i32;
+    assert!(2 * parts * LARGEST_SUM * (Int8Codes::LARGEST_INPUT as i32) < 1 << 23);
 };
 
 impl Int8Codes {
@@ -115,8 +123,8 @@ impl Codes for Int8Codes {
     const LARGEST_INPUT: f32 = 127.0;
     const TOGETHER: usize = 8;
 
-    /// The largest weight has the largest code with which sums fit 16 bits. Where weights are spread like normal numbers,
-    /// that is 64 in two thirds of the groups, and 55 or so in the others; where all are alike, it is 16.
+    /// The largest weight has a code with which sums fit 16 bits, 64 or near the largest such. Where weights are spread like
+    /// normal numbers, that is 64 in two thirds of the groups, and 55 or so in the others; where all are alike, it is 16.
     fn quantise(weights: &[f32], column: usize, codes: &mut [Self], scales: &mut Int8Scales) {
         let largest = weights.iter().fold(0.0f32, |max, w| max.max(w.abs()));
         let mut rounded = [0; Self::GROUP];
@@ -133,7 +141,8 @@ impl Codes for Int8Codes {
             if sum <= LARGEST_SUM {
                 break scale;
             }
-            largest_code = (largest_code - 1).min((i32::from(largest_code) * LARGEST_SUM / sum) as i8);
+            // Less than before, as the sum is more than allowed; ones fit.
+            largest_code = (i32::from(largest_code) * LARGEST_SUM / sum) as i8;
         };
         // What is not finite must not vanish: with such a scale all products of the group are not numbers.
         let finite = weights.iter().all(|weight| weight.is_finite());
@@ -143,7 +152,7 @@ impl Codes for Int8Codes {
             codes[input / QUAD].0[QUAD * column + input % QUAD] = *code as u8;
             sum += i32::from(*code);
         }
-        scales.sums[column] = scales.scales[column] * sum as f32;
+        scales.code_sums[column] = sum as f32;
     }
 
     fn weight(&self, scales: &Int8Scales, column: usize, input: usize) -> f32 {
@@ -166,8 +175,13 @@ impl Codes for Int8Codes {
     }
 
     #[inline(always)]
-    fn offsets<S: Simd>(scales: &Int8Scales, s: S, index: usize) -> S::V {
-        s.load(&scales.sums[index * S::LANES..])
+    fn code_sums<S: Simd>(scales: &Int8Scales, s: S, index: usize) -> S::V {
+        s.load(&scales.code_sums[index * S::LANES..])
+    }
+
+    #[inline(always)]
+    fn minima<S: Simd>(_: &Int8Scales, s: S, _: usize) -> S::V {
+        s.splat(0.0)
     }
 }
 
@@ -210,7 +224,12 @@ impl Codes for Int4Codes {
     }
 
     #[inline(always)]
-    fn offsets<S: Simd>(scales: &Bf16Ranges, s: S, index: usize) -> S::V {
+    fn code_sums<S: Simd>(_: &Bf16Ranges, s: S, _: usize) -> S::V {
+        s.splat(0.0)
+    }
+
+    #[inline(always)]
+    fn minima<S: Simd>(scales: &Bf16Ranges, s: S, index: usize) -> S::V {
         s.load_bf16_second(&scales.0[index * S::LANES..])
     }
 }
@@ -307,7 +326,7 @@ mod tests {
         let codes: Vec<i8> =
             (0..weights.len()).map(|input| codes[input / QUAD].0[QUAD * 5 + input % QUAD] as i8).collect();
         let sum = codes.iter().map(|code| i32::from(*code)).sum::<i32>();
-        assert_eq!(scales.sums[5], scales.scales[5] * sum as f32);
+        assert_eq!(scales.code_sums[5], sum as f32);
         (codes, scales.scales[5])
     }
 
@@ -342,8 +361,8 @@ mod tests {
                 assert!(sum * 127.0 <= f64::from(i16::MAX), "{index}, {n}: {sum}");
                 let exact: Vec<f64> = weights.iter().map(|weight| f64::from(*weight)).collect();
                 let largest = exact.iter().fold(0.0f64, |max, weight| max.max(weight.abs()));
-                // A code fewer than 64 is there only because with one more, of 16 or more, sums of 258, of which rounding
-                // may be 8, would not fit.
+                // A largest code of less than 64, 16 at least, comes of one with which sums were more than 258, of which
+                // rounding may be 8, times 258 by that sum, rounded down.
                 let step = (largest / 64.0).max(17.0 / 16.0 * largest_sum(&exact) / 250.0);
                 assert!(f64::from(scale) <= 1.00001 * step + 1e-44, "{index}, {n}: {scale}, at most {step}");
                 for (code, weight) in codes.iter().zip(&exact) {

@@ -7,7 +7,7 @@
 
 use half::f16;
 
-use crate::quantised::{GROUP_QUADS, Int8Codes};
+use crate::quantised::{Codes, GROUP_QUADS, Int8Codes};
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -123,26 +123,17 @@ pub(crate) trait Simd: Copy {
     fn add_both(self, pairs: Self::P, to: Self::I) -> Self::I;
     /// Whether one instruction does what [`Self::dot_quads`] says.
     const QUADS_AT_ONCE: bool = false;
-    /// Adds the products of bytes without sign and bytes with sign, each quad's summed; the sums of two fit 16 bits.
+    /// Adds the products of bytes without sign and bytes with sign, each quad's summed.
     #[inline(always)]
     fn dot_quads(self, a: Self::B, b: Self::B, to: Self::I) -> Self::I {
         self.add_both(self.dot_bytes(a, b), to)
     }
-    /// The same of two quads, as factors without sign and with sign.
+    /// Asks for the cache lines of what will be read soon, which begins with a line.
     #[inline(always)]
-    fn dot_two_quads(self, first: (Self::B, Self::B), second: (Self::B, Self::B), to: Self::I) -> Self::I {
-        if const { Self::QUADS_AT_ONCE } {
-            self.dot_quads(second.0, second.1, self.dot_quads(first.0, first.1, to))
-        } else {
-            self.add_both(self.add_pairs(self.dot_bytes(first.0, first.1), self.dot_bytes(second.0, second.1)), to)
-        }
-    }
+    fn prefetch<T>(self, _soon: &T) {}
     /// Whether four vectors are a panel's columns and registers suffice for the sums of two rows with all of them, so that
     /// [`Self::dot_group`] serves products with 8-bit weights.
     const ROWS_MEET_PANELS: bool = false;
-    /// Asks for the cache lines of what will be read soon.
-    #[inline(always)]
-    fn prefetch<T>(self, _soon: &T) {}
     /// The sums of products of a group of inputs of one row or two and 8-bit weights, in all columns of a panel, which are
     /// four vectors.
     #[inline(always)]
@@ -199,12 +190,21 @@ fn dot_group<S: Simd, const R: usize>(
     weights: &[Int8Codes; GROUP_QUADS],
 ) -> [[S::I; 4]; R] {
     let mut sums = [[s.splat_integer(0); 4]; R];
-    for first in (0..GROUP_QUADS).step_by(2) {
+    for first in (0..GROUP_QUADS).step_by(Int8Codes::TOGETHER) {
         for (x, sums) in x.into_iter().zip(&mut sums) {
-            let x = [s.splat_quad(&x[first]), s.splat_quad(&x[first + 1])];
             for (c, sum) in sums.iter_mut().enumerate() {
-                let columns = |quad: usize| s.load_bytes(&weights[first + quad].0[4 * c * S::LANES..]);
-                *sum = s.dot_two_quads((x[0], columns(0)), (x[1], columns(1)), *sum);
+                let columns = |quad: usize| s.load_bytes(&weights[quad].0[4 * c * S::LANES..]);
+                let mut pairs = s.dot_bytes(s.splat_quad(&[0; 4]), s.splat_quad(&[0; 4]));
+                for (quad, x) in x.iter().enumerate().skip(first).take(Int8Codes::TOGETHER) {
+                    if const { S::QUADS_AT_ONCE } {
+                        *sum = s.dot_quads(s.splat_quad(x), columns(quad), *sum);
+                    } else {
+                        pairs = s.add_pairs(pairs, s.dot_bytes(s.splat_quad(x), columns(quad)));
+                    }
+                }
+                if const { !S::QUADS_AT_ONCE } {
+                    *sum = s.add_both(pairs, *sum);
+                }
             }
         }
     }

@@ -1,12 +1,14 @@
 //! Products with weights of 8 and 4 bits, in integers.
 //!
 //! Products of codes are summed in 16 bits as far as they surely fit, then in 32 (with VNNI at once in 32), so the sum over
-//! a group is exact and the same on every level; it becomes a float, is multiplied by the scales of the row and of the
-//! weights, and added to those before it, after what the side counts from that has no sign. One must have none, as CPUs
-//! multiply bytes without sign by bytes with sign. With 8 bits it is the row, whose codes count from the least number of
-//! their group: that number is multiplied by the sum of the group's weights in a column, known since they were packed.
-//! Weights then come from memory without a register of their own. With 4 bits it is the weights, which have to be unpacked
-//! anyway: their minimum is multiplied by the sum of the row's numbers.
+//! a group is exact and the same on every level. It becomes a float, is multiplied by the scales of the row and of the
+//! weights, and added to those before it.
+//!
+//! One factor of such a product has no sign. With 8 bits it is the row's code, which counts from the least number of its
+//! group; that makes every sum too large by the code of zero times the sum of a column's codes, which is known when weights
+//! are packed and taken off in float32, exactly, as both are small. Weights can then come from memory without a register of
+//! their own. With 4 bits it is the weight, which has to be unpacked anyway; it counts from a minimum of its group, which is
+//! multiplied by the sum of the row's numbers and added first.
 
 use super::rounded::Group;
 use super::{Block, Rounded, VECTORS, Weights, begin, keep};
@@ -96,7 +98,7 @@ fn prefetch<S: Simd, K: Codes>(s: S, panel: &Panel<'_, K>, group: usize) {
     }
 }
 
-/// The scales and offsets of one group, of `C` vectors of columns from `vector` on.
+/// The scales of one group and its sums of codes or, where codes have no sign, its minima, of `C` vectors of columns from `vector` on.
 #[inline(always)]
 fn scales<S: Simd, K: Codes, const C: usize>(
     s: S,
@@ -106,19 +108,31 @@ fn scales<S: Simd, K: Codes, const C: usize>(
     let mut scales = [[s.splat(0.0); 2]; C];
     for (c, scales) in scales.iter_mut().enumerate() {
         let of_group = &panel.scales[group];
-        *scales = [K::scales(of_group, s, vector + c), K::offsets(of_group, s, vector + c)];
+        let other = if const { K::SIGNED_INPUTS } {
+            K::minima(of_group, s, vector + c)
+        } else {
+            K::code_sums(of_group, s, vector + c)
+        };
+        *scales = [K::scales(of_group, s, vector + c), other];
     }
     scales
 }
 
 /// Adds the sum of a group of a row, scaled.
 #[inline(always)]
-fn add_scaled<S: Simd>(s: S, x: Group, sum: S::I, [scale, offset]: [S::V; 2], to: S::V) -> S::V {
-    let to = s.mul_add(s.splat(x.offset), offset, to);
-    s.mul_add(s.to_float(sum), s.mul(s.splat(x.scale), scale), to)
+fn add_scaled<S: Simd, K: Codes>(s: S, x: Group, sum: S::I, [scale, other]: [S::V; 2], to: S::V) -> S::V {
+    let scale = s.mul(s.splat(x.scale), scale);
+    if const { K::SIGNED_INPUTS } {
+        let minimum = other;
+        s.mul_add(s.to_float(sum), scale, s.mul_add(s.splat(x.sum), minimum, to))
+    } else {
+        // Whole numbers, exactly.
+        let code_sum = other;
+        s.mul_add(s.mul_add(s.splat(x.negated_zero), code_sum, s.to_float(sum)), scale, to)
+    }
 }
 
-/// Adds the products of a group, two quads at a time; so many steps are products that are summed in 16 bits.
+/// Adds the products of a group, two quads at a time; `n_steps` such pairs are summed in 16 bits.
 #[inline(always)]
 fn dot<S: Simd, K: Codes, const R: usize, const C: usize>(
     s: S,
@@ -184,7 +198,7 @@ fn add_group<S: Simd, K: Codes, const R: usize, const C: usize>(
         let of_row = rows.groups[row][group];
         for (c, scales) in scales.iter().enumerate() {
             let sums = &mut sums[(vector + c) * S::LANES..];
-            let sum = add_scaled(s, of_row, of_group[row][c], *scales, s.load(sums));
+            let sum = add_scaled::<S, K>(s, of_row, of_group[row][c], *scales, s.load(sums));
             s.store(sums, sum);
         }
     }
@@ -211,7 +225,7 @@ impl<S: Simd, K: Codes> Weights<S> for Quantised<'_, K> {
                 let scales: [_; VECTORS] = scales(s, &panel, (group, 0));
                 for (row, acc) in acc.iter_mut().enumerate() {
                     for (c, acc) in acc.iter_mut().enumerate() {
-                        *acc = add_scaled(s, rows.groups[row][group], of_group[row][c], scales[c], *acc);
+                        *acc = add_scaled::<S, K>(s, rows.groups[row][group], of_group[row][c], scales[c], *acc);
                     }
                 }
             }
@@ -247,7 +261,7 @@ impl<S: Simd, K: Codes> Weights<S> for Quantised<'_, K> {
                 let [sums]: [[S::I; C]; 1] = group_sums(s, &rows, &panel, (group, 0));
                 let scales: [_; C] = scales(s, &panel, (group, 0));
                 for ((acc, sum), scales) in acc.iter_mut().zip(sums).zip(scales) {
-                    *acc = add_scaled(s, rows.groups[0][group], sum, scales, *acc);
+                    *acc = add_scaled::<S, K>(s, rows.groups[0][group], sum, scales, *acc);
                 }
             }
         }
@@ -268,12 +282,10 @@ mod tests {
         let codes = &rows.codes[row * rows.n_groups * C::GROUP..][..n_inputs];
         let terms = codes.iter().enumerate().map(|(input, code)| {
             let group = rows.groups[row * rows.n_groups + input / C::GROUP];
-            let x = f64::from(*code) * f64::from(group.scale);
-            let from = if C::SIGNED_INPUTS { 0.0 } else { f64::from(group.offset) };
-            let weight = f64::from(stored[input * weights.n_outputs() + column]);
-            (weight * (x + from), weight.abs() * (x.abs() + from.abs()))
+            let x = (f64::from(*code) + f64::from(group.negated_zero)) * f64::from(group.scale);
+            x * f64::from(stored[input * weights.n_outputs() + column])
         });
-        terms.fold((0.0, 0.0), |(sum, size), term| (sum + term.0, size + term.1))
+        terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()))
     }
 
     /// Compares the kernel's products with those of the very numbers that it multiplies, so that nothing but the rounding
@@ -284,10 +296,21 @@ mod tests {
         let x = |i: usize, x: f32| if i.is_multiple_of(3) { x * x * x * size } else { size };
         let x: Vec<f32> = noise(n_rows * n_inputs, 1).enumerate().map(|(i, noise)| x(i, noise)).collect();
         // Some columns' weights are of one sign, so that sums become as large as they may.
-        let weight = |i: usize, weight: f32| match i % 37 % 5 {
-            0 => weight.abs(),
-            1 => -1.0 - 0.1 * weight,
-            _ => weight,
+        // Others' are large only where the halves of quads, the halves of groups, or both, meet the same sum.
+        let weight = |i: usize, weight: f32| {
+            let (input, column) = (i / 37, i % 37);
+            let large = |large: bool| if large { 1.0 + 0.1 * weight } else { 0.01 * weight };
+            match column % 9 {
+                0 => weight.abs(),
+                1 => -1.0 - 0.1 * weight,
+                2 => large(input % 4 < 2),
+                3 => -large(input % 4 >= 2),
+                4 => large(input % 64 < 32),
+                5 => -large(input % 64 >= 32),
+                6 => large(input % 4 < 2 && input % 64 < 32),
+                7 => large(input % 2 == 0),
+                _ => weight,
+            }
         };
         let weights: Vec<f32> = noise(n_inputs * 37, 2).enumerate().map(|(i, noise)| weight(i, noise)).collect();
         let weights = PackedMatrix::new(&weights, n_inputs, 37, precision);

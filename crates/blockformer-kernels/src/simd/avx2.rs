@@ -43,17 +43,17 @@ impl<const VNNI: bool> Avx2<VNNI> {
 /// Quads that are summed in 16 bits.
 const TOGETHER: usize = Int8Codes::TOGETHER;
 
-/// Quad `\step` of a row times those of a panel, the products of each column added to its sums.
+/// Quad `\step` of a row times one vector of a panel's columns: the products or, with `add`, these added to a sum.
 macro_rules! quad {
-    ($to:literal, $x:literal, $offset:literal) => {
-        concat!("vpmaddubsw ", $to, ", ", $x, ", ymmword ptr [{w} + 128*\\step + ", $offset, "]\n")
+    ($to:literal, $offset:literal) => {
+        concat!("vpmaddubsw ", $to, ", {x0}, ymmword ptr [{w} + 128*\\step + ", $offset, "]\n")
     };
     (add $product:literal, $sum:literal, $offset:literal) => {
-        concat!(quad!($product, "{x0}", $offset), "vpaddw ", $sum, ", ", $sum, ", ", $product, "\n")
+        concat!(quad!($product, $offset), "vpaddw ", $sum, ", ", $sum, ", ", $product, "\n")
     };
 }
 
-/// The same of two rows, whose columns' weights go through a register.
+/// The same of two rows; the weights go through a register.
 macro_rules! quad_of_two {
     (load $weights:literal, $offset:literal) => {
         concat!("vmovdqa ", $weights, ", ymmword ptr [{w} + 128*\\step + ", $offset, "]\n")
@@ -90,10 +90,10 @@ fn dot(x: &[[i8; 4]; TOGETHER], weights: &[Int8Codes; TOGETHER]) -> [__m256i; 4]
         asm!(
             ".irp step,0",
             "vpbroadcastd {x0}, dword ptr [{x} + 4*\\step]",
-            quad!("{s0}", "{x0}", "0"),
-            quad!("{s1}", "{x0}", "32"),
-            quad!("{s2}", "{x0}", "64"),
-            quad!("{s3}", "{x0}", "96"),
+            quad!("{s0}", "0"),
+            quad!("{s1}", "32"),
+            quad!("{s2}", "64"),
+            quad!("{s3}", "96"),
             ".endr",
             ".irp step,1,2,3,4,5,6,7",
             "vpbroadcastd {x0}, dword ptr [{x} + 4*\\step]",
@@ -292,7 +292,9 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
     #[inline(always)]
     fn prefetch<T>(self, soon: &T) {
-        for offset in (0..size_of::<T>()).step_by(64) {
+        const { assert!(align_of::<T>().is_multiple_of(64), "whole cache lines") };
+        // Miri knows no prefetching.
+        for offset in (0..if cfg!(miri) { 0 } else { size_of::<T>() }).step_by(64) {
             let line = std::ptr::from_ref(soon).cast::<i8>().wrapping_add(offset);
             // SAFETY: the CPU has SSE where it has AVX2; a prefetch changes nothing that could be seen.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(line) }
@@ -317,7 +319,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
                     let [of_x, of_y] = dot_of_two([0, 1].map(|row| &x[row].as_chunks().0[part]), weights);
                     (pairs[0], pairs[1]) = (of_x, of_y);
                 } else {
-                    // By index: the compiler would ask whether there are rows.
+                    // By index: of an iterator, the compiler would keep the question whether there is a row.
                     for row in 0..R {
                         pairs[row] = dot(&x[row].as_chunks().0[part], weights);
                     }
