@@ -3,7 +3,8 @@
     python products_before_after.py BEFORE AFTER [--shapes 768x3072,768x50304] [--rows 1,2,4,8,16,32,128] [--repeats 5]
 
 BEFORE and AFTER are `time_products` of two commits (cargo build --release -p blockformer-kernels --example time_products).
-Both stay alive and answer in turn, either first; weights are not found in a cache. A number is the median of the ratios of seconds.
+Both stay alive and answer in turn, either first; weights are not found in a cache. A number is the median of the ratios
+of seconds.
 """
 
 import argparse
@@ -41,14 +42,13 @@ def main():
             cells = []
             for n in rows:
                 question = f"{n} {inputs} {outputs} {dtype}"
-                # The first goes first in every other repeat: the one that follows finds the machine as the other left it.
-                pairs = [
-                    [seconds(program, question) for program in programs]
-                    if index % 2
-                    else [seconds(program, question) for program in programs[::-1]][::-1]
-                    for index in range(arguments.repeats)
-                ]
-                cells.append(f"{statistics.median(before / after for before, after in pairs):.2f}")
+                ratios = []
+                for index in range(arguments.repeats):
+                    # Either begins in every other repeat: who follows finds the machine as the other left it.
+                    order = (0, 1) if index % 2 else (1, 0)
+                    spent = {program: seconds(programs[program], question) for program in order}
+                    ratios.append(spent[0] / spent[1])
+                cells.append(f"{statistics.median(ratios):.2f}")
             print(f"| {dtype} | {inputs} x {outputs} | {' | '.join(cells)} |", flush=True)
 
 

@@ -68,14 +68,8 @@ pub(crate) trait Codes: Plain {
     /// The stored codes of the columns of vector `index` at quad `quad` of its inputs.
     fn load<S: Simd>(&self, s: S, index: usize, quad: usize) -> S::B;
 
-    /// The scales of vector `index`.
-    fn scales<S: Simd>(scales: &Self::Scales, s: S, index: usize) -> S::V;
-
-    /// The sums of the codes of vector `index`, where these have signs.
-    fn code_sums<S: Simd>(scales: &Self::Scales, s: S, index: usize) -> S::V;
-
-    /// The minima of vector `index`, where codes have no sign.
-    fn minima<S: Simd>(scales: &Self::Scales, s: S, index: usize) -> S::V;
+    /// The scales of vector `index`, and the sums of its codes or, where these have no sign, its minima.
+    fn scales<S: Simd>(scales: &Self::Scales, s: S, index: usize) -> [S::V; 2];
 }
 
 const _: () = assert!(Int8Codes::GROUP.is_multiple_of(MAX_LANES) && Int4Codes::GROUP.is_multiple_of(MAX_LANES));
@@ -170,18 +164,8 @@ impl Codes for Int8Codes {
     }
 
     #[inline(always)]
-    fn scales<S: Simd>(scales: &Int8Scales, s: S, index: usize) -> S::V {
-        s.load(&scales.scales[index * S::LANES..])
-    }
-
-    #[inline(always)]
-    fn code_sums<S: Simd>(scales: &Int8Scales, s: S, index: usize) -> S::V {
-        s.load(&scales.code_sums[index * S::LANES..])
-    }
-
-    #[inline(always)]
-    fn minima<S: Simd>(_: &Int8Scales, s: S, _: usize) -> S::V {
-        s.splat(0.0)
+    fn scales<S: Simd>(scales: &Int8Scales, s: S, index: usize) -> [S::V; 2] {
+        [s.load(&scales.scales[index * S::LANES..]), s.load(&scales.code_sums[index * S::LANES..])]
     }
 }
 
@@ -219,18 +203,9 @@ impl Codes for Int4Codes {
     }
 
     #[inline(always)]
-    fn scales<S: Simd>(scales: &Bf16Ranges, s: S, index: usize) -> S::V {
-        s.load_bf16_first(&scales.0[index * S::LANES..])
-    }
-
-    #[inline(always)]
-    fn code_sums<S: Simd>(_: &Bf16Ranges, s: S, _: usize) -> S::V {
-        s.splat(0.0)
-    }
-
-    #[inline(always)]
-    fn minima<S: Simd>(scales: &Bf16Ranges, s: S, index: usize) -> S::V {
-        s.load_bf16_second(&scales.0[index * S::LANES..])
+    fn scales<S: Simd>(scales: &Bf16Ranges, s: S, index: usize) -> [S::V; 2] {
+        let columns = &scales.0[index * S::LANES..];
+        [s.load_bf16_first(columns), s.load_bf16_second(columns)]
     }
 }
 

@@ -7,7 +7,7 @@
 
 use half::f16;
 
-use crate::quantised::{Codes, GROUP_QUADS, Int8Codes};
+use crate::quantised::{GROUP_QUADS, Int8Codes};
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -132,17 +132,17 @@ pub(crate) trait Simd: Copy {
     #[inline(always)]
     fn prefetch<T>(self, _soon: &T) {}
     /// Whether four vectors are a panel's columns and registers suffice for the sums of two rows with all of them, so that
-    /// [`Self::dot_group`] serves products with 8-bit weights.
+    /// products with 8-bit weights meet a whole panel.
     const ROWS_MEET_PANELS: bool = false;
     /// The sums of products of a group of inputs of one row or two and 8-bit weights, in all columns of a panel, which are
-    /// four vectors.
+    /// four vectors; nothing where the other operations do it as well.
     #[inline(always)]
     fn dot_group<const R: usize>(
         self,
-        x: [&[[i8; 4]; GROUP_QUADS]; R],
-        weights: &[Int8Codes; GROUP_QUADS],
-    ) -> [[Self::I; 4]; R] {
-        dot_group(self, x, weights)
+        _x: [&[[i8; 4]; GROUP_QUADS]; R],
+        _weights: &[Int8Codes; GROUP_QUADS],
+    ) -> Option<[[Self::I; 4]; R]> {
+        None
     }
     fn to_float(self, x: Self::I) -> Self::V;
 
@@ -180,35 +180,6 @@ pub(crate) trait Simd: Copy {
     fn load_f16(self, x: &[f16]) -> Self::V;
     /// The first `LANES` of `x`.
     fn load_i8(self, x: &[i8]) -> Self::V;
-}
-
-/// [`Simd::dot_group`] in the other operations.
-#[inline(always)]
-fn dot_group<S: Simd, const R: usize>(
-    s: S,
-    x: [&[[i8; 4]; GROUP_QUADS]; R],
-    weights: &[Int8Codes; GROUP_QUADS],
-) -> [[S::I; 4]; R] {
-    let mut sums = [[s.splat_integer(0); 4]; R];
-    for first in (0..GROUP_QUADS).step_by(Int8Codes::TOGETHER) {
-        for (x, sums) in x.into_iter().zip(&mut sums) {
-            for (c, sum) in sums.iter_mut().enumerate() {
-                let columns = |quad: usize| s.load_bytes(&weights[quad].0[4 * c * S::LANES..]);
-                let mut pairs = s.dot_bytes(s.splat_quad(&[0; 4]), s.splat_quad(&[0; 4]));
-                for (quad, x) in x.iter().enumerate().skip(first).take(Int8Codes::TOGETHER) {
-                    if const { S::QUADS_AT_ONCE } {
-                        *sum = s.dot_quads(s.splat_quad(x), columns(quad), *sum);
-                    } else {
-                        pairs = s.add_pairs(pairs, s.dot_bytes(s.splat_quad(x), columns(quad)));
-                    }
-                }
-                if const { !S::QUADS_AT_ONCE } {
-                    *sum = s.add_both(pairs, *sum);
-                }
-            }
-        }
-    }
-    sums
 }
 
 /// Vectors that multiply pairs of bfloat16 and add both products to a float32 with one instruction.

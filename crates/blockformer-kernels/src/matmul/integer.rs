@@ -80,11 +80,12 @@ fn group_sums<S: Simd, K: Codes, const R: usize, const C: usize>(
         for (row, x) in x.iter_mut().enumerate() {
             *x = quads[row].first_chunk().expect("the quads of a group");
         }
-        let of_columns = s.dot_group(x, weights);
-        for (to, from) in sums.as_flattened_mut().iter_mut().zip(of_columns.as_flattened()) {
-            *to = *from;
+        if let Some(of_columns) = s.dot_group(x, weights) {
+            for (to, from) in sums.as_flattened_mut().iter_mut().zip(of_columns.as_flattened()) {
+                *to = *from;
+            }
+            return sums;
         }
-        return sums;
     }
     dot(s, &quads, (codes, panel.n_steps), vector, &mut sums);
     sums
@@ -98,7 +99,7 @@ fn prefetch<S: Simd, K: Codes>(s: S, panel: &Panel<'_, K>, group: usize) {
     }
 }
 
-/// The scales of one group and its sums of codes or, where codes have no sign, its minima, of `C` vectors of columns from `vector` on.
+/// The [scales](Codes::scales) of one group, of `C` vectors of columns from `vector` on.
 #[inline(always)]
 fn scales<S: Simd, K: Codes, const C: usize>(
     s: S,
@@ -107,13 +108,7 @@ fn scales<S: Simd, K: Codes, const C: usize>(
 ) -> [[S::V; 2]; C] {
     let mut scales = [[s.splat(0.0); 2]; C];
     for (c, scales) in scales.iter_mut().enumerate() {
-        let of_group = &panel.scales[group];
-        let other = if const { K::SIGNED_INPUTS } {
-            K::minima(of_group, s, vector + c)
-        } else {
-            K::code_sums(of_group, s, vector + c)
-        };
-        *scales = [K::scales(of_group, s, vector + c), other];
+        *scales = K::scales(&panel.scales[group], s, vector + c);
     }
     scales
 }
