@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use blockformer_kernels::{Epilogue, Level, PackedMatrix, Precision, Rounded, matmul};
+use blockformer_kernels::{Epilogue, Level, PackedMatrix, Precision, Workspace, matmul};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -62,8 +62,8 @@ fn product() -> f64 {
     const N: usize = 512;
     let weights = PackedMatrix::new(&vec![0.5; N * N], N, N, Precision::F32);
     let (x, mut out) = (vec![0.25; N * N], vec![0.0; N * N]);
-    let mut rounded = Rounded::default();
-    let seconds = best(20, || matmul(Level::current(), &x, &weights, Epilogue::default(), &mut rounded, &mut out));
+    let mut workspace = Workspace::default();
+    let seconds = best(20, || matmul(Level::current(), &x, &weights, Epilogue::default(), &mut workspace, &mut out));
     black_box(&out);
     2.0 * (N * N * N) as f64 / seconds
 }

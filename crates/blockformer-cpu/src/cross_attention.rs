@@ -143,7 +143,7 @@ impl CrossStack {
         }
         let keys_values = room(&mut scratch.qkv, n * 2 * self.inner());
         for (index, layer) in self.layers.iter().enumerate() {
-            layer.keys_values.forward(level, expanded, &mut scratch.rounded, keys_values);
+            layer.keys_values.forward(level, expanded, &mut scratch.workspace, keys_values);
             let mut kv = Kv::Together { cache: &mut cache.context, sequences: 0..rows };
             self.hold(keys_values, 2 * self.inner(), (positions, 0, positions), &mut kv.layer(index));
         }
@@ -227,33 +227,33 @@ impl Pass<'_> {
     /// Tokens see those before them and themselves.
     fn attend_to_tokens(&mut self, x: &mut [f32], start: usize, mut held: HostLayer<'_>) {
         let (stack, layer, stride) = (self.stack, self.layer, 3 * self.stack.inner());
-        let Scratch { normed, qkv, visible, rounded, .. } = &mut *self.scratch;
+        let Scratch { normed, qkv, visible, workspace, .. } = &mut *self.scratch;
         let normed = room(normed, x.len());
         layer.self_norm.forward(self.level, x, normed);
         let qkv = room(qkv, self.rows * self.new * stride);
-        layer.qkv.forward(self.level, normed, rounded, qkv);
+        layer.qkv.forward(self.level, normed, workspace, qkv);
         stack.hold(qkv, stride, (self.new, start, stack.block_length), &mut held);
         visible.clear();
         visible.extend((0..self.rows * self.new).map(|row| 0..start + row % self.new + 1));
         self.mix(stride, stack.block_length, Some(&stack.bias), &held);
-        let Scratch { mixed, rounded, .. } = &mut *self.scratch;
+        let Scratch { mixed, workspace, .. } = &mut *self.scratch;
         let mixed = &mixed[..self.rows * self.new * stack.inner()];
-        layer.self_output.run(self.level, mixed, (Activation::Identity, Store::Add), rounded, x);
+        layer.self_output.run(self.level, mixed, (Activation::Identity, Store::Add), workspace, x);
     }
 
     /// All of the context is seen.
     fn attend_to_context(&mut self, x: &mut [f32], positions: usize, held: HostLayer<'_>) {
         let (layer, stride) = (self.layer, self.stack.inner());
-        let Scratch { normed, qkv, visible, rounded, .. } = &mut *self.scratch;
+        let Scratch { normed, qkv, visible, workspace, .. } = &mut *self.scratch;
         let normed = room(normed, x.len());
         layer.cross_norm.forward(self.level, x, normed);
-        layer.query.forward(self.level, normed, rounded, room(qkv, self.rows * self.new * stride));
+        layer.query.forward(self.level, normed, workspace, room(qkv, self.rows * self.new * stride));
         visible.clear();
         visible.resize(self.rows * self.new, 0..positions);
         self.mix(stride, positions, None, &held);
-        let Scratch { mixed, rounded, .. } = &mut *self.scratch;
+        let Scratch { mixed, workspace, .. } = &mut *self.scratch;
         let mixed = &mixed[..self.rows * self.new * stride];
-        layer.cross_output.run(self.level, mixed, (Activation::Identity, Store::Add), rounded, x);
+        layer.cross_output.run(self.level, mixed, (Activation::Identity, Store::Add), workspace, x);
     }
 
     /// Mixes the values that the first numbers of each row of `qkv` see.
@@ -271,11 +271,11 @@ impl Pass<'_> {
     }
 
     fn feed_forward(&mut self, x: &mut [f32]) {
-        let Scratch { normed, inner, rounded, .. } = &mut *self.scratch;
+        let Scratch { normed, inner, workspace, .. } = &mut *self.scratch;
         let normed = room(normed, x.len());
         self.layer.feed_forward_norm.forward(self.level, x, normed);
         let inner = room(inner, self.rows * self.new * self.layer.up.n_outputs());
-        self.layer.up.run(self.level, normed, (Activation::Relu, Store::Write), rounded, inner);
-        self.layer.down.run(self.level, inner, (Activation::Identity, Store::Add), rounded, x);
+        self.layer.up.run(self.level, normed, (Activation::Relu, Store::Write), workspace, inner);
+        self.layer.down.run(self.level, inner, (Activation::Identity, Store::Add), workspace, x);
     }
 }

@@ -78,7 +78,7 @@ impl Embedder {
             Self::Lookup { table, projection: Some(projection) } => {
                 let joined = room(&mut work.joined, blocks.ids.len() * table.width);
                 table.look_up(blocks.ids, joined);
-                projection.forward(level, joined, &mut scratch.rounded, out);
+                projection.forward(level, joined, &mut scratch.workspace, out);
             }
             Self::Encoder(encoder) => encoder.forward(level, blocks, &mut work.encoder, scratch, out),
         }

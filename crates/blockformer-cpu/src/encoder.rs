@@ -112,7 +112,7 @@ impl Encoder {
             &*normed
         };
         match &self.projection {
-            Some(projection) => projection.forward(level, joined, &mut scratch.rounded, out),
+            Some(projection) => projection.forward(level, joined, &mut scratch.workspace, out),
             None => out.copy_from_slice(joined),
         }
     }

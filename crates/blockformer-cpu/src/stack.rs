@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use blockformer_kernels::{
-    Activation, AttentionInputs, AttentionShape, Level, Precision, Rounded, Store, Stored, attention, rotate,
+    Activation, AttentionInputs, AttentionShape, Level, Precision, Store, Stored, Workspace, attention, rotate,
 };
 use blockformer_kv_cache::{HostLayer, HostRows};
 use blockformer_nn::{
@@ -30,8 +30,8 @@ pub(crate) struct Scratch {
     starts: Vec<usize>,
     /// The pages of each sequence, one after the other.
     pub(crate) tables: Vec<usize>,
-    /// What products with rounded inputs make of them.
-    pub(crate) rounded: Rounded,
+    /// What products make of their inputs before they multiply them.
+    pub(crate) workspace: Workspace,
     /// Bytes of the most logits there were at once.
     pub(crate) logits: usize,
 }
@@ -41,7 +41,7 @@ impl Scratch {
         let floats = [&self.normed, &self.qkv, &self.mixed, &self.inner];
         let tables = size_of_val(&self.starts[..]) + size_of_val(&self.tables[..]);
         let floats = floats.iter().map(|buffer| size_of_val(&buffer[..])).sum::<usize>();
-        floats + size_of_val(&self.visible[..]) + tables + self.rounded.bytes() + self.logits
+        floats + size_of_val(&self.visible[..]) + tables + self.workspace.bytes() + self.logits
     }
 }
 
@@ -315,11 +315,11 @@ impl Pass<'_> {
     /// Queries, keys and values of `normed`, rotated; keys and values go to their pages.
     fn project(&mut self) {
         let TransformerConfig { d_model, n_heads, n_kv_heads, head_dim, .. } = self.stack.config;
-        let Scratch { normed, qkv, starts, tables, rounded, .. } = &mut *self.scratch;
+        let Scratch { normed, qkv, starts, tables, workspace, .. } = &mut *self.scratch;
         let rows = starts.len() * self.new;
         let stride = qkv_width(&self.stack.config);
         let qkv = room(qkv, rows * stride);
-        self.layer.qkv.forward(self.level, &normed[..rows * d_model], rounded, qkv);
+        self.layer.qkv.forward(self.level, &normed[..rows * d_model], workspace, qkv);
         let half = self.stack.config.rotary_dim() / 2;
         let pages = tables.len() / starts.len();
         for (row, qkv) in qkv.chunks_exact_mut(stride).enumerate() {
@@ -344,7 +344,7 @@ impl Pass<'_> {
     /// Adds the projected mixture of values to `x`.
     fn attend(&mut self, x: &mut [f32]) {
         let TransformerConfig { n_heads, n_kv_heads, head_dim, .. } = self.stack.config;
-        let Scratch { qkv, mixed, visible, starts, tables, rounded, .. } = &mut *self.scratch;
+        let Scratch { qkv, mixed, visible, starts, tables, workspace, .. } = &mut *self.scratch;
         let (batch, n_queries, page_length) = (starts.len(), self.new, self.page_length);
         let query_stride = qkv_width(&self.stack.config);
         let shape = AttentionShape { batch, n_queries, n_heads, n_kv_heads, head_dim, page_length, query_stride };
@@ -353,23 +353,23 @@ impl Pass<'_> {
         let inputs = AttentionInputs { queries, keys, values, tables, bias: None };
         let mixed = room(mixed, batch * n_queries * n_heads * head_dim);
         attention(self.level, shape, inputs, visible, mixed);
-        self.layer.output.run(self.level, mixed, (Activation::Identity, Store::Add), rounded, x);
+        self.layer.output.run(self.level, mixed, (Activation::Identity, Store::Add), workspace, x);
     }
 
     /// Adds the feed-forward network of `normed` to `x`.
     fn feed_forward(&mut self, x: &mut [f32]) {
         let (level, layer, activation) = (self.level, self.layer, self.stack.activation);
-        let Scratch { normed, inner, rounded, .. } = &mut *self.scratch;
+        let Scratch { normed, inner, workspace, .. } = &mut *self.scratch;
         let normed = &normed[..x.len()];
         let rows = x.len() / self.stack.config.d_model;
         let inner = room(inner, rows * layer.up.n_outputs());
         match &layer.gate {
             Some(gate) => {
-                gate.run(level, normed, (activation, Store::Write), rounded, inner);
-                layer.up.run(level, normed, (Activation::Identity, Store::Multiply), rounded, inner);
+                gate.run(level, normed, (activation, Store::Write), workspace, inner);
+                layer.up.run(level, normed, (Activation::Identity, Store::Multiply), workspace, inner);
             }
-            None => layer.up.run(level, normed, (activation, Store::Write), rounded, inner),
+            None => layer.up.run(level, normed, (activation, Store::Write), workspace, inner),
         }
-        layer.down.run(level, inner, (Activation::Identity, Store::Add), rounded, x);
+        layer.down.run(level, inner, (Activation::Identity, Store::Add), workspace, x);
     }
 }

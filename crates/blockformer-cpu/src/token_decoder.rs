@@ -180,7 +180,7 @@ impl TokenDecoder {
         let (d_model, positions) = (self.d_model(), state.positions);
         let expanded = room(&mut state.expanded, rows * positions * d_model);
         match &self.expansion {
-            Some(layer) => layer.forward(tools.level, context, &mut tools.scratch.rounded, expanded),
+            Some(layer) => layer.forward(tools.level, context, &mut tools.scratch.workspace, expanded),
             None => {
                 let each = expanded.chunks_exact_mut(self.ratio * d_model).zip(context.chunks_exact(d_model));
                 each.for_each(|(out, row)| out.chunks_exact_mut(d_model).for_each(|out| out.copy_from_slice(row)));

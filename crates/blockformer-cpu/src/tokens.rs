@@ -36,14 +36,14 @@ impl Vocabulary {
     pub(crate) fn logits(&self, level: Level, hidden: &[f32], scratch: &mut Scratch) -> Vec<f32> {
         let rows = hidden.len() / self.table.width;
         let mut logits = vec![0.0; rows * self.output.n_outputs()];
-        self.output.forward(level, hidden, &mut scratch.rounded, &mut logits);
+        self.output.forward(level, hidden, &mut scratch.workspace, &mut logits);
         scratch.logits = scratch.logits.max(size_of_val(&logits[..]));
         logits
     }
 
     /// The likeliest tokens of rows of hidden states; nothing where logits are no numbers.
     pub(crate) fn likeliest(&self, level: Level, hidden: &[f32], scratch: &mut Scratch) -> Vec<Option<u32>> {
-        self.output.likeliest(level, hidden, &mut scratch.rounded)
+        self.output.likeliest(level, hidden, &mut scratch.workspace)
     }
 }
 

@@ -1,7 +1,7 @@
 //! From Burn's parameters to packed weights. Each parameter is freed as soon as it is packed.
 
 use blockformer_kernels::{
-    Activation, Epilogue, LayerNorm, Level, PackedMatrix, Precision, RmsNorm, Rounded, Store, likeliest, matmul,
+    Activation, Epilogue, LayerNorm, Level, PackedMatrix, Precision, RmsNorm, Store, Workspace, likeliest, matmul,
 };
 use blockformer_nn::Norm as BurnNorm;
 use burn::module::Param;
@@ -71,13 +71,13 @@ impl Linear {
         self.matrix.bytes() + self.bias.as_deref().map_or(0, size_of_val)
     }
 
-    pub(crate) fn forward(&self, level: Level, x: &[f32], rounded: &mut Rounded, out: &mut [f32]) {
-        self.run(level, x, (Activation::Identity, Store::Write), rounded, out);
+    pub(crate) fn forward(&self, level: Level, x: &[f32], workspace: &mut Workspace, out: &mut [f32]) {
+        self.run(level, x, (Activation::Identity, Store::Write), workspace, out);
     }
 
     /// The first of the largest outputs of each row.
-    pub(crate) fn likeliest(&self, level: Level, x: &[f32], rounded: &mut Rounded) -> Vec<Option<u32>> {
-        let found = likeliest(level, x, &self.matrix, self.bias.as_deref(), rounded);
+    pub(crate) fn likeliest(&self, level: Level, x: &[f32], workspace: &mut Workspace) -> Vec<Option<u32>> {
+        let found = likeliest(level, x, &self.matrix, self.bias.as_deref(), workspace);
         found.into_iter().map(|output| output.map(|output| output as u32)).collect()
     }
 
@@ -86,11 +86,11 @@ impl Linear {
         level: Level,
         x: &[f32],
         (activation, store): (Activation, Store),
-        rounded: &mut Rounded,
+        workspace: &mut Workspace,
         out: &mut [f32],
     ) {
         let epilogue = Epilogue { bias: self.bias.as_deref(), activation, store };
-        matmul(level, x, &self.matrix, epilogue, rounded, out);
+        matmul(level, x, &self.matrix, epilogue, workspace, out);
     }
 }
 
@@ -156,7 +156,7 @@ mod tests {
             first.bias = first.bias.map(|bias| bias.map(|bias| bias.add_scalar(0.5)));
             let run = |linear: &Linear, width: usize| {
                 let mut out = vec![0.0; 3 * width];
-                linear.forward(Level::current(), &x, &mut Rounded::default(), &mut out);
+                linear.forward(Level::current(), &x, &mut Workspace::default(), &mut out);
                 out
             };
             // A factor that scales without rounding.

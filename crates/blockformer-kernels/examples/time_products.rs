@@ -12,7 +12,7 @@ use std::hint::black_box;
 use std::io::{BufRead, Write};
 use std::time::{Duration, Instant};
 
-use blockformer_kernels::{Epilogue, Level, PackedMatrix, Precision, Rounded, matmul};
+use blockformer_kernels::{Epilogue, Level, PackedMatrix, Precision, Workspace, matmul};
 use rayon::prelude::*;
 
 /// Bytes of all copies of the weights at least.
@@ -63,10 +63,10 @@ fn copies(n_inputs: usize, n_outputs: usize, precision: Precision) -> Vec<Packed
 fn seconds(rows: usize, copies: &[PackedMatrix]) -> f64 {
     let (n_inputs, n_outputs) = (copies[0].n_inputs(), copies[0].n_outputs());
     let x: Vec<f32> = (0..rows * n_inputs).map(|i| (i * 31 % 200) as f32 / 100.0 - 1.0).collect();
-    let (mut rounded, mut out) = (Rounded::default(), vec![0.0; rows * n_outputs]);
+    let (mut workspace, mut out) = (Workspace::default(), vec![0.0; rows * n_outputs]);
     let mut product = |weights: &PackedMatrix| {
         let start = Instant::now();
-        matmul(Level::current(), black_box(&x), weights, Epilogue::default(), &mut rounded, &mut out);
+        matmul(Level::current(), black_box(&x), weights, Epilogue::default(), &mut workspace, &mut out);
         start.elapsed().as_secs_f64()
     };
     let begun = Instant::now();

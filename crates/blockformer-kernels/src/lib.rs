@@ -18,13 +18,13 @@
 //! pool it is called in; how many there are changes no result, and neither does what stands beside a row.
 //!
 //! ```
-//! use blockformer_kernels::{Activation, Epilogue, Level, PackedMatrix, Precision, Rounded, matmul};
+//! use blockformer_kernels::{Activation, Epilogue, Level, PackedMatrix, Precision, Workspace, matmul};
 //!
 //! let weights = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]; // 2 inputs, 3 outputs
 //! let packed = PackedMatrix::new(&weights, 2, 3, Precision::F32);
 //! let mut out = [0.0; 3];
 //! let epilogue = Epilogue { bias: Some(&[0.0, 0.0, -100.0]), activation: Activation::Relu, ..Epilogue::default() };
-//! matmul(Level::current(), &[1.0, 10.0], &packed, epilogue, &mut Rounded::default(), &mut out);
+//! matmul(Level::current(), &[1.0, 10.0], &packed, epilogue, &mut Workspace::default(), &mut out);
 //! assert_eq!(out, [41.0, 52.0, 0.0]);
 //! ```
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -46,7 +46,7 @@ mod stored;
 pub use activation::{Activation, gated};
 pub use attention::{AttentionInputs, AttentionShape, attention};
 pub use level::{LEVEL_VARIABLE, Level};
-pub use matmul::{Epilogue, Rounded, Store, likeliest, matmul};
+pub use matmul::{Epilogue, Store, Workspace, likeliest, matmul};
 pub use memory::Numbers;
 pub use norm::{LayerNorm, RmsNorm};
 pub use packed::{PackedMatrix, Precision};

@@ -1,9 +1,9 @@
 //! Products with packed matrices: `y = activation(x W + bias)`, then stored, added or multiplied.
 //!
 //! The work is cut into panels of 32 columns and chunks of rows, which threads take. A task walks its panels; in a
-//! panel it takes as many inputs as fit the first-level cache, and for these all its rows, a register tile at a time.
-//! Few rows take 32 inputs at a time, where a tile does not span the panel: weights come from memory then, which is
-//! faster read from front to back. With a single row that is one walk through the weights, two panels at a time.
+//! panel it takes as many inputs as fit the first-level cache, and for these all its rows, a register tile at a time,
+//! while the next weights are on their way. Few rows wait for weights from memory, which is faster read from front to back:
+//! their tiles span the panel. With a single row that is one walk through the weights, two panels at a time.
 //!
 //! However the work is cut, every number is summed in the same order, input after input from zero (of quantised
 //! weights, group after group, each from zero and then scaled, with 4 bits after its minimum; with AMX, 32 inputs from
@@ -14,8 +14,10 @@
 mod bfloat16;
 mod floats;
 mod integer;
+mod interleaved;
 mod likeliest;
 mod rounded;
+mod workspace;
 
 use std::ops::Range;
 
@@ -24,17 +26,15 @@ use rayon::prelude::*;
 use crate::Level;
 use crate::activation::{Activation, apply};
 use crate::packed::{PackedMatrix, Panels};
-use crate::quantised::{Int4Codes, Int8Codes};
 use crate::simd::{Bf16Kernel, Kernel, PANEL, Simd};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Bf16Simd, Tiles};
 #[cfg(target_arch = "x86_64")]
 use bfloat16::Pairs;
-use floats::Plain;
 use integer::Quantised;
 use likeliest::Candidate;
 pub use likeliest::likeliest;
-pub use rounded::Rounded;
+pub use workspace::Workspace;
 
 /// Rows of a task at most; their sums are kept on its stack.
 const MAX_ROWS: usize = 192;
@@ -46,12 +46,6 @@ const TILE_ROWS: usize = 16;
 const ROW_BYTES: usize = 384 << 10;
 /// Vectors of columns that a tile multiplies at a time: so few that the sums fit the registers.
 const VECTORS: usize = 2;
-/// Rows that are so few that products wait for weights from memory.
-const FEW_ROWS: usize = 16;
-/// Inputs of a panel that so few rows use before the next, where a pass over them leaves out columns: memory is then read
-/// from front to back, and not twice with gaps. Whole lines of bfloat16 rows.
-const FEW_INPUTS: usize = 32;
-const _: () = assert!(FEW_INPUTS.is_multiple_of(crate::packed::BF16_INPUTS));
 /// Multiplications that are worth a thread's attention.
 const TASK: usize = 1 << 17;
 
@@ -78,9 +72,7 @@ pub struct Epilogue<'a> {
     pub store: Store,
 }
 
-/// `out = activation(x W + bias)` for rows of `x`, with several threads where that pays; see [`Epilogue`]. `rounded` is
-/// room that products need whose inputs are rounded: those with quantised weights, and with bfloat16 ones where the CPU
-/// multiplies bfloat16.
+/// `out = activation(x W + bias)` for rows of `x`, with several threads where that pays; see [`Epilogue`].
 ///
 /// # Shapes
 /// - `x`: `[rows, n_inputs]`
@@ -93,7 +85,7 @@ pub fn matmul(
     x: &[f32],
     weights: &PackedMatrix,
     epilogue: Epilogue<'_>,
-    rounded: &mut Rounded,
+    workspace: &mut Workspace,
     out: &mut [f32],
 ) {
     let (n_inputs, n_outputs) = (weights.n_inputs(), weights.n_outputs());
@@ -109,9 +101,10 @@ pub fn matmul(
     let chunk = chunk(level, rows, weights);
     let out = Output { first: out.as_mut_ptr(), n_outputs };
     let tasks = rows.div_ceil(chunk) * n_outputs.div_ceil(PANEL);
-    let rounded = rounded_for(level, x, weights, rounded);
+    workspace.fill(level, x, weights);
+    let workspace = &*workspace;
     let run = |range: Range<usize>| {
-        Task { x, rounded, weights, epilogue, sink: Sink::Out(&out), chunk, range }.run_on(level);
+        Task { x, workspace, weights, epilogue, sink: Sink::Out(&out), chunk, range }.run_on(level);
     };
     match pieces(tasks, chunk * n_inputs * PANEL) {
         1 => run(0..tasks),
@@ -126,23 +119,6 @@ fn chunk(level: Level, rows: usize, weights: &PackedMatrix) -> usize {
     let chunk = rows.div_ceil(rows.div_ceil(most));
     let tiles = matches!(weights.panels, Panels::Bf16(_)) && level.multiplies_tiles();
     if tiles { chunk.next_multiple_of(TILE_ROWS) } else { chunk }
-}
-
-/// Rounds `x` if products with the weights are computed so on the level.
-fn rounded_for<'r>(level: Level, x: &[f32], weights: &PackedMatrix, rounded: &'r mut Rounded) -> &'r Rounded {
-    match &weights.panels {
-        Panels::F32(_) => {}
-        Panels::Bf16(_) =>
-        {
-            #[cfg(target_arch = "x86_64")]
-            if level.multiplies_bf16() {
-                rounded.bf16.fill(level, x, weights.n_inputs());
-            }
-        }
-        Panels::Int8 { .. } => rounded.fill::<Int8Codes>(level, x, weights.n_inputs()),
-        Panels::Int4 { .. } => rounded.fill::<Int4Codes>(level, x, weights.n_inputs()),
-    }
-    rounded
 }
 
 /// Into how many pieces tasks of so many multiplications each are cut: a few a thread even out what other processes
@@ -190,8 +166,8 @@ impl Output {
 /// Panels times chunks of rows, numbered chunk by chunk.
 struct Task<'a> {
     x: &'a [f32],
-    /// The same rounded, where the weights are quantised.
-    rounded: &'a Rounded,
+    /// The same as products want it.
+    workspace: &'a Workspace,
     weights: &'a PackedMatrix,
     epilogue: Epilogue<'a>,
     sink: Sink<'a>,
@@ -221,9 +197,8 @@ impl Kernel for Floats<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let (x, n_inputs) = (self.0.x, self.0.weights.n_inputs());
         if let Panels::F32(rows) = &self.0.weights.panels {
-            panels(s, &mut self.0, &Plain { x, n_inputs, rows });
+            floats::products(s, &mut self.0, rows);
         }
     }
 }
@@ -233,10 +208,10 @@ impl Kernel for Integers<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let (weights, rows) = (self.0.weights, self.0.rounded);
+        let (weights, rows) = (self.0.weights, &self.0.workspace.rounded);
         match &weights.panels {
-            Panels::Int8 { codes, scales } => panels(s, &mut self.0, &Quantised { codes, scales, rows }),
-            Panels::Int4 { codes, scales } => panels(s, &mut self.0, &Quantised { codes, scales, rows }),
+            Panels::Int8 { codes, scales } => products(s, &mut self.0, &Quantised { codes, scales, rows }),
+            Panels::Int4 { codes, scales } => products(s, &mut self.0, &Quantised { codes, scales, rows }),
             Panels::F32(_) | Panels::Bf16(_) => {}
         }
     }
@@ -245,9 +220,8 @@ impl Kernel for Integers<'_> {
 impl Bf16Kernel for Bf16<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let (x, n_inputs) = (self.0.x, self.0.weights.n_inputs());
         if let Panels::Bf16(rows) = &self.0.weights.panels {
-            panels(s, &mut self.0, &Plain { x, n_inputs, rows });
+            floats::products(s, &mut self.0, rows);
         }
     }
 
@@ -255,8 +229,8 @@ impl Bf16Kernel for Bf16<'_> {
     #[inline(always)]
     fn run_pairs<S: Bf16Simd>(mut self, s: S) {
         if let Panels::Bf16(pairs) = &self.0.weights.panels {
-            let rows = &self.0.rounded.bf16;
-            panels(s, &mut self.0, &Pairs { pairs, rows });
+            let rows = &self.0.workspace.bf16;
+            products(s, &mut self.0, &Pairs { pairs, rows });
         }
     }
 
@@ -270,25 +244,27 @@ impl Bf16Kernel for Bf16<'_> {
 }
 
 #[inline(always)]
+fn products<S: Simd, W: Weights<S> + RowWeights<S>>(s: S, task: &mut Task<'_>, weights: &W) {
+    if task.x.len() > task.weights.n_inputs() {
+        panels(s, task, weights);
+    } else if const { PANEL / S::LANES == 2 } {
+        one_row::<S, W, 2>(s, task, weights);
+    } else {
+        one_row::<S, W, 4>(s, task, weights);
+    }
+}
+
+#[inline(always)]
 fn panels<S: Simd, W: Weights<S>>(s: S, task: &mut Task<'_>, weights: &W) {
     let (n_inputs, n_outputs) = (task.weights.n_inputs(), task.weights.n_outputs());
-    if task.x.len() == n_inputs {
-        return if const { PANEL / S::LANES == 2 } {
-            one_row::<S, W, 2>(s, task, weights)
-        } else {
-            one_row::<S, W, 4>(s, task, weights)
-        };
-    }
     let (n_panels, n_rows) = (n_outputs.div_ceil(PANEL), task.x.len() / n_inputs);
     let mut sums = Sums([[0.0; PANEL]; MAX_ROWS]);
     for index in task.range.clone() {
         let (chunk, panel) = (index / n_panels, index % n_panels);
         let first_row = chunk * task.chunk;
         let sums = &mut sums.0[..task.chunk.min(n_rows - first_row)];
-        let gaps = const { !W::INTEGERS && PANEL / S::LANES > VECTORS };
-        let step = if gaps && sums.len() <= FEW_ROWS { FEW_INPUTS } else { W::INPUTS };
-        for first in (0..n_inputs).step_by(step) {
-            let inputs = first..(first + step).min(n_inputs);
+        for first in (0..n_inputs).step_by(weights.inputs()) {
+            let inputs = first..(first + weights.inputs()).min(n_inputs);
             tiles(s, weights, &Block { panel, first_row, inputs }, sums);
         }
         for (row, sums) in sums.iter_mut().enumerate() {
@@ -305,7 +281,7 @@ struct Sums([[f32; PANEL]; MAX_ROWS]);
 /// A single row needs the weights but once; its sums stay in registers all the way. Two panels at a time, of `C`
 /// vectors each, so that additions do not wait for each other.
 #[inline(always)]
-fn one_row<S: Simd, W: Weights<S>, const C: usize>(s: S, task: &mut Task<'_>, weights: &W) {
+fn one_row<S: Simd, W: RowWeights<S>, const C: usize>(s: S, task: &mut Task<'_>, weights: &W) {
     let mut panel = task.range.start;
     while panel + 2 <= task.range.end {
         row_panels::<S, W, 2, C>(s, task, weights, panel);
@@ -318,7 +294,7 @@ fn one_row<S: Simd, W: Weights<S>, const C: usize>(s: S, task: &mut Task<'_>, we
 
 /// `P` panels of a single row, from `first` on.
 #[inline(always)]
-fn row_panels<S: Simd, W: Weights<S>, const P: usize, const C: usize>(
+fn row_panels<S: Simd, W: RowWeights<S>, const P: usize, const C: usize>(
     s: S,
     task: &mut Task<'_>,
     weights: &W,
@@ -381,32 +357,80 @@ struct Block {
 /// the registers suffice.
 #[inline(always)]
 fn tiles<S: Simd, W: Weights<S>>(s: S, weights: &W, block: &Block, sums: &mut [[f32; PANEL]]) {
-    let vectors = if const { W::INTEGERS } { PANEL / S::LANES } else { VECTORS };
+    let vectors = if const { W::SPANS_PANEL } { PANEL / S::LANES } else { VECTORS };
+    let passes = PANEL / S::LANES / vectors;
+    let mut ahead = Ahead::new(weights.ahead(block, sums.len()), passes * sums.len());
     for vector in (0..PANEL / S::LANES).step_by(vectors) {
         let mut row = 0;
         while row < sums.len() {
-            let (left, at) = (sums.len() - row, (row, vector));
-            // A row that is left over would wait for its own additions, so a tile is not taken if it leaves one.
-            let fits = |rows: usize| left == rows || left > rows + 1;
+            let (rows, at) = (tile_rows(sums.len() - row, W::ROWS), (row, vector));
+            ahead.ask(s, rows);
             // Tiles that a level has no registers for are not even compiled.
-            row += if const { W::ROWS >= 12 } && fits(12) {
-                tile::<S, W, 12>(s, weights, block, at, sums)
-            } else if const { W::ROWS >= 6 } && fits(6) {
-                tile::<S, W, 6>(s, weights, block, at, sums)
-            } else if const { W::ROWS >= 4 } && fits(4) {
-                tile::<S, W, 4>(s, weights, block, at, sums)
-            } else if const { W::ROWS >= 4 } && fits(3) {
-                tile::<S, W, 3>(s, weights, block, at, sums)
-            } else if const { W::ROWS >= 2 } && left >= 2 {
-                tile::<S, W, 2>(s, weights, block, at, sums)
-            } else {
-                tile::<S, W, 1>(s, weights, block, at, sums)
-            };
+            match rows {
+                12 if const { W::ROWS >= 12 } => tile::<S, W, 12>(s, weights, block, at, sums),
+                6 if const { W::ROWS >= 6 } => tile::<S, W, 6>(s, weights, block, at, sums),
+                4 if const { W::ROWS >= 4 } => tile::<S, W, 4>(s, weights, block, at, sums),
+                3 if const { W::ROWS >= 3 } => tile::<S, W, 3>(s, weights, block, at, sums),
+                2 if const { W::ROWS >= 2 } => tile::<S, W, 2>(s, weights, block, at, sums),
+                _ => tile::<S, W, 1>(s, weights, block, at, sums),
+            }
+            row += rows;
         }
     }
 }
 
-/// `R` rows, from `row` on, with the columns from `vector` on; returns `R`.
+/// Rows of the next tile, where so many are left and a tile has `most` at most. A row that is left over would wait for its
+/// own additions, so a tile is not taken if it leaves one.
+#[inline(always)]
+fn tile_rows(left: usize, most: usize) -> usize {
+    let fits = |rows: usize| left == rows || left > rows + 1;
+    if most >= 12 && fits(12) {
+        12
+    } else if most >= 6 && fits(6) {
+        6
+    } else if most >= 4 && fits(4) {
+        4
+    } else if most >= 3 && fits(3) {
+        3
+    } else {
+        most.min(left).min(2)
+    }
+}
+
+/// Weights that are wanted after a block's. Every tile asks for some of them, so that they come from memory while the
+/// block's are multiplied: the CPU cannot foresee them, as tiles go through the block's again and again.
+struct Ahead {
+    next: *const u8,
+    lines: usize,
+    /// Lines that a tile asks for, for each of its rows.
+    lines_per_row: usize,
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+impl Ahead {
+    /// `rows` is the sum of the rows of all tiles that ask.
+    #[inline(always)]
+    fn new(weights: Option<Range<*const u8>>, rows: usize) -> Self {
+        let Range { start, end } = weights.unwrap_or(std::ptr::null()..std::ptr::null());
+        let lines = (end as usize - start as usize) / LINE;
+        Self { next: start, lines, lines_per_row: lines.div_ceil(rows) }
+    }
+
+    /// What a tile of so many rows asks for.
+    #[inline(always)]
+    fn ask<S: Simd>(&mut self, s: S, rows: usize) {
+        let lines = (rows * self.lines_per_row).min(self.lines);
+        for _ in 0..lines {
+            s.prefetch(self.next);
+            self.next = self.next.wrapping_add(LINE);
+        }
+        self.lines -= lines;
+    }
+}
+
+/// `R` rows, from `row` on, with the columns from `vector` on.
 #[inline(always)]
 fn tile<S: Simd, W: Weights<S>, const R: usize>(
     s: S,
@@ -414,20 +438,19 @@ fn tile<S: Simd, W: Weights<S>, const R: usize>(
     block: &Block,
     (row, vector): (usize, usize),
     sums: &mut [[f32; PANEL]],
-) -> usize {
+) {
     weights.product(s, block, (row, vector), &mut sums[row..].as_chunks_mut::<R>().0[0]);
-    R
 }
 
 /// What the sums of a tile begin with: what is there, or zeros where the block is a panel's first.
 #[inline(always)]
-fn begin<S: Simd, const R: usize>(
+fn begin<S: Simd, const R: usize, const C: usize>(
     s: S,
     block: &Block,
     vector: usize,
     sums: &[[f32; PANEL]; R],
-) -> [[S::V; VECTORS]; R] {
-    let mut acc = [[s.splat(0.0); VECTORS]; R];
+) -> [[S::V; C]; R] {
+    let mut acc = [[s.splat(0.0); C]; R];
     if block.inputs.start > 0 {
         for (acc, sums) in acc.iter_mut().zip(sums) {
             for (v, sums) in acc.iter_mut().zip(sums[vector * S::LANES..].chunks_exact(S::LANES)) {
@@ -440,7 +463,12 @@ fn begin<S: Simd, const R: usize>(
 
 /// Keeps the sums of a tile.
 #[inline(always)]
-fn keep<S: Simd, const R: usize>(s: S, acc: &[[S::V; VECTORS]; R], vector: usize, sums: &mut [[f32; PANEL]; R]) {
+fn keep<S: Simd, const R: usize, const C: usize>(
+    s: S,
+    acc: &[[S::V; C]; R],
+    vector: usize,
+    sums: &mut [[f32; PANEL]; R],
+) {
     for (acc, sums) in acc.iter().zip(sums) {
         for (v, sums) in acc.iter().zip(sums[vector * S::LANES..].chunks_exact_mut(S::LANES)) {
             s.store(sums, *v);
@@ -450,10 +478,8 @@ fn keep<S: Simd, const R: usize>(s: S, acc: &[[S::V; VECTORS]; R], vector: usize
 
 /// Weights of one precision, and the rows they meet.
 trait Weights<S: Simd> {
-    /// Whether they are multiplied in integers; a tile then spans the panel.
-    const INTEGERS: bool;
-    /// Inputs of a panel that are used for all rows before the next: so many that they stay in the first-level cache.
-    const INPUTS: usize;
+    /// Whether a tile spans the panel, instead of [`VECTORS`] of its columns.
+    const SPANS_PANEL: bool;
     /// Rows of the largest tile.
     const ROWS: usize;
 
@@ -461,6 +487,26 @@ trait Weights<S: Simd> {
     /// rows, from `row` on, with [`VECTORS`] vectors of its panel's columns, from `vector` on, or with all.
     fn product<const R: usize>(&self, s: S, block: &Block, at: (usize, usize), sums: &mut [[f32; PANEL]; R]);
 
+    /// Inputs of a block: so many that weights stay in the first-level cache while all rows meet them.
+    fn inputs(&self) -> usize;
+
+    /// Where the weights are that are wanted after those of a block, if it pays to ask for them: with few rows, or where
+    /// weights are few for what is done with them, the CPU does well enough.
+    #[inline(always)]
+    fn ahead(&self, _block: &Block, _rows: usize) -> Option<Range<*const u8>> {
+        None
+    }
+}
+
+/// Weights of one precision, and the only row they meet.
+trait RowWeights<S: Simd> {
     /// The products of the only row with `P` panels, from `first` on, each of `C` vectors.
     fn row<const P: usize, const C: usize>(&self, s: S, first: usize) -> [[S::V; C]; P];
+}
+
+/// Where as many weights are as some, behind them.
+#[inline(always)]
+fn behind<T>(weights: &[T]) -> Range<*const u8> {
+    let end = weights.as_ptr_range().end.cast::<u8>();
+    end..end.wrapping_add(size_of_val(weights))
 }

@@ -128,9 +128,9 @@ pub(crate) trait Simd: Copy {
     fn dot_quads(self, a: Self::B, b: Self::B, to: Self::I) -> Self::I {
         self.add_both(self.dot_bytes(a, b), to)
     }
-    /// Asks for the cache lines of what will be read soon, which begins with a line.
+    /// Asks for a cache line that will be read soon. It need not be there: nothing happens then.
     #[inline(always)]
-    fn prefetch<T>(self, _soon: &T) {}
+    fn prefetch(self, _line: *const u8) {}
     /// Whether four vectors are a panel's columns and registers suffice for the sums of two rows with all of them, so that
     /// products with 8-bit weights meet a whole panel.
     const ROWS_MEET_PANELS: bool = false;

@@ -3,7 +3,7 @@
 mod common;
 
 use blockformer_kernels::{
-    Activation, Epilogue, Level, PackedMatrix, Precision, Rounded, Store, argmax, likeliest, matmul,
+    Activation, Epilogue, Level, PackedMatrix, Precision, Store, Workspace, argmax, likeliest, matmul,
 };
 use common::{assert_close, levels, noise, size};
 
@@ -62,7 +62,7 @@ impl Case {
     }
 
     fn product(&self, level: Level, packed: &PackedMatrix, epilogue: Epilogue<'_>, out: &mut [f32]) {
-        matmul(level, &self.x(), packed, epilogue, &mut Rounded::default(), out);
+        matmul(level, &self.x(), packed, epilogue, &mut Workspace::default(), out);
     }
 }
 
@@ -119,7 +119,7 @@ fn products_with_weights_and_inputs_far_from_zero_follow_float64() {
         let stored = packed.to_f32();
         for level in levels() {
             let mut out = vec![0.0; 3 * n_outputs];
-            matmul(level, &x, &packed, Epilogue::default(), &mut Rounded::default(), &mut out);
+            matmul(level, &x, &packed, Epilogue::default(), &mut Workspace::default(), &mut out);
             for (i, got) in out.iter().enumerate() {
                 let (row, column) = (i / n_outputs, i % n_outputs);
                 let products =
@@ -146,7 +146,7 @@ fn the_largest_codes_overflow_nothing() {
             for (level, rows) in levels().into_iter().flat_map(|level| [1, 2, 5].map(|rows| (level, rows))) {
                 let mut out = vec![0.0; rows * 40];
                 let x = vec![x; rows * n_inputs];
-                matmul(level, &x, &packed, Epilogue::default(), &mut Rounded::default(), &mut out);
+                matmul(level, &x, &packed, Epilogue::default(), &mut Workspace::default(), &mut out);
                 for got in out {
                     let what = format!("{} {}", level.name(), precision.name());
                     assert!((got - expected).abs() <= 0.01 * expected.abs(), "{what}: {got}, not {expected}");
@@ -169,7 +169,7 @@ fn what_is_not_finite_makes_products_not_finite_in_every_precision() {
                     let mut out = vec![0.0; x.len() / 70 * 40];
                     let packed = PackedMatrix::new(weights, 70, 40, precision);
                     let epilogue = Epilogue { activation, ..Epilogue::default() };
-                    matmul(level, x, &packed, epilogue, &mut Rounded::default(), &mut out);
+                    matmul(level, x, &packed, epilogue, &mut Workspace::default(), &mut out);
                     out
                 };
                 let good = product(&weights, &x, Activation::Identity);
@@ -249,7 +249,7 @@ fn the_rows_beside_a_row_change_no_bit_of_it() {
             let product = |x: &[f32]| {
                 let mut out = vec![0.5; x.len() / n_inputs * n_outputs];
                 let epilogue = Epilogue { bias: Some(&bias), activation: Activation::Gelu, store: Store::Add };
-                matmul(level, x, &packed, epilogue, &mut Rounded::default(), &mut out);
+                matmul(level, x, &packed, epilogue, &mut Workspace::default(), &mut out);
                 out
             };
             let alone: Vec<Vec<f32>> = x.chunks(n_inputs).map(product).collect();
@@ -273,13 +273,13 @@ fn a_row_that_is_left_over_gets_the_bits_it_gets_alone() {
         let packed = PackedMatrix::new(&noise(n_inputs * n_outputs, 3), n_inputs, n_outputs, precision);
         for level in levels() {
             let (mut all, mut last) = (vec![0.0; rows * n_outputs], vec![0.0; n_outputs]);
-            matmul(level, &x, &packed, Epilogue::default(), &mut Rounded::default(), &mut all);
+            matmul(level, &x, &packed, Epilogue::default(), &mut Workspace::default(), &mut all);
             matmul(
                 level,
                 &x[(rows - 1) * n_inputs..],
                 &packed,
                 Epilogue::default(),
-                &mut Rounded::default(),
+                &mut Workspace::default(),
                 &mut last,
             );
             let what = format!("{} {}", level.name(), precision.name());
@@ -303,7 +303,7 @@ fn products_of_integers_have_the_same_bits_on_all_levels_with_fused_sums() {
         let products: Vec<_> = alike
             .map(|level| {
                 let mut out = vec![0.0; rows * n_outputs];
-                matmul(level, &x, &packed, Epilogue::default(), &mut Rounded::default(), &mut out);
+                matmul(level, &x, &packed, Epilogue::default(), &mut Workspace::default(), &mut out);
                 (level.name(), out)
             })
             .collect();
@@ -337,16 +337,16 @@ fn bfloat16_products_take_rows_and_inputs_in_tiles_of_any_size() {
 }
 
 #[test]
-fn room_for_rounded_rows_serves_products_of_all_kinds_in_turn() {
-    let mut rounded = Rounded::default();
+fn a_workspace_serves_products_of_all_kinds_in_turn() {
+    let mut used = Workspace::default();
     for level in levels() {
         for (rows, n_inputs) in [(9, 70), (1, 33), (40, 64), (2, 7)] {
             for precision in Precision::ALL {
                 let packed = PackedMatrix::new(&noise(n_inputs * 40, 5), n_inputs, 40, precision);
                 let x = noise(rows * n_inputs, 6);
                 let (mut with_used, mut with_new) = (vec![0.0; rows * 40], vec![0.0; rows * 40]);
-                matmul(level, &x, &packed, Epilogue::default(), &mut rounded, &mut with_used);
-                matmul(level, &x, &packed, Epilogue::default(), &mut Rounded::default(), &mut with_new);
+                matmul(level, &x, &packed, Epilogue::default(), &mut used, &mut with_used);
+                matmul(level, &x, &packed, Epilogue::default(), &mut Workspace::default(), &mut with_new);
                 assert_eq!(with_used, with_new, "{} {} {rows}", level.name(), precision.name());
             }
         }
@@ -373,13 +373,13 @@ fn the_largest_outputs_are_found_without_writing_any() {
                     biases[n_outputs / 2] += bias;
                     let mut out = vec![0.0; rows * n_outputs];
                     let epilogue = Epilogue { bias: Some(&biases), ..Epilogue::default() };
-                    matmul(level, &x, &packed, epilogue, &mut Rounded::default(), &mut out);
+                    matmul(level, &x, &packed, epilogue, &mut Workspace::default(), &mut out);
                     let expected: Vec<_> = out.chunks(n_outputs).map(|row| argmax(level, row)).collect();
-                    let found = likeliest(level, &x, &packed, Some(&biases), &mut Rounded::default());
+                    let found = likeliest(level, &x, &packed, Some(&biases), &mut Workspace::default());
                     assert_eq!(found, expected, "{} {} {rows} {bias}", level.name(), precision.name());
                     assert_eq!(found[0].is_none(), nothing);
                 }
-                let same = likeliest(level, &vec![0.0; rows * n_inputs], &packed, None, &mut Rounded::default());
+                let same = likeliest(level, &vec![0.0; rows * n_inputs], &packed, None, &mut Workspace::default());
                 assert_eq!(same, vec![Some(0); rows]);
             }
         }
@@ -390,12 +390,12 @@ fn the_largest_outputs_are_found_without_writing_any() {
 #[should_panic(expected = "7 numbers are not rows of 3 inputs")]
 fn inputs_of_another_length_panic() {
     let packed = PackedMatrix::new(&[1.0; 6], 3, 2, Precision::F32);
-    matmul(Level::PORTABLE, &[0.0; 7], &packed, Epilogue::default(), &mut Rounded::default(), &mut [0.0; 4]);
+    matmul(Level::PORTABLE, &[0.0; 7], &packed, Epilogue::default(), &mut Workspace::default(), &mut [0.0; 4]);
 }
 
 #[test]
 #[should_panic(expected = "the output of 2 rows of 2")]
 fn an_output_of_another_length_panics() {
     let packed = PackedMatrix::new(&[1.0; 6], 3, 2, Precision::F32);
-    matmul(Level::PORTABLE, &[0.0; 6], &packed, Epilogue::default(), &mut Rounded::default(), &mut [0.0; 3]);
+    matmul(Level::PORTABLE, &[0.0; 6], &packed, Epilogue::default(), &mut Workspace::default(), &mut [0.0; 3]);
 }

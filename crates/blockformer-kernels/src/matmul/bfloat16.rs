@@ -7,11 +7,12 @@
 #![allow(unsafe_code)] // Tiles are in no type of the language.
 
 use std::arch::asm;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::rounded::{grow, rows_of_a_part};
-use super::{Block, MAX_ROWS, Sums, TILE_ROWS, Task, Weights, begin, keep};
+use super::{Block, MAX_ROWS, RowWeights, Sums, TILE_ROWS, Task, VECTORS, Weights, begin, behind, keep};
 use crate::Level;
 use crate::packed::{BF16_INPUTS, Bf16Pairs, bf16, n_pairs};
 use crate::simd::{Bf16Simd, Kernel, PANEL, Simd, Tiles};
@@ -110,9 +111,7 @@ impl<'a> Pairs<'a> {
 }
 
 impl<S: Bf16Simd> Weights<S> for Pairs<'_> {
-    const INTEGERS: bool = false;
-    /// 32 KiB.
-    const INPUTS: usize = 512;
+    const SPANS_PANEL: bool = false;
     const ROWS: usize = S::TILE_ROWS;
 
     #[inline(always)]
@@ -129,7 +128,7 @@ impl<S: Bf16Simd> Weights<S> for Pairs<'_> {
         for (index, x) in x.iter_mut().enumerate() {
             *x = &self.rows.row(block.first_row + row + index)[pairs.clone()];
         }
-        let mut acc = begin(s, block, vector, sums);
+        let mut acc: [[S::V; VECTORS]; R] = begin(s, block, vector, sums);
         for (k, w) in self.panel(block.panel)[pairs].iter().enumerate() {
             for (acc, x) in acc.iter_mut().zip(x) {
                 // SAFETY: rows have as many pairs as weights are walked through.
@@ -142,6 +141,19 @@ impl<S: Bf16Simd> Weights<S> for Pairs<'_> {
         keep(s, &acc, vector, sums);
     }
 
+    /// 32 KiB.
+    #[inline(always)]
+    fn inputs(&self) -> usize {
+        512
+    }
+
+    #[inline(always)]
+    fn ahead(&self, block: &Block, _: usize) -> Option<Range<*const u8>> {
+        Some(behind(&self.panel(block.panel)[block.inputs.start / 2..n_pairs(block.inputs.end)]))
+    }
+}
+
+impl<S: Bf16Simd> RowWeights<S> for Pairs<'_> {
     #[inline(always)]
     fn row<const P: usize, const C: usize>(&self, s: S, first: usize) -> [[S::V; C]; P] {
         let mut panels = [self.panel(first); P];
@@ -168,7 +180,7 @@ impl<S: Bf16Simd> Weights<S> for Pairs<'_> {
 pub(super) fn panels<S: Simd>(s: S, tiles: Tiles, task: &mut Task<'_>, pairs: &[Bf16Pairs]) {
     /// Tiles of weights that all rows meet before the next, so many that they stay in the first-level cache.
     const LINES: usize = 8;
-    let rows = &task.rounded.bf16;
+    let rows = &task.workspace.bf16;
     let weights = Pairs { pairs, rows };
     let (n_panels, n_rows) = (task.weights.n_outputs().div_ceil(PANEL), task.x.len() / task.weights.n_inputs());
     let mut sums = Sums([[0.0; PANEL]; MAX_ROWS]);

@@ -1,7 +1,9 @@
 //! Products in float32, with weights of float32 or bfloat16.
 #![allow(unsafe_code)] // Numbers are read without a check in the innermost loops.
 
-use super::{Block, Weights, begin, keep};
+use super::{Block, RowWeights, Task, VECTORS, Weights, begin, behind, interleaved, keep};
+use std::ops::Range;
+
 use crate::packed::{Bf16Pairs, F32Row, n_pairs};
 use crate::simd::{PANEL, Simd};
 
@@ -9,6 +11,9 @@ use crate::simd::{PANEL, Simd};
 pub(super) trait Row: Copy {
     /// Inputs.
     const INPUTS: usize;
+    /// Inputs of one step of a loop that reads interleaved rows: several, so that it is fast wherever it falls in the lines of
+    /// the cache that hold it, and not so many that weights are kept in registers that sums need.
+    const TOGETHER: usize;
 
     /// Vector `index` of the columns at an input.
     fn load<S: Simd>(&self, s: S, index: usize, input: usize) -> S::V;
@@ -25,6 +30,7 @@ pub(super) trait Row: Copy {
 
 impl Row for F32Row {
     const INPUTS: usize = 1;
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn load<S: Simd>(&self, s: S, index: usize, _: usize) -> S::V {
@@ -34,6 +40,7 @@ impl Row for F32Row {
 
 impl Row for Bf16Pairs {
     const INPUTS: usize = 2;
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn load<S: Simd>(&self, s: S, index: usize, input: usize) -> S::V {
@@ -44,13 +51,7 @@ impl Row for Bf16Pairs {
 
 /// Adds rows of `x` with weights, without scales, input after input.
 #[inline(always)]
-fn dot<S: Simd, W: Row, const R: usize, const C: usize>(
-    s: S,
-    x: &[&[f32]; R],
-    rows: &[W],
-    vector: usize,
-    sums: &mut [[S::V; C]; R],
-) {
+fn dot<S: Simd, W: Row, const R: usize, const C: usize>(s: S, x: &[&[f32]; R], rows: &[W], sums: &mut [[S::V; C]; R]) {
     let n_inputs = x[0].len();
     for x in x {
         assert_eq!(x.len(), n_inputs, "as many inputs in every row");
@@ -60,12 +61,12 @@ fn dot<S: Simd, W: Row, const R: usize, const C: usize>(
     for (k, row) in whole.iter().enumerate() {
         for input in 0..W::INPUTS {
             // SAFETY: the input is one of `whole.len() · W::INPUTS <= n_inputs`, the length of all rows.
-            unsafe { add_input(s, x, k * W::INPUTS + input, row, (vector, input), &mut acc) };
+            unsafe { add_input(s, x, k * W::INPUTS + input, row, input, &mut acc) };
         }
     }
     for input in 0..n_inputs % W::INPUTS {
         // SAFETY: the input is one of `n_inputs`, the length of all rows.
-        unsafe { add_input(s, x, whole.len() * W::INPUTS + input, &rest[0], (vector, input), &mut acc) };
+        unsafe { add_input(s, x, whole.len() * W::INPUTS + input, &rest[0], input, &mut acc) };
     }
     *sums = acc;
 }
@@ -80,18 +81,18 @@ unsafe fn add_input<S: Simd, W: Row, const R: usize, const C: usize>(
     x: &[&[f32]; R],
     k: usize,
     row: &W,
-    (vector, input): (usize, usize),
+    input: usize,
     acc: &mut [[S::V; C]; R],
 ) {
-    let mut w = [s.splat(0.0); C];
-    for (c, w) in w.iter_mut().enumerate() {
-        *w = row.load(s, vector + c, input);
-    }
-    for (acc, x) in acc.iter_mut().zip(x) {
+    let mut inputs = [s.splat(0.0); R];
+    for (of_x, x) in inputs.iter_mut().zip(x) {
         // SAFETY: as the caller says.
-        let x = s.splat(unsafe { *x.get_unchecked(k) });
-        for (acc, w) in acc.iter_mut().zip(&w) {
-            *acc = s.mul_add(x, *w, *acc);
+        *of_x = s.splat(unsafe { *x.get_unchecked(k) });
+    }
+    for c in 0..C {
+        let w = row.load(s, c, input);
+        for (acc, x) in acc.iter_mut().zip(&inputs) {
+            acc[c] = s.mul_add(*x, w, acc[c]);
         }
     }
 }
@@ -128,11 +129,23 @@ fn dot_row<S: Simd, W: Row, const P: usize, const C: usize>(s: S, x: &[f32], pan
     acc
 }
 
+/// A task, its rows as they are or, if they are many, interleaved.
+#[inline(always)]
+pub(super) fn products<S: Simd, W: Row>(s: S, task: &mut Task<'_>, rows: &[W]) {
+    let (x, n_inputs, chunk) = (task.x, task.weights.n_inputs(), task.chunk);
+    if interleaved::serves(chunk, task.weights) {
+        let x = &task.workspace.interleaved.rows()[..x.len()];
+        super::panels(s, task, &Interleaved { weights: Plain { x, n_inputs, rows }, chunk });
+    } else {
+        super::products(s, task, &Plain { x, n_inputs, rows });
+    }
+}
+
 /// The weights of all panels, and the rows they meet.
-pub(super) struct Plain<'a, W> {
-    pub(super) x: &'a [f32],
-    pub(super) n_inputs: usize,
-    pub(super) rows: &'a [W],
+struct Plain<'a, W> {
+    x: &'a [f32],
+    n_inputs: usize,
+    rows: &'a [W],
 }
 
 impl<'a, W: Row> Plain<'a, W> {
@@ -141,12 +154,73 @@ impl<'a, W: Row> Plain<'a, W> {
         let n = if const { W::INPUTS == 1 } { self.n_inputs } else { n_pairs(self.n_inputs) };
         &self.rows[index * n..][..n]
     }
+
+    #[inline(always)]
+    fn block(&self, block: &Block) -> &'a [W] {
+        &self.panel(block.panel)[block.inputs.start / W::INPUTS..block.inputs.end.div_ceil(W::INPUTS)]
+    }
 }
 
+impl<W: Row> Plain<'_, W> {
+    /// Adds the products of a block with `R` rows, from `row` on, and all `C` vectors of a panel.
+    #[inline(always)]
+    fn add_block<S: Simd, const R: usize, const C: usize>(
+        &self,
+        s: S,
+        block: &Block,
+        row: usize,
+        sums: &mut [[f32; PANEL]; R],
+    ) {
+        let mut x = [&self.x[..0]; R];
+        for (index, x) in x.iter_mut().enumerate() {
+            let first = (block.first_row + row + index) * self.n_inputs + block.inputs.start;
+            *x = &self.x[first..][..block.inputs.len()];
+        }
+        let mut acc: [[S::V; C]; R] = begin(s, block, 0, sums);
+        dot(s, &x, self.block(block), &mut acc);
+        keep(s, &acc, 0, sums);
+    }
+}
+
+/// Tiles that span the panel, as few rows wait for weights from memory: they read them from front to back, and once.
 impl<S: Simd, W: Row> Weights<S> for Plain<'_, W> {
-    const INTEGERS: bool = false;
-    /// 32 KiB of float32, of which a pass over two vectors of eight takes half.
-    const INPUTS: usize = 256;
+    const SPANS_PANEL: bool = true;
+    const ROWS: usize = VECTORS * S::TILE_ROWS * S::LANES / PANEL;
+
+    #[inline(always)]
+    fn product<const R: usize>(&self, s: S, block: &Block, (row, _): (usize, usize), sums: &mut [[f32; PANEL]; R]) {
+        if const { PANEL / S::LANES == 2 } {
+            self.add_block::<S, R, 2>(s, block, row, sums);
+        } else {
+            self.add_block::<S, R, 4>(s, block, row, sums);
+        }
+    }
+
+    #[inline(always)]
+    fn inputs(&self) -> usize {
+        128
+    }
+}
+
+impl<S: Simd, W: Row> RowWeights<S> for Plain<'_, W> {
+    #[inline(always)]
+    fn row<const P: usize, const C: usize>(&self, s: S, first: usize) -> [[S::V; C]; P] {
+        let mut panels = [&self.rows[..0]; P];
+        for (index, panel) in panels.iter_mut().enumerate() {
+            *panel = self.panel(first + index);
+        }
+        dot_row(s, self.x, &panels)
+    }
+}
+
+/// The same with interleaved rows.
+struct Interleaved<'a, W> {
+    weights: Plain<'a, W>,
+    chunk: usize,
+}
+
+impl<S: Simd, W: Row> Weights<S> for Interleaved<'_, W> {
+    const SPANS_PANEL: bool = false;
     const ROWS: usize = S::TILE_ROWS;
 
     #[inline(always)]
@@ -157,23 +231,68 @@ impl<S: Simd, W: Row> Weights<S> for Plain<'_, W> {
         (row, vector): (usize, usize),
         sums: &mut [[f32; PANEL]; R],
     ) {
-        let Block { panel, first_row, ref inputs } = *block;
-        let mut x = [&self.x[..0]; R];
-        for (index, x) in x.iter_mut().enumerate() {
-            *x = &self.x[(first_row + row + index) * self.n_inputs + inputs.start..][..inputs.len()];
-        }
-        let rows = self.panel(panel);
-        let mut acc = begin(s, block, vector, sums);
-        dot(s, &x, &rows[inputs.start / W::INPUTS..inputs.end.div_ceil(W::INPUTS)], vector, &mut acc);
+        let Block { first_row, ref inputs, .. } = *block;
+        let Plain { x, n_inputs, .. } = self.weights;
+        let n_rows = self.chunk.min(x.len() / n_inputs - first_row);
+        let first = first_row * n_inputs + inputs.start * n_rows + row * inputs.len();
+        let (x, _) = x[first..][..R * inputs.len()].as_chunks();
+        let mut acc: [[S::V; VECTORS]; R] = begin(s, block, vector, sums);
+        dot_interleaved(s, x, self.weights.block(block), vector, &mut acc);
         keep(s, &acc, vector, sums);
     }
 
     #[inline(always)]
-    fn row<const P: usize, const C: usize>(&self, s: S, first: usize) -> [[S::V; C]; P] {
-        let mut panels = [&self.rows[..0]; P];
-        for (index, panel) in panels.iter_mut().enumerate() {
-            *panel = self.panel(first + index);
+    fn inputs(&self) -> usize {
+        interleaved::inputs(self.chunk)
+    }
+
+    #[inline(always)]
+    fn ahead(&self, block: &Block, _: usize) -> Option<Range<*const u8>> {
+        Some(behind(self.weights.block(block)))
+    }
+}
+
+/// Adds interleaved rows of `x` with weights, input after input.
+#[inline(always)]
+fn dot_interleaved<S: Simd, W: Row, const R: usize, const C: usize>(
+    s: S,
+    x: &[[f32; R]],
+    rows: &[W],
+    vector: usize,
+    sums: &mut [[S::V; C]; R],
+) {
+    let mut acc = *sums;
+    let whole = x.len() / W::TOGETHER * W::TOGETHER;
+    let ((x, rest), (rows, last)) = (x.split_at(whole), rows.split_at(whole / W::INPUTS));
+    let rows = rows.chunks_exact(const { W::TOGETHER / W::INPUTS });
+    for (x, rows) in x.chunks_exact(const { W::TOGETHER }).zip(rows) {
+        for (input, x) in x.iter().enumerate() {
+            add_interleaved(s, x, &rows[input / W::INPUTS], (vector, input % W::INPUTS), &mut acc);
         }
-        dot_row(s, self.x, &panels)
+    }
+    for (input, x) in rest.iter().enumerate() {
+        add_interleaved(s, x, &last[input / W::INPUTS], (vector, input % W::INPUTS), &mut acc);
+    }
+    *sums = acc;
+}
+
+/// Adds one input of rows of `x` with its weights: those of `row` at its input `input`.
+#[inline(always)]
+fn add_interleaved<S: Simd, W: Row, const R: usize, const C: usize>(
+    s: S,
+    x: &[f32; R],
+    row: &W,
+    (vector, input): (usize, usize),
+    acc: &mut [[S::V; C]; R],
+) {
+    let mut w = [s.splat(0.0); C];
+    for (c, w) in w.iter_mut().enumerate() {
+        *w = row.load(s, vector + c, input);
+    }
+    for (acc, x) in acc.iter_mut().zip(x) {
+        let x = s.splat(*x);
+        for (acc, w) in acc.iter_mut().zip(&w) {
+            *acc = s.mul_add(x, *w, *acc);
+        }
     }
 }

@@ -10,8 +10,10 @@
 //! their own. With 4 bits it is the weight, which has to be unpacked anyway; it counts from a minimum of its group, which is
 //! multiplied by the sum of the row's numbers and added first.
 
-use super::rounded::Group;
-use super::{Block, Rounded, VECTORS, Weights, begin, keep};
+use super::rounded::{Group, Rounded};
+use std::ops::Range;
+
+use super::{Block, LINE, RowWeights, VECTORS, Weights, begin, behind, keep};
 use crate::quantised::{Codes, GROUP_QUADS, QUAD};
 use crate::simd::{PANEL, Simd};
 
@@ -95,7 +97,9 @@ fn group_sums<S: Simd, K: Codes, const R: usize, const C: usize>(
 #[inline(always)]
 fn prefetch<S: Simd, K: Codes>(s: S, panel: &Panel<'_, K>, group: usize) {
     if let Some(scales) = panel.scales.get(group) {
-        s.prefetch(scales);
+        for offset in (0..size_of_val(scales)).step_by(LINE) {
+            s.prefetch(std::ptr::from_ref(scales).cast::<u8>().wrapping_add(offset));
+        }
     }
 }
 
@@ -200,12 +204,7 @@ fn add_group<S: Simd, K: Codes, const R: usize, const C: usize>(
 }
 
 impl<S: Simd, K: Codes> Weights<S> for Quantised<'_, K> {
-    const INTEGERS: bool = true;
-    /// 8 KiB of 8-bit weights.
-    const INPUTS: usize = {
-        assert!(256_usize.is_multiple_of(K::GROUP), "whole groups");
-        256
-    };
+    const SPANS_PANEL: bool = true;
     /// Two where their sums with a panel take all registers that are to spare, and weights need none.
     const ROWS: usize = if rows_meet_panels::<S, K>() { 2 } else { S::INTEGER_ROWS };
 
@@ -214,7 +213,7 @@ impl<S: Simd, K: Codes> Weights<S> for Quantised<'_, K> {
         let (rows, panel) = (self.rows::<R>(block.first_row + row), self.panel(block.panel));
         let groups = block.inputs.start / K::GROUP..block.inputs.end.div_ceil(K::GROUP);
         if const { PANEL / S::LANES == VECTORS } {
-            let mut acc = begin(s, block, 0, sums);
+            let mut acc: [[S::V; VECTORS]; R] = begin(s, block, 0, sums);
             for group in groups {
                 let of_group: [[S::I; VECTORS]; R] = group_sums(s, &rows, &panel, (group, 0));
                 let scales: [_; VECTORS] = scales(s, &panel, (group, 0));
@@ -245,6 +244,25 @@ impl<S: Simd, K: Codes> Weights<S> for Quantised<'_, K> {
         }
     }
 
+    /// 8 KiB of 8-bit weights.
+    #[inline(always)]
+    fn inputs(&self) -> usize {
+        const INPUTS: usize = 256;
+        const { assert!(INPUTS.is_multiple_of(K::GROUP), "whole groups") };
+        INPUTS
+    }
+
+    #[inline(always)]
+    fn ahead(&self, block: &Block, rows: usize) -> Option<Range<*const u8>> {
+        let group = K::GROUP / K::INPUTS;
+        let groups = block.inputs.start / K::GROUP..block.inputs.end.div_ceil(K::GROUP);
+        // Measured; weights of 4 bits take longer to unpack than to come.
+        (!K::SIGNED_INPUTS && rows >= 8)
+            .then(|| behind(&self.panel(block.panel).codes[groups.start * group..groups.end * group]))
+    }
+}
+
+impl<S: Simd, K: Codes> RowWeights<S> for Quantised<'_, K> {
     #[inline(always)]
     fn row<const P: usize, const C: usize>(&self, s: S, first: usize) -> [[S::V; C]; P] {
         let rows = self.rows::<1>(0);
@@ -267,7 +285,7 @@ impl<S: Simd, K: Codes> Weights<S> for Quantised<'_, K> {
 #[cfg(test)]
 mod tests {
     use crate::quantised::{Int4Codes, Int8Codes};
-    use crate::{Level, PackedMatrix, Precision};
+    use crate::{Level, PackedMatrix, Precision, Workspace};
 
     use super::*;
 
@@ -310,10 +328,10 @@ mod tests {
         let weights: Vec<f32> = noise(n_inputs * 37, 2).enumerate().map(|(i, noise)| weight(i, noise)).collect();
         let weights = PackedMatrix::new(&weights, n_inputs, 37, precision);
         for level in Level::supported() {
-            let (mut rows, mut out) = (Rounded::default(), vec![0.0; n_rows * 37]);
-            crate::matmul(level, &x, &weights, crate::Epilogue::default(), &mut rows, &mut out);
+            let (mut workspace, mut out) = (Workspace::default(), vec![0.0; n_rows * 37]);
+            crate::matmul(level, &x, &weights, crate::Epilogue::default(), &mut workspace, &mut out);
             for (i, got) in out.iter().enumerate() {
-                let (expected, terms) = exact::<C>(&rows, &weights, i / 37, i % 37);
+                let (expected, terms) = exact::<C>(&workspace.rounded, &weights, i / 37, i % 37);
                 let error = (f64::from(*got) - expected).abs();
                 // Of 4 bits, a code times the scale and the minimum may be much larger than the weight.
                 let allowed = if C::SIGNED_INPUTS { 2e-6 * terms + 2e-6 * f64::from(size) } else { 1e-6 * terms };

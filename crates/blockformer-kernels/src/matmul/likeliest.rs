@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::{Epilogue, Rounded, Sink, Task, chunk, part, pieces, rounded_for};
+use super::{Epilogue, Sink, Task, Workspace, chunk, part, pieces};
 use crate::Level;
 use crate::packed::PackedMatrix;
 use crate::simd::{PANEL, Simd};
@@ -65,7 +65,7 @@ pub fn likeliest(
     x: &[f32],
     weights: &PackedMatrix,
     bias: Option<&[f32]>,
-    rounded: &mut Rounded,
+    workspace: &mut Workspace,
 ) -> Vec<Option<usize>> {
     let (n_inputs, n_outputs) = (weights.n_inputs(), weights.n_outputs());
     assert!(x.len().is_multiple_of(n_inputs), "{} numbers are not rows of {n_inputs} inputs", x.len());
@@ -78,14 +78,15 @@ pub fn likeliest(
     }
     let chunk = chunk(level, rows, weights);
     let tasks = rows.div_ceil(chunk) * n_outputs.div_ceil(PANEL);
-    let rounded = rounded_for(level, x, weights, rounded);
+    workspace.fill(level, x, weights);
+    let workspace = &*workspace;
     let epilogue = Epilogue { bias, ..Epilogue::default() };
     let pieces = pieces(tasks, chunk * n_inputs * PANEL);
     // Each piece has candidates of its own; those of a row come in the order of its columns.
     let mut candidates = vec![Candidate::NONE; pieces * rows];
     candidates.par_chunks_mut(rows).enumerate().for_each(|(piece, candidates)| {
         let (sink, range) = (Sink::Largest(candidates), part(tasks, piece, pieces));
-        Task { x, rounded, weights, epilogue, sink, chunk, range }.run_on(level);
+        Task { x, workspace, weights, epilogue, sink, chunk, range }.run_on(level);
     });
     let of = |row: usize| candidates[row..].iter().step_by(rows).copied().reduce(Candidate::with);
     let found = |best: Candidate| (!best.sum.is_nan() && best.largest.is_finite()).then_some(best.column);

@@ -18,18 +18,14 @@ const PART: usize = 1 << 15;
 const MAX_GROUP: usize = Int8Codes::GROUP;
 const _: () = assert!(Int4Codes::GROUP <= MAX_GROUP);
 
-/// Room for rows of `x`, rounded for products with weights of 8 or 4 bits, and with bfloat16 ones where the CPU multiplies
-/// bfloat16. It grows as needed and can be used for one product after the other; other products leave it alone.
+/// Rows of `x`, rounded for products with weights of 8 or 4 bits.
 #[derive(Debug, Clone, Default)]
-pub struct Rounded {
+pub(super) struct Rounded {
     /// `[rows, n_groups, inputs of a group]`; behind the inputs stand codes of zeros.
     pub(super) codes: Vec<i8>,
     /// `[rows, n_groups]`.
     pub(super) groups: Vec<Group>,
     pub(super) n_groups: usize,
-    /// Rows of bfloat16, where the CPU multiplies such.
-    #[cfg(target_arch = "x86_64")]
-    pub(super) bf16: super::bfloat16::Rows,
     /// Steps of two quads in what is summed in 16 bits, the same for all weights; that the compiler does not know keeps it
     /// from unrolling them all, which costs more registers than there are.
     pub(super) n_steps: usize,
@@ -47,13 +43,8 @@ pub(super) struct Group {
 }
 
 impl Rounded {
-    /// Bytes of the room.
-    pub fn bytes(&self) -> usize {
-        #[cfg(target_arch = "x86_64")]
-        let bf16 = self.bf16.bytes();
-        #[cfg(not(target_arch = "x86_64"))]
-        let bf16 = 0;
-        size_of_val(&self.codes[..]) + size_of_val(&self.groups[..]) + bf16
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(&self.codes[..]) + size_of_val(&self.groups[..])
     }
 
     /// Rounds the rows of `x` for weights `C`.

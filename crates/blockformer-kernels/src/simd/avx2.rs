@@ -40,6 +40,21 @@ impl<const VNNI: bool> Avx2<VNNI> {
     }
 }
 
+/// The same, but the compiler does not know it, and so reads it again instead of keeping what it has read in a register that
+/// sums need.
+#[inline(always)]
+fn seen_anew<T>(x: &[T]) -> &[T] {
+    let mut first = x.as_ptr();
+    // Miri knows no assembly.
+    #[cfg(not(miri))]
+    // SAFETY: there is no instruction, so the pointer stays what it is.
+    unsafe {
+        asm!("/* {0} */", inout(reg) first, options(pure, nomem, nostack, preserves_flags));
+    }
+    // SAFETY: these are the parts of `x`.
+    unsafe { std::slice::from_raw_parts(first, x.len()) }
+}
+
 /// Quads that are summed in 16 bits.
 const TOGETHER: usize = Int8Codes::TOGETHER;
 
@@ -206,7 +221,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
     #[inline(always)]
     fn load_bf16_second(self, x: &[[u16; 2]]) -> __m256 {
-        let pairs = self.pairs(x);
+        let pairs = self.pairs(seen_anew(x));
         register!(_mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(-0x1_0000))))
     }
     #[inline(always)]
@@ -291,13 +306,11 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
-    fn prefetch<T>(self, soon: &T) {
-        const { assert!(align_of::<T>().is_multiple_of(64), "whole cache lines") };
+    fn prefetch(self, line: *const u8) {
         // Miri knows no prefetching.
-        for offset in (0..if cfg!(miri) { 0 } else { size_of::<T>() }).step_by(64) {
-            let line = std::ptr::from_ref(soon).cast::<i8>().wrapping_add(offset);
-            // SAFETY: the CPU has SSE where it has AVX2; a prefetch changes nothing that could be seen.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(line) }
+        if const { !cfg!(miri) } {
+            // SAFETY: the CPU has SSE where it has AVX2; a prefetch changes nothing that could be seen, wherever it points.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
         }
     }
     #[inline(always)]

@@ -1,0 +1,48 @@
+//! What products make of their inputs before they multiply them.
+
+use super::interleaved::Interleaved;
+use super::rounded::Rounded;
+use super::{chunk, interleaved};
+use crate::Level;
+use crate::packed::{PackedMatrix, Panels};
+use crate::quantised::{Int4Codes, Int8Codes};
+
+/// Room for rows of `x` as products take them: rounded for weights of 8 and 4 bits, and for bfloat16 ones where the CPU
+/// multiplies bfloat16; in the order in which they are read where many rows meet weights in float32. It grows as needed and
+/// can be used for one product after the other.
+#[derive(Debug, Clone, Default)]
+pub struct Workspace {
+    pub(super) rounded: Rounded,
+    /// Rows of bfloat16, where the CPU multiplies such.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) bf16: super::bfloat16::Rows,
+    pub(super) interleaved: Interleaved,
+}
+
+impl Workspace {
+    /// Bytes of the room.
+    pub fn bytes(&self) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        let bf16 = self.bf16.bytes();
+        #[cfg(not(target_arch = "x86_64"))]
+        let bf16 = 0;
+        self.rounded.bytes() + bf16 + self.interleaved.bytes()
+    }
+
+    /// Takes in the rows of `x` as products with the weights want them.
+    pub(super) fn fill(&mut self, level: Level, x: &[f32], weights: &PackedMatrix) {
+        let n_inputs = weights.n_inputs();
+        match &weights.panels {
+            #[cfg(target_arch = "x86_64")]
+            Panels::Bf16(_) if level.multiplies_bf16() => self.bf16.fill(level, x, n_inputs),
+            Panels::F32(_) | Panels::Bf16(_) => {
+                let chunk = chunk(level, x.len() / n_inputs, weights);
+                if interleaved::serves(chunk, weights) {
+                    self.interleaved.fill(level, x, n_inputs, chunk);
+                }
+            }
+            Panels::Int8 { .. } => self.rounded.fill::<Int8Codes>(level, x, n_inputs),
+            Panels::Int4 { .. } => self.rounded.fill::<Int4Codes>(level, x, n_inputs),
+        }
+    }
+}
