@@ -49,7 +49,7 @@ fn seen_anew<T>(x: &[T]) -> &[T] {
     #[cfg(not(miri))]
     // SAFETY: there is no instruction, so the pointer stays what it is.
     unsafe {
-        asm!("/* {0} */", inout(reg) first, options(pure, nomem, nostack, preserves_flags));
+        asm!("/* {0} */", inout(reg) first, options(pure, readonly, nostack, preserves_flags));
     }
     // SAFETY: these are the parts of `x`.
     unsafe { std::slice::from_raw_parts(first, x.len()) }
