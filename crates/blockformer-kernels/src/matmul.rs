@@ -366,13 +366,18 @@ fn tiles<S: Simd, W: Weights<S>>(s: S, weights: &W, block: &Block, sums: &mut [[
             let (rows, at) = (tile_rows(sums.len() - row, W::ROWS), (row, vector));
             ahead.ask(s, rows);
             // Tiles that a level has no registers for are not even compiled.
-            match rows {
-                12 if const { W::ROWS >= 12 } => tile::<S, W, 12>(s, weights, block, at, sums),
-                6 if const { W::ROWS >= 6 } => tile::<S, W, 6>(s, weights, block, at, sums),
-                4 if const { W::ROWS >= 4 } => tile::<S, W, 4>(s, weights, block, at, sums),
-                3 if const { W::ROWS >= 3 } => tile::<S, W, 3>(s, weights, block, at, sums),
-                2 if const { W::ROWS >= 2 } => tile::<S, W, 2>(s, weights, block, at, sums),
-                _ => tile::<S, W, 1>(s, weights, block, at, sums),
+            if const { W::ROWS >= 12 } && rows >= 12 {
+                tile::<S, W, 12>(s, weights, block, at, sums);
+            } else if const { W::ROWS >= 6 } && rows >= 6 {
+                tile::<S, W, 6>(s, weights, block, at, sums);
+            } else if const { W::ROWS >= 4 } && rows >= 4 {
+                tile::<S, W, 4>(s, weights, block, at, sums);
+            } else if const { W::ROWS >= 3 } && rows >= 3 {
+                tile::<S, W, 3>(s, weights, block, at, sums);
+            } else if const { W::ROWS >= 2 } && rows >= 2 {
+                tile::<S, W, 2>(s, weights, block, at, sums);
+            } else {
+                tile::<S, W, 1>(s, weights, block, at, sums);
             }
             row += rows;
         }

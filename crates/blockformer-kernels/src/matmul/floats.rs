@@ -1,19 +1,20 @@
 //! Products in float32, with weights of float32 or bfloat16.
 #![allow(unsafe_code)] // Numbers are read without a check in the innermost loops.
 
-use super::{Block, RowWeights, Task, VECTORS, Weights, begin, behind, interleaved, keep};
 use std::ops::Range;
 
+use super::{Block, RowWeights, Task, VECTORS, Weights, begin, behind, interleaved, keep};
 use crate::packed::{Bf16Pairs, F32Row, n_pairs};
 use crate::simd::{PANEL, Simd};
+
+/// Inputs of one step of a loop over interleaved rows: several, so that it is fast wherever it lies in the lines of the cache
+/// that its instructions come from.
+const TOGETHER: usize = 4;
 
 /// 32 columns at one or two consecutive inputs.
 pub(super) trait Row: Copy {
     /// Inputs.
     const INPUTS: usize;
-    /// Inputs of one step of a loop that reads interleaved rows: several, so that it is fast wherever it falls in the lines of
-    /// the cache that hold it, and not so many that weights are kept in registers that sums need.
-    const TOGETHER: usize;
 
     /// Vector `index` of the columns at an input.
     fn load<S: Simd>(&self, s: S, index: usize, input: usize) -> S::V;
@@ -30,7 +31,6 @@ pub(super) trait Row: Copy {
 
 impl Row for F32Row {
     const INPUTS: usize = 1;
-    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn load<S: Simd>(&self, s: S, index: usize, _: usize) -> S::V {
@@ -40,7 +40,6 @@ impl Row for F32Row {
 
 impl Row for Bf16Pairs {
     const INPUTS: usize = 2;
-    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn load<S: Simd>(&self, s: S, index: usize, input: usize) -> S::V {
@@ -262,10 +261,9 @@ fn dot_interleaved<S: Simd, W: Row, const R: usize, const C: usize>(
     sums: &mut [[S::V; C]; R],
 ) {
     let mut acc = *sums;
-    let whole = x.len() / W::TOGETHER * W::TOGETHER;
-    let ((x, rest), (rows, last)) = (x.split_at(whole), rows.split_at(whole / W::INPUTS));
-    let rows = rows.chunks_exact(const { W::TOGETHER / W::INPUTS });
-    for (x, rows) in x.chunks_exact(const { W::TOGETHER }).zip(rows) {
+    let (whole, rest) = x.as_chunks::<TOGETHER>();
+    let (rows, last) = rows.split_at(whole.len() * TOGETHER / W::INPUTS);
+    for (x, rows) in whole.iter().zip(rows.chunks_exact(const { TOGETHER / W::INPUTS })) {
         for (input, x) in x.iter().enumerate() {
             add_interleaved(s, x, &rows[input / W::INPUTS], (vector, input % W::INPUTS), &mut acc);
         }

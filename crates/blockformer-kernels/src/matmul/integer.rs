@@ -10,9 +10,9 @@
 //! their own. With 4 bits it is the weight, which has to be unpacked anyway; it counts from a minimum of its group, which is
 //! multiplied by the sum of the row's numbers and added first.
 
-use super::rounded::{Group, Rounded};
 use std::ops::Range;
 
+use super::rounded::{Group, Rounded};
 use super::{Block, LINE, RowWeights, VECTORS, Weights, begin, behind, keep};
 use crate::quantised::{Codes, GROUP_QUADS, QUAD};
 use crate::simd::{PANEL, Simd};
@@ -257,7 +257,7 @@ impl<S: Simd, K: Codes> Weights<S> for Quantised<'_, K> {
         let group = K::GROUP / K::INPUTS;
         let groups = block.inputs.start / K::GROUP..block.inputs.end.div_ceil(K::GROUP);
         // Measured; weights of 4 bits take longer to unpack than to come.
-        (!K::SIGNED_INPUTS && rows >= 8)
+        (!K::SIGNED_INPUTS && rows >= 12)
             .then(|| behind(&self.panel(block.panel).codes[groups.start * group..groups.end * group]))
     }
 }
