@@ -3,8 +3,8 @@
 use std::hint::black_box;
 
 use blockformer::kernels::{
-    Activation, AttentionInputs, AttentionShape, Epilogue, Level, PackedMatrix, Precision, Rounded, Stored, attention,
-    log_softmax, matmul,
+    Activation, AttentionInputs, AttentionShape, Epilogue, Level, PackedMatrix, Precision, Stored, Workspace,
+    attention, log_softmax, matmul,
 };
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -21,11 +21,11 @@ fn products(c: &mut Criterion) {
             let packed = PackedMatrix::new(&weights, n_inputs, n_outputs, precision);
             for rows in [1, 4, 32, 128] {
                 let (x, mut out) = (vec![0.5; rows * n_inputs], vec![0.0; rows * n_outputs]);
-                let mut rounded = Rounded::default();
+                let mut workspace = Workspace::default();
                 group.throughput(Throughput::Elements((rows * n_inputs * n_outputs) as u64));
                 let id = format!("{}/{}/{rows}x{n_inputs}x{n_outputs}", level.name(), precision.name());
                 group.bench_function(BenchmarkId::new("cpu", id), |b| {
-                    b.iter(|| matmul(level, black_box(&x), &packed, Epilogue::default(), &mut rounded, &mut out));
+                    b.iter(|| matmul(level, black_box(&x), &packed, Epilogue::default(), &mut workspace, &mut out));
                 });
             }
         }
