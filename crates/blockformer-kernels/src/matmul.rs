@@ -2,8 +2,9 @@
 //!
 //! The work is cut into panels of 32 columns and chunks of rows, which threads take. A task walks its panels; in a
 //! panel it takes as many inputs as fit the first-level cache, and for these all its rows, a register tile at a time,
-//! while the next weights are on their way. Few rows wait for weights from memory, which is faster read from front to back:
-//! their tiles span the panel. With a single row that is one walk through the weights, two panels at a time.
+//! and asks for the next weights meanwhile. Rows that are multiplied in float32 are first copied into the order in which
+//! tiles read them, unless they are so few that they wait for weights from memory: these are faster read from front to back, by
+//! tiles that span the panel. With a single row that is one walk through the weights, two panels at a time.
 //!
 //! However the work is cut, every number is summed in the same order, input after input from zero (of quantised
 //! weights, group after group, each from zero and then scaled, with 4 bits after its minimum; with AMX, 32 inputs from
@@ -265,7 +266,7 @@ fn panels<S: Simd, W: Weights<S>>(s: S, task: &mut Task<'_>, weights: &W) {
         let sums = &mut sums.0[..task.chunk.min(n_rows - first_row)];
         for first in (0..n_inputs).step_by(weights.inputs()) {
             let inputs = first..(first + weights.inputs()).min(n_inputs);
-            tiles(s, weights, &Block { panel, first_row, inputs }, sums);
+            tiles(s, weights, &Block { panel, first_row, rows: sums.len(), inputs }, sums);
         }
         for (row, sums) in sums.iter_mut().enumerate() {
             // SAFETY: row and panel belong to an index of the task.
@@ -346,10 +347,11 @@ impl Task<'_> {
     }
 }
 
-/// Some inputs of a panel, and the first of the rows they meet.
+/// Some inputs of a panel, and the rows they meet: those of a chunk.
 struct Block {
     panel: usize,
     first_row: usize,
+    rows: usize,
     inputs: Range<usize>,
 }
 
@@ -359,7 +361,7 @@ struct Block {
 fn tiles<S: Simd, W: Weights<S>>(s: S, weights: &W, block: &Block, sums: &mut [[f32; PANEL]]) {
     let vectors = if const { W::SPANS_PANEL } { PANEL / S::LANES } else { VECTORS };
     let passes = PANEL / S::LANES / vectors;
-    let mut ahead = Ahead::new(weights.ahead(block, sums.len()), passes * sums.len());
+    let mut ahead = Ahead::new(weights.ahead(block), passes * sums.len());
     for vector in (0..PANEL / S::LANES).step_by(vectors) {
         let mut row = 0;
         while row < sums.len() {
@@ -418,8 +420,10 @@ impl Ahead {
     /// `rows` is the sum of the rows of all tiles that ask.
     #[inline(always)]
     fn new(weights: Option<Range<*const u8>>, rows: usize) -> Self {
-        let Range { start, end } = weights.unwrap_or(std::ptr::null()..std::ptr::null());
-        let lines = (end as usize - start as usize) / LINE;
+        let Some(Range { start, end }) = weights else {
+            return Self { next: std::ptr::null(), lines: 0, lines_per_row: 0 };
+        };
+        let lines = (end.addr() - start.addr()) / LINE;
         Self { next: start, lines, lines_per_row: lines.div_ceil(rows) }
     }
 
@@ -495,10 +499,9 @@ trait Weights<S: Simd> {
     /// Inputs of a block: so many that weights stay in the first-level cache while all rows meet them.
     fn inputs(&self) -> usize;
 
-    /// Where the weights are that are wanted after those of a block, if it pays to ask for them: with few rows, or where
-    /// weights are few for what is done with them, the CPU does well enough.
+    /// Where the weights are that are wanted after those of a block, if it pays to ask for them.
     #[inline(always)]
-    fn ahead(&self, _block: &Block, _rows: usize) -> Option<Range<*const u8>> {
+    fn ahead(&self, _block: &Block) -> Option<Range<*const u8>> {
         None
     }
 }
@@ -509,9 +512,11 @@ trait RowWeights<S: Simd> {
     fn row<const P: usize, const C: usize>(&self, s: S, first: usize) -> [[S::V; C]; P];
 }
 
-/// Where as many weights are as some, behind them.
+/// Where as many weights are as some, `step` further on: with the step from block to block, the short last block of a panel asks
+/// for what no other asks for.
 #[inline(always)]
-fn behind<T>(weights: &[T]) -> Range<*const u8> {
-    let end = weights.as_ptr_range().end.cast::<u8>();
-    end..end.wrapping_add(size_of_val(weights))
+fn further_on<T>(weights: &[T], step: usize) -> Range<*const u8> {
+    const { assert!(align_of::<T>().is_multiple_of(LINE), "whole cache lines") };
+    let Range { start, end } = weights.as_ptr_range();
+    start.wrapping_add(step).cast()..end.wrapping_add(step).cast()
 }

@@ -7,12 +7,11 @@
 #![allow(unsafe_code)] // Tiles are in no type of the language.
 
 use std::arch::asm;
-use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::rounded::{grow, rows_of_a_part};
-use super::{Block, MAX_ROWS, RowWeights, Sums, TILE_ROWS, Task, VECTORS, Weights, begin, behind, keep};
+use super::{Block, MAX_ROWS, RowWeights, Sums, TILE_ROWS, Task, VECTORS, Weights, begin, keep};
 use crate::Level;
 use crate::packed::{BF16_INPUTS, Bf16Pairs, bf16, n_pairs};
 use crate::simd::{Bf16Simd, Kernel, PANEL, Simd, Tiles};
@@ -145,11 +144,6 @@ impl<S: Bf16Simd> Weights<S> for Pairs<'_> {
     #[inline(always)]
     fn inputs(&self) -> usize {
         512
-    }
-
-    #[inline(always)]
-    fn ahead(&self, block: &Block, _: usize) -> Option<Range<*const u8>> {
-        Some(behind(&self.panel(block.panel)[block.inputs.start / 2..n_pairs(block.inputs.end)]))
     }
 }
 

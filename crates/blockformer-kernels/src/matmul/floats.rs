@@ -3,8 +3,8 @@
 
 use std::ops::Range;
 
-use super::{Block, RowWeights, Task, VECTORS, Weights, begin, behind, interleaved, keep};
-use crate::packed::{Bf16Pairs, F32Row, n_pairs};
+use super::{Block, RowWeights, Task, VECTORS, Weights, begin, further_on, interleaved, keep};
+use crate::packed::{BF16_INPUTS, Bf16Pairs, F32Row, n_pairs};
 use crate::simd::{PANEL, Simd};
 
 /// Inputs of one step of a loop over interleaved rows: several, so that it is fast wherever it lies in the lines of the cache
@@ -181,7 +181,7 @@ impl<W: Row> Plain<'_, W> {
     }
 }
 
-/// Tiles that span the panel, as few rows wait for weights from memory: they read them from front to back, and once.
+/// Tiles that span the panel, as few rows wait for weights from memory: they read them from there once, from front to back.
 impl<S: Simd, W: Row> Weights<S> for Plain<'_, W> {
     const SPANS_PANEL: bool = true;
     const ROWS: usize = VECTORS * S::TILE_ROWS * S::LANES / PANEL;
@@ -230,11 +230,9 @@ impl<S: Simd, W: Row> Weights<S> for Interleaved<'_, W> {
         (row, vector): (usize, usize),
         sums: &mut [[f32; PANEL]; R],
     ) {
-        let Block { first_row, ref inputs, .. } = *block;
-        let Plain { x, n_inputs, .. } = self.weights;
-        let n_rows = self.chunk.min(x.len() / n_inputs - first_row);
-        let first = first_row * n_inputs + inputs.start * n_rows + row * inputs.len();
-        let (x, _) = x[first..][..R * inputs.len()].as_chunks();
+        let Block { first_row, rows, ref inputs, .. } = *block;
+        let first = first_row * self.weights.n_inputs + inputs.start * rows + row * inputs.len();
+        let (x, _) = self.weights.x[first..][..R * inputs.len()].as_chunks();
         let mut acc: [[S::V; VECTORS]; R] = begin(s, block, vector, sums);
         dot_interleaved(s, x, self.weights.block(block), vector, &mut acc);
         keep(s, &acc, vector, sums);
@@ -246,8 +244,9 @@ impl<S: Simd, W: Row> Weights<S> for Interleaved<'_, W> {
     }
 
     #[inline(always)]
-    fn ahead(&self, block: &Block, _: usize) -> Option<Range<*const u8>> {
-        Some(behind(self.weights.block(block)))
+    fn ahead(&self, block: &Block) -> Option<Range<*const u8>> {
+        let step = self.weights.panel(block.panel).len().min(interleaved::inputs(self.chunk) / W::INPUTS);
+        Some(further_on(self.weights.block(block), step))
     }
 }
 
@@ -261,6 +260,7 @@ fn dot_interleaved<S: Simd, W: Row, const R: usize, const C: usize>(
     sums: &mut [[S::V; C]; R],
 ) {
     let mut acc = *sums;
+    const { assert!(TOGETHER.is_multiple_of(W::INPUTS) && BF16_INPUTS.is_multiple_of(W::INPUTS), "whole rows of weights") };
     let (whole, rest) = x.as_chunks::<TOGETHER>();
     let (rows, last) = rows.split_at(whole.len() * TOGETHER / W::INPUTS);
     for (x, rows) in whole.iter().zip(rows.chunks_exact(const { TOGETHER / W::INPUTS })) {

@@ -13,9 +13,12 @@
 use std::ops::Range;
 
 use super::rounded::{Group, Rounded};
-use super::{Block, LINE, RowWeights, VECTORS, Weights, begin, behind, keep};
+use super::{Block, LINE, RowWeights, VECTORS, Weights, begin, further_on, keep};
 use crate::quantised::{Codes, GROUP_QUADS, QUAD};
 use crate::simd::{PANEL, Simd};
+
+/// Inputs of a block: 8 KiB of 8-bit weights.
+const INPUTS: usize = 256;
 
 /// Codes of all panels and their scales, and the rows they meet.
 pub(super) struct Quantised<'a, C: Codes> {
@@ -244,21 +247,23 @@ impl<S: Simd, K: Codes> Weights<S> for Quantised<'_, K> {
         }
     }
 
-    /// 8 KiB of 8-bit weights.
     #[inline(always)]
     fn inputs(&self) -> usize {
-        const INPUTS: usize = 256;
         const { assert!(INPUTS.is_multiple_of(K::GROUP), "whole groups") };
         INPUTS
     }
 
+    /// Few rows, and weights of 4 bits, which take longer to unpack than to come, gain nothing by it.
     #[inline(always)]
-    fn ahead(&self, block: &Block, rows: usize) -> Option<Range<*const u8>> {
-        let group = K::GROUP / K::INPUTS;
+    fn ahead(&self, block: &Block) -> Option<Range<*const u8>> {
+        const LEAST_ROWS: usize = 12;
+        if K::SIGNED_INPUTS || block.rows < LEAST_ROWS {
+            return None;
+        }
+        let (codes, group) = (self.panel(block.panel).codes, K::GROUP / K::INPUTS);
         let groups = block.inputs.start / K::GROUP..block.inputs.end.div_ceil(K::GROUP);
-        // Measured; weights of 4 bits take longer to unpack than to come.
-        (!K::SIGNED_INPUTS && rows >= 12)
-            .then(|| behind(&self.panel(block.panel).codes[groups.start * group..groups.end * group]))
+        let step = codes.len().min(INPUTS / K::INPUTS);
+        Some(further_on(&codes[groups.start * group..groups.end * group], step))
     }
 }
 

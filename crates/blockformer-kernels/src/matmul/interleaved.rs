@@ -5,7 +5,7 @@
 
 use rayon::prelude::*;
 
-use super::rounded::grow;
+use super::rounded::{PART, grow};
 use super::tile_rows;
 use crate::Level;
 use crate::packed::{BF16_INPUTS, PackedMatrix, Panels};
@@ -37,8 +37,13 @@ impl Interleaved {
     /// Takes in the rows of `x`, of which tasks take `chunk` each.
     pub(super) fn fill(&mut self, level: Level, x: &[f32], n_inputs: usize, chunk: usize) {
         grow(&mut self.0, x.len());
-        let chunks = x.par_chunks(chunk * n_inputs).zip(self.0[..x.len()].par_chunks_mut(chunk * n_inputs));
-        chunks.for_each(|(x, to)| level.run(Interleave { x, n_inputs, inputs: inputs(chunk), to }));
+        let inputs = inputs(chunk);
+        x.par_chunks(chunk * n_inputs).zip(self.0[..x.len()].par_chunks_mut(chunk * n_inputs)).for_each(|(x, to)| {
+            let block = inputs * (x.len() / n_inputs);
+            to.par_chunks_mut(block).with_min_len(PART.div_ceil(block)).enumerate().for_each(|(index, to)| {
+                level.run(Interleave { x, n_inputs, first: index * inputs, to });
+            });
+        });
     }
 
     /// The rows.
@@ -47,11 +52,12 @@ impl Interleaved {
     }
 }
 
-/// One chunk.
+/// One block of a chunk.
 struct Interleave<'a> {
     x: &'a [f32],
     n_inputs: usize,
-    inputs: usize,
+    /// The first input of the block.
+    first: usize,
     to: &'a mut [f32],
 }
 
@@ -61,23 +67,21 @@ impl Kernel for Interleave<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         let n_rows = self.x.len() / self.n_inputs;
-        for first in (0..self.n_inputs).step_by(self.inputs) {
-            let n = self.inputs.min(self.n_inputs - first);
-            let mut row = 0;
-            while row < n_rows {
-                let rows = tile_rows(n_rows - row, S::TILE_ROWS);
-                let x = &self.x[row * self.n_inputs + first..];
-                let to = &mut self.to[first * n_rows + row * n..][..rows * n];
-                match rows {
-                    12 => interleave::<12>(x, self.n_inputs, to),
-                    6 => interleave::<6>(x, self.n_inputs, to),
-                    4 => interleave::<4>(x, self.n_inputs, to),
-                    3 => interleave::<3>(x, self.n_inputs, to),
-                    2 => interleave::<2>(x, self.n_inputs, to),
-                    _ => interleave::<1>(x, self.n_inputs, to),
-                }
-                row += rows;
+        let n = self.to.len() / n_rows;
+        let mut row = 0;
+        while row < n_rows {
+            let rows = tile_rows(n_rows - row, S::TILE_ROWS);
+            let x = &self.x[row * self.n_inputs + self.first..];
+            let to = &mut self.to[row * n..][..rows * n];
+            match rows {
+                12 => interleave::<12>(x, self.n_inputs, to),
+                6 => interleave::<6>(x, self.n_inputs, to),
+                4 => interleave::<4>(x, self.n_inputs, to),
+                3 => interleave::<3>(x, self.n_inputs, to),
+                2 => interleave::<2>(x, self.n_inputs, to),
+                _ => interleave::<1>(x, self.n_inputs, to),
             }
+            row += rows;
         }
     }
 }

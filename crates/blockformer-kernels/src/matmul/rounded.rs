@@ -13,7 +13,7 @@ use crate::quantised::{Codes, Int4Codes, Int8Codes, QUAD};
 use crate::simd::{Kernel, MAX_LANES, Simd};
 
 /// Numbers of `x` that are worth a thread's attention.
-const PART: usize = 1 << 15;
+pub(super) const PART: usize = 1 << 15;
 /// Inputs of the largest group.
 const MAX_GROUP: usize = Int8Codes::GROUP;
 const _: () = assert!(Int4Codes::GROUP <= MAX_GROUP);

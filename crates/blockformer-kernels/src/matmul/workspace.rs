@@ -8,7 +8,7 @@ use crate::packed::{PackedMatrix, Panels};
 use crate::quantised::{Int4Codes, Int8Codes};
 
 /// Room for rows of `x` as products take them: rounded for weights of 8 and 4 bits, and for bfloat16 ones where the CPU
-/// multiplies bfloat16; in the order in which they are read where many rows meet weights in float32. It grows as needed and
+/// multiplies bfloat16; in the order in which they are read where many rows are multiplied in float32. It grows as needed and
 /// can be used for one product after the other.
 #[derive(Debug, Clone, Default)]
 pub struct Workspace {
