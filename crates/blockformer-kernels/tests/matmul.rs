@@ -341,7 +341,7 @@ fn bfloat16_products_take_rows_and_inputs_in_tiles_of_any_size() {
 fn a_workspace_serves_products_of_all_kinds_in_turn() {
     let mut used = Workspace::default();
     for level in levels() {
-        for (rows, n_inputs) in [(9, 70), (1, 33), (200, 129), (40, 64), (7, 200), (2, 7)] {
+        for (rows, n_inputs) in [(9, 70), (1, 33), (size(200), size(129)), (size(40), 64), (7, size(200)), (2, 7)] {
             for precision in Precision::ALL {
                 let packed = PackedMatrix::new(&noise(n_inputs * 40, 5), n_inputs, 40, precision);
                 let x = noise(rows * n_inputs, 6);
