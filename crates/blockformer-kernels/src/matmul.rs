@@ -27,7 +27,7 @@ use rayon::prelude::*;
 use crate::Level;
 use crate::activation::{Activation, apply};
 use crate::packed::{PackedMatrix, Panels};
-use crate::simd::{Bf16Kernel, Kernel, PANEL, Simd};
+use crate::simd::{Bf16Kernel, Kernel, PANEL, Simd, prefetch};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Bf16Simd, Tiles};
 #[cfg(target_arch = "x86_64")]
@@ -102,8 +102,7 @@ pub fn matmul(
     let chunk = chunk(level, rows, weights);
     let out = Output { first: out.as_mut_ptr(), n_outputs };
     let tasks = rows.div_ceil(chunk) * n_outputs.div_ceil(PANEL);
-    workspace.fill(level, x, weights);
-    let workspace = &*workspace;
+    let workspace = workspace.fill(level, x, weights, chunk);
     let run = |range: Range<usize>| {
         Task { x, workspace, weights, epilogue, sink: Sink::Out(&out), chunk, range }.run_on(level);
     };
@@ -199,7 +198,7 @@ impl Kernel for Floats<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         if let Panels::F32(rows) = &self.0.weights.panels {
-            floats::products(s, &mut self.0, rows);
+            floats::products_of_f32(s, &mut self.0, rows);
         }
     }
 }
@@ -246,9 +245,12 @@ impl Bf16Kernel for Bf16<'_> {
 
 #[inline(always)]
 fn products<S: Simd, W: Weights<S> + RowWeights<S>>(s: S, task: &mut Task<'_>, weights: &W) {
-    if task.x.len() > task.weights.n_inputs() {
-        panels(s, task, weights);
-    } else if const { PANEL / S::LANES == 2 } {
+    if task.x.len() > task.weights.n_inputs() { panels(s, task, weights) } else { only_row(s, task, weights) }
+}
+
+#[inline(always)]
+fn only_row<S: Simd, W: RowWeights<S>>(s: S, task: &mut Task<'_>, weights: &W) {
+    if const { PANEL / S::LANES == 2 } {
         one_row::<S, W, 2>(s, task, weights);
     } else {
         one_row::<S, W, 4>(s, task, weights);
@@ -366,7 +368,7 @@ fn tiles<S: Simd, W: Weights<S>>(s: S, weights: &W, block: &Block, sums: &mut [[
         let mut row = 0;
         while row < sums.len() {
             let (rows, at) = (tile_rows(sums.len() - row, W::ROWS), (row, vector));
-            ahead.ask(s, rows);
+            ahead.ask(rows);
             // Tiles that a level has no registers for are not even compiled.
             if const { W::ROWS >= 12 } && rows >= 12 {
                 tile::<S, W, 12>(s, weights, block, at, sums);
@@ -429,10 +431,10 @@ impl Ahead {
 
     /// What a tile of so many rows asks for.
     #[inline(always)]
-    fn ask<S: Simd>(&mut self, s: S, rows: usize) {
+    fn ask(&mut self, rows: usize) {
         let lines = (rows * self.lines_per_row).min(self.lines);
         for _ in 0..lines {
-            s.prefetch(self.next);
+            prefetch(self.next);
             self.next = self.next.wrapping_add(LINE);
         }
         self.lines -= lines;

@@ -64,6 +64,23 @@ impl Tiles {
     }
 }
 
+/// Asks for a cache line that will be read soon. It need not be there: nothing happens then, as on CPUs other than x86_64.
+#[inline(always)]
+pub(crate) fn prefetch(line: *const u8) {
+    // Miri knows no prefetching.
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    #[expect(
+        unsafe_code,
+        reason = "an instruction that all CPUs of x86_64 have and that changes nothing, wherever it points"
+    )]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.cast());
+    }
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    let _ = line;
+}
+
 /// Vectors of float32, and of the integers that quantised weights are multiplied in.
 ///
 /// All methods are `#[inline(always)]`. Where an operand is not a number, `max` and `min` give the second.
@@ -128,9 +145,6 @@ pub(crate) trait Simd: Copy {
     fn dot_quads(self, a: Self::B, b: Self::B, to: Self::I) -> Self::I {
         self.add_both(self.dot_bytes(a, b), to)
     }
-    /// Asks for a cache line that will be read soon. It need not be there: nothing happens then.
-    #[inline(always)]
-    fn prefetch(self, _line: *const u8) {}
     /// Whether four vectors are a panel's columns and registers suffice for the sums of two rows with all of them, so that
     /// products with 8-bit weights meet a whole panel.
     const ROWS_MEET_PANELS: bool = false;

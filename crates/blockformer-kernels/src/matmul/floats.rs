@@ -3,7 +3,8 @@
 
 use std::ops::Range;
 
-use super::{Block, RowWeights, Task, VECTORS, Weights, begin, further_on, interleaved, keep};
+use super::interleaved::{self, FEW_ROWS};
+use super::{Block, RowWeights, Task, VECTORS, Weights, begin, further_on, keep};
 use crate::packed::{BF16_INPUTS, Bf16Pairs, F32Row, n_pairs};
 use crate::simd::{PANEL, Simd};
 
@@ -48,52 +49,27 @@ impl Row for Bf16Pairs {
     }
 }
 
-/// Adds rows of `x` with weights, without scales, input after input.
+/// Adds rows of `x` with weights, input after input.
 #[inline(always)]
-fn dot<S: Simd, W: Row, const R: usize, const C: usize>(s: S, x: &[&[f32]; R], rows: &[W], sums: &mut [[S::V; C]; R]) {
-    let n_inputs = x[0].len();
+fn dot<S: Simd, const R: usize, const C: usize>(s: S, x: &[&[f32]; R], rows: &[F32Row], sums: &mut [[S::V; C]; R]) {
     for x in x {
-        assert_eq!(x.len(), n_inputs, "as many inputs in every row");
+        assert_eq!(x.len(), rows.len(), "as many inputs as weights in every row");
     }
-    let (whole, rest) = rows.split_at(n_inputs / W::INPUTS);
     let mut acc = *sums;
-    for (k, row) in whole.iter().enumerate() {
-        for input in 0..W::INPUTS {
-            // SAFETY: the input is one of `whole.len() · W::INPUTS <= n_inputs`, the length of all rows.
-            unsafe { add_input(s, x, k * W::INPUTS + input, row, input, &mut acc) };
+    for (k, row) in rows.iter().enumerate() {
+        let mut inputs = [s.splat(0.0); R];
+        for (of_x, x) in inputs.iter_mut().zip(x) {
+            // SAFETY: `k < rows.len()`, the length of all rows of `x`.
+            *of_x = s.splat(unsafe { *x.get_unchecked(k) });
         }
-    }
-    for input in 0..n_inputs % W::INPUTS {
-        // SAFETY: the input is one of `n_inputs`, the length of all rows.
-        unsafe { add_input(s, x, whole.len() * W::INPUTS + input, &rest[0], input, &mut acc) };
+        for c in 0..C {
+            let w = row.load(s, c, 0);
+            for (acc, x) in acc.iter_mut().zip(&inputs) {
+                acc[c] = s.mul_add(*x, w, acc[c]);
+            }
+        }
     }
     *sums = acc;
-}
-
-/// Adds input `k` of rows of `x` with its weights: those of `row` at its input `input`.
-///
-/// # Safety
-/// All rows of `x` have more than `k` inputs.
-#[inline(always)]
-unsafe fn add_input<S: Simd, W: Row, const R: usize, const C: usize>(
-    s: S,
-    x: &[&[f32]; R],
-    k: usize,
-    row: &W,
-    input: usize,
-    acc: &mut [[S::V; C]; R],
-) {
-    let mut inputs = [s.splat(0.0); R];
-    for (of_x, x) in inputs.iter_mut().zip(x) {
-        // SAFETY: as the caller says.
-        *of_x = s.splat(unsafe { *x.get_unchecked(k) });
-    }
-    for c in 0..C {
-        let w = row.load(s, c, input);
-        for (acc, x) in acc.iter_mut().zip(&inputs) {
-            acc[c] = s.mul_add(*x, w, acc[c]);
-        }
-    }
 }
 
 /// One row of `x` with the weights of `P` panels, without scales, input after input.
@@ -128,15 +104,27 @@ fn dot_row<S: Simd, W: Row, const P: usize, const C: usize>(s: S, x: &[f32], pan
     acc
 }
 
-/// A task, its rows as they are or, if they are many, interleaved.
+/// A task: an only row as it is, more interleaved.
 #[inline(always)]
 pub(super) fn products<S: Simd, W: Row>(s: S, task: &mut Task<'_>, rows: &[W]) {
     let (x, n_inputs, chunk) = (task.x, task.weights.n_inputs(), task.chunk);
     if interleaved::serves(chunk, task.weights) {
         let x = &task.workspace.interleaved.rows()[..x.len()];
-        super::panels(s, task, &Interleaved { weights: Plain { x, n_inputs, rows }, chunk });
+        let inputs = interleaved::inputs(chunk);
+        super::panels(s, task, &Interleaved { weights: Plain { x, n_inputs, rows }, inputs });
     } else {
-        super::products(s, task, &Plain { x, n_inputs, rows });
+        super::only_row(s, task, &Plain { x, n_inputs, rows });
+    }
+}
+
+/// A task with float32 weights: a few rows are left as they are, too.
+#[inline(always)]
+pub(super) fn products_of_f32<S: Simd>(s: S, task: &mut Task<'_>, rows: &[F32Row]) {
+    let (x, n_inputs) = (task.x, task.weights.n_inputs());
+    if (2..=FEW_ROWS).contains(&task.chunk) {
+        super::panels(s, task, &Plain { x, n_inputs, rows });
+    } else {
+        products(s, task, rows);
     }
 }
 
@@ -160,7 +148,7 @@ impl<'a, W: Row> Plain<'a, W> {
     }
 }
 
-impl<W: Row> Plain<'_, W> {
+impl Plain<'_, F32Row> {
     /// Adds the products of a block with `R` rows, from `row` on, and all `C` vectors of a panel.
     #[inline(always)]
     fn add_block<S: Simd, const R: usize, const C: usize>(
@@ -182,9 +170,12 @@ impl<W: Row> Plain<'_, W> {
 }
 
 /// Tiles that span the panel, as few rows wait for weights from memory: they read them from there once, from front to back.
-impl<S: Simd, W: Row> Weights<S> for Plain<'_, W> {
+impl<S: Simd> Weights<S> for Plain<'_, F32Row> {
     const SPANS_PANEL: bool = true;
-    const ROWS: usize = VECTORS * S::TILE_ROWS * S::LANES / PANEL;
+    const ROWS: usize = {
+        let rows = VECTORS * S::TILE_ROWS * S::LANES / PANEL;
+        if rows < FEW_ROWS { rows } else { FEW_ROWS }
+    };
 
     #[inline(always)]
     fn product<const R: usize>(&self, s: S, block: &Block, (row, _): (usize, usize), sums: &mut [[f32; PANEL]; R]) {
@@ -215,7 +206,8 @@ impl<S: Simd, W: Row> RowWeights<S> for Plain<'_, W> {
 /// The same with interleaved rows.
 struct Interleaved<'a, W> {
     weights: Plain<'a, W>,
-    chunk: usize,
+    /// Inputs of a block.
+    inputs: usize,
 }
 
 impl<S: Simd, W: Row> Weights<S> for Interleaved<'_, W> {
@@ -240,12 +232,12 @@ impl<S: Simd, W: Row> Weights<S> for Interleaved<'_, W> {
 
     #[inline(always)]
     fn inputs(&self) -> usize {
-        interleaved::inputs(self.chunk)
+        self.inputs
     }
 
     #[inline(always)]
     fn ahead(&self, block: &Block) -> Option<Range<*const u8>> {
-        let step = self.weights.panel(block.panel).len().min(interleaved::inputs(self.chunk) / W::INPUTS);
+        let step = self.weights.panel(block.panel).len().min(self.inputs / W::INPUTS);
         Some(further_on(self.weights.block(block), step))
     }
 }

@@ -15,7 +15,7 @@ use std::ops::Range;
 use super::rounded::{Group, Rounded};
 use super::{Block, LINE, RowWeights, VECTORS, Weights, begin, further_on, keep};
 use crate::quantised::{Codes, GROUP_QUADS, QUAD};
-use crate::simd::{PANEL, Simd};
+use crate::simd::{PANEL, Simd, prefetch};
 
 /// Inputs of a block: 8 KiB of 8-bit weights.
 const INPUTS: usize = 256;
@@ -98,10 +98,10 @@ fn group_sums<S: Simd, K: Codes, const R: usize, const C: usize>(
 
 /// Asks for the scales of a group. They are too few, between so many codes, for the CPU to see that they follow each other.
 #[inline(always)]
-fn prefetch<S: Simd, K: Codes>(s: S, panel: &Panel<'_, K>, group: usize) {
+fn ask_for_scales<K: Codes>(panel: &Panel<'_, K>, group: usize) {
     if let Some(scales) = panel.scales.get(group) {
         for offset in (0..size_of_val(scales)).step_by(LINE) {
-            s.prefetch(std::ptr::from_ref(scales).cast::<u8>().wrapping_add(offset));
+            prefetch(std::ptr::from_ref(scales).cast::<u8>().wrapping_add(offset));
         }
     }
 }
@@ -235,7 +235,7 @@ impl<S: Simd, K: Codes> Weights<S> for Quantised<'_, K> {
         }
         for group in groups {
             if row == 0 {
-                prefetch(s, &panel, group + 1);
+                ask_for_scales(&panel, group + 1);
             }
             if const { rows_meet_panels::<S, K>() } {
                 add_group::<S, K, R, 4>(s, &rows, &panel, (group, 0), sums);
@@ -275,7 +275,7 @@ impl<S: Simd, K: Codes> RowWeights<S> for Quantised<'_, K> {
         for (index, acc) in acc.iter_mut().enumerate() {
             let panel = self.panel(first + index);
             for group in 0..self.rows.n_groups {
-                prefetch(s, &panel, group + 1);
+                ask_for_scales(&panel, group + 1);
                 let [sums]: [[S::I; C]; 1] = group_sums(s, &rows, &panel, (group, 0));
                 let scales: [_; C] = scales(s, &panel, (group, 0));
                 for ((acc, sum), scales) in acc.iter_mut().zip(sums).zip(scales) {

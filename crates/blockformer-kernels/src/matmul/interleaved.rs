@@ -11,10 +11,13 @@ use crate::Level;
 use crate::packed::{BF16_INPUTS, PackedMatrix, Panels};
 use crate::simd::{Kernel, Simd};
 
-/// Whether chunks of so many rows are interleaved: not the few that wait for float32 weights from memory.
+/// Rows that are so few that they wait for float32 weights from memory.
+pub(super) const FEW_ROWS: usize = 6;
+
+/// Whether chunks of so many rows are interleaved.
 #[inline(always)]
 pub(super) fn serves(chunk: usize, weights: &PackedMatrix) -> bool {
-    chunk > if matches!(weights.panels, Panels::F32(_)) { 6 } else { 1 }
+    chunk > if matches!(weights.panels, Panels::F32(_)) { FEW_ROWS } else { 1 }
 }
 
 /// Inputs of a block: fewer where rows are few, so that no tile asks for too many weights at once. Whole lines of bfloat16

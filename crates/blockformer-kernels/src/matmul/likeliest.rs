@@ -78,8 +78,7 @@ pub fn likeliest(
     }
     let chunk = chunk(level, rows, weights);
     let tasks = rows.div_ceil(chunk) * n_outputs.div_ceil(PANEL);
-    workspace.fill(level, x, weights);
-    let workspace = &*workspace;
+    let workspace = workspace.fill(level, x, weights, chunk);
     let epilogue = Epilogue { bias, ..Epilogue::default() };
     let pieces = pieces(tasks, chunk * n_inputs * PANEL);
     // Each piece has candidates of its own; those of a row come in the order of its columns.

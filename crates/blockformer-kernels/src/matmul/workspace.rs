@@ -1,8 +1,7 @@
 //! What products make of their inputs before they multiply them.
 
-use super::interleaved::Interleaved;
+use super::interleaved::{self, Interleaved};
 use super::rounded::Rounded;
-use super::{chunk, interleaved};
 use crate::Level;
 use crate::packed::{PackedMatrix, Panels};
 use crate::quantised::{Int4Codes, Int8Codes};
@@ -29,14 +28,13 @@ impl Workspace {
         self.rounded.bytes() + bf16 + self.interleaved.bytes()
     }
 
-    /// Takes in the rows of `x` as products with the weights want them.
-    pub(super) fn fill(&mut self, level: Level, x: &[f32], weights: &PackedMatrix) {
+    /// Takes in the rows of `x`, of which tasks take `chunk` each, as products with the weights want them.
+    pub(super) fn fill(&mut self, level: Level, x: &[f32], weights: &PackedMatrix, chunk: usize) -> &Self {
         let n_inputs = weights.n_inputs();
         match &weights.panels {
             #[cfg(target_arch = "x86_64")]
             Panels::Bf16(_) if level.multiplies_bf16() => self.bf16.fill(level, x, n_inputs),
             Panels::F32(_) | Panels::Bf16(_) => {
-                let chunk = chunk(level, x.len() / n_inputs, weights);
                 if interleaved::serves(chunk, weights) {
                     self.interleaved.fill(level, x, n_inputs, chunk);
                 }
@@ -44,5 +42,6 @@ impl Workspace {
             Panels::Int8 { .. } => self.rounded.fill::<Int8Codes>(level, x, n_inputs),
             Panels::Int4 { .. } => self.rounded.fill::<Int4Codes>(level, x, n_inputs),
         }
+        self
     }
 }

@@ -308,14 +308,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
-    fn prefetch(self, line: *const u8) {
-        // Miri knows no prefetching.
-        if const { !cfg!(miri) } {
-            // SAFETY: the CPU has SSE where it has AVX2; a prefetch changes nothing that could be seen, wherever it points.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
-        }
-    }
-    #[inline(always)]
     fn dot_group<const R: usize>(
         self,
         x: [&[[i8; 4]; GROUP_QUADS]; R],

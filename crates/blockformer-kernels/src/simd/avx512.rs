@@ -195,14 +195,6 @@ impl<const MORE: u8> Simd for Avx512<MORE> {
         }
     }
     #[inline(always)]
-    fn prefetch(self, line: *const u8) {
-        // Miri knows no prefetching.
-        if const { !cfg!(miri) } {
-            // SAFETY: the CPU has SSE where it has AVX-512; a prefetch changes nothing that could be seen, wherever it points.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
-        }
-    }
-    #[inline(always)]
     fn to_float(self, x: __m512i) -> __m512 {
         register!(_mm512_cvtepi32_ps(x))
     }
