@@ -11,7 +11,8 @@ use std::arch::asm;
 use rayon::prelude::*;
 
 use super::rounded::{grow, rows_of_a_part};
-use super::{Block, MAX_ROWS, RowWeights, Sums, TILE_ROWS, Task, VECTORS, Weights, begin, keep};
+use super::tiles::{Block, VECTORS, Weights, begin, keep};
+use super::{MAX_ROWS, RowWeights, Sums, TILE_ROWS, Task};
 use crate::Level;
 use crate::packed::{BF16_INPUTS, Bf16Pairs, bf16, n_pairs};
 use crate::simd::{Bf16Simd, Kernel, PANEL, Simd, Tiles};

@@ -4,7 +4,8 @@
 use std::ops::Range;
 
 use super::interleaved::{self, FEW_ROWS};
-use super::{Block, RowWeights, Task, VECTORS, Weights, begin, further_on, keep};
+use super::tiles::{Block, VECTORS, Weights, begin, further_on, keep};
+use super::{RowWeights, Task};
 use crate::packed::{BF16_INPUTS, Bf16Pairs, F32Row, n_pairs};
 use crate::simd::{PANEL, Simd};
 

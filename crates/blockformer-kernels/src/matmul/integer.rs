@@ -12,8 +12,9 @@
 
 use std::ops::Range;
 
+use super::RowWeights;
 use super::rounded::{Group, Rounded};
-use super::{Block, LINE, RowWeights, VECTORS, Weights, begin, further_on, keep};
+use super::tiles::{Block, LINE, VECTORS, Weights, begin, further_on, keep};
 use crate::quantised::{Codes, GROUP_QUADS, QUAD};
 use crate::simd::{PANEL, Simd, prefetch};
 

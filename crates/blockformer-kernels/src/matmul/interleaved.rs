@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use super::rounded::{PART, grow};
-use super::tile_rows;
+use super::tiles::tile_rows;
 use crate::Level;
 use crate::packed::{BF16_INPUTS, PackedMatrix, Panels};
 use crate::simd::{Kernel, Simd};
