@@ -77,7 +77,7 @@ fn attentions(c: &mut Criterion) {
         let (scales, queries) = (vec![1.0 / 254.0; held / head_dim], vec![0.5; batch * n_queries * n_heads * head_dim]);
         let tables: Vec<usize> = (0..batch).collect();
         let visible: Vec<_> = (0..batch * n_queries).map(|i| 0..n_keys - (n_queries - 1 - i % n_queries)).collect();
-        let mut out = vec![0.0; queries.len()];
+        let (mut workspace, mut out) = (Workspace::default(), vec![0.0; queries.len()]);
         let stored = [("f32", Stored::F32(&numbers)), ("int8", Stored::Int8 { numbers: &codes, scales: &scales })];
         for (name, held) in stored {
             let id = format!("{}/{name}/{batch}x{n_queries}x{n_keys}", level.name());
@@ -86,7 +86,7 @@ fn attentions(c: &mut Criterion) {
             group.bench_function(BenchmarkId::new("cpu", id), |b| {
                 b.iter(|| {
                     let inputs = AttentionInputs { queries, keys, values, tables, bias: None };
-                    attention(level, shape, black_box(inputs), &visible, &mut out);
+                    attention(level, shape, black_box(inputs), &visible, &mut workspace, &mut out);
                 });
             });
         }

@@ -28,15 +28,20 @@ pub(crate) struct BlockModel {
 pub(crate) struct BlockState {
     blocks: Cache,
     tokens: TokenState,
-    /// The tokens of the block being decoded, one list a sequence.
-    current: Vec<Vec<u32>>,
+    /// The tokens of the block being decoded, `[batch, block_length]`, of which the first `n_current` of each sequence are
+    /// there.
+    current: Vec<u32>,
+    n_current: usize,
+    batch: usize,
     /// Positions of padding at the start of each sequence; empty if there are none.
     padded: Vec<usize>,
     x: Vec<f32>,
     embedder: EmbedderWork,
     /// The context embeddings that the block is decoded from, `[batch, context_blocks, n_embedding_tokens, d_model]`.
     context: Vec<f32>,
-    /// Bytes of those that the next block needs too.
+    /// Those of one sequence that the next block needs too, while its window moves on.
+    recent: Vec<f32>,
+    /// Bytes of those of all sequences.
     recent_bytes: usize,
     scratch: Scratch,
     /// Bytes of the buffers that the prompts took.
@@ -61,13 +66,14 @@ impl BlockState {
     }
 
     pub(crate) fn buffer_bytes(&self) -> usize {
-        let floats = size_of_val(&self.x[..]) + size_of_val(&self.context[..]);
+        let floats =
+            [&self.x, &self.context, &self.recent].iter().map(|floats| size_of_val(&floats[..])).sum::<usize>();
         let now = floats + self.embedder.bytes() + self.scratch.bytes() + self.tokens.buffer_bytes();
         now.max(self.prompt_bytes)
     }
 
     pub(crate) fn batch(&self) -> usize {
-        self.current.len()
+        self.batch
     }
 }
 
@@ -112,11 +118,14 @@ impl BlockModel {
         let mut state = BlockState {
             blocks: Cache::new(self.block_decoder.config(), batch, capacity),
             tokens: self.new_tokens(batch),
-            current: vec![Vec::with_capacity(length); batch],
+            current: vec![0; batch * length],
+            n_current: 0,
+            batch,
             padded: if padded.iter().any(|padded| *padded > 0) { padded } else { Vec::new() },
             x: Vec::new(),
             embedder: EmbedderWork::default(),
             context: Vec::new(),
+            recent: Vec::new(),
             recent_bytes: batch * (self.ends.context_blocks() - 1) * self.unit() * size_of::<f32>(),
             scratch: Scratch::default(),
             prompt_bytes: 0,
@@ -149,14 +158,17 @@ impl BlockModel {
     /// Takes in a token of each sequence: the first so many numbers of `state.tokens` are the hidden states that predict
     /// the next.
     fn go_on(&self, level: Level, state: &mut BlockState, tokens: &[u32]) -> usize {
-        assert_eq!(tokens.len(), state.current.len(), "one token a sequence");
-        for (block, token) in state.current.iter_mut().zip(tokens) {
-            block.push(*token);
+        assert_eq!(tokens.len(), state.batch, "one token a sequence");
+        let length = self.layout.block_length;
+        for (block, token) in state.current.chunks_exact_mut(length).zip(tokens) {
+            block[state.n_current] = *token;
         }
-        if state.current[0].len() == self.layout.block_length {
-            let ids = state.current.concat();
-            state.current.iter_mut().for_each(Vec::clear);
-            return self.take_in(level, &ids, None, state);
+        state.n_current += 1;
+        if state.n_current == length {
+            let ids = std::mem::take(&mut state.current);
+            let n = self.take_in(level, &ids, None, state);
+            (state.current, state.n_current) = (ids, 0);
+            return n;
         }
         let mut tools = Tools { level, scratch: &mut state.scratch, profile: &mut state.profile };
         self.token_decoder.go_on(tokens, &mut state.tokens, &mut tools)
@@ -235,8 +247,10 @@ impl BlockModel {
             let contexts = state.context[sequences.start * window..].chunks_exact_mut(window);
             for (row, (context, x)) in contexts.zip(x.chunks_exact(units * each)).enumerate() {
                 let padded = if begin { padded.get(row).map_or(0, |padded| padded / n) } else { 0 };
-                let recent = (!begin).then(|| context[each..].to_vec());
-                self.ends.window(Units { numbers: x, each, padded }, recent.as_deref(), units - 1, context);
+                state.recent.clear();
+                state.recent.extend_from_slice(&context[each..]);
+                let recent = (!begin).then_some(&state.recent[..]);
+                self.ends.window(Units { numbers: x, each, padded }, recent, units - 1, context);
             }
         }
         state.blocks.advance(positions);

@@ -262,12 +262,13 @@ impl Pass<'_> {
         let (batch, n_queries) = (self.rows, self.new);
         let shape =
             AttentionShape { batch, n_queries, n_heads, n_kv_heads: n_heads, head_dim, page_length, query_stride };
-        let Scratch { qkv, mixed, visible, tables, .. } = &mut *self.scratch;
+        let Scratch { qkv, mixed, visible, tables, workspace, .. } = &mut *self.scratch;
         tables.clear();
         tables.extend(0..batch);
         let queries = &qkv[..batch * n_queries * query_stride];
         let inputs = AttentionInputs { queries, keys: stored(&held.keys), values: stored(&held.values), tables, bias };
-        attention(self.level, shape, inputs, visible, room(mixed, batch * n_queries * n_heads * head_dim));
+        let mixed = room(mixed, batch * n_queries * n_heads * head_dim);
+        attention(self.level, shape, inputs, visible, workspace, mixed);
     }
 
     fn feed_forward(&mut self, x: &mut [f32]) {

@@ -30,7 +30,8 @@ pub(crate) struct Scratch {
     starts: Vec<usize>,
     /// The pages of each sequence, one after the other.
     pub(crate) tables: Vec<usize>,
-    /// What products make of their inputs before they multiply them.
+    pub(crate) likeliest: Vec<Option<usize>>,
+    /// What kernels keep while they compute.
     pub(crate) workspace: Workspace,
     /// Bytes of the most logits there were at once.
     pub(crate) logits: usize,
@@ -39,7 +40,7 @@ pub(crate) struct Scratch {
 impl Scratch {
     pub(crate) fn bytes(&self) -> usize {
         let floats = [&self.normed, &self.qkv, &self.mixed, &self.inner];
-        let tables = size_of_val(&self.starts[..]) + size_of_val(&self.tables[..]);
+        let tables = size_of_val(&self.starts[..]) + size_of_val(&self.tables[..]) + size_of_val(&self.likeliest[..]);
         let floats = floats.iter().map(|buffer| size_of_val(&buffer[..])).sum::<usize>();
         floats + size_of_val(&self.visible[..]) + tables + self.workspace.bytes() + self.logits
     }
@@ -352,7 +353,7 @@ impl Pass<'_> {
         let (keys, values) = (stored(&self.held.keys), stored(&self.held.values));
         let inputs = AttentionInputs { queries, keys, values, tables, bias: None };
         let mixed = room(mixed, batch * n_queries * n_heads * head_dim);
-        attention(self.level, shape, inputs, visible, mixed);
+        attention(self.level, shape, inputs, visible, workspace, mixed);
         self.layer.output.run(self.level, mixed, (Activation::Identity, Store::Add), workspace, x);
     }
 

@@ -17,10 +17,11 @@ use rayon::prelude::*;
 mod page;
 
 use self::page::{Page, Part, mix_page, score_page};
-use crate::Level;
+use crate::matmul::grow;
 use crate::simd::{Kernel, Simd};
 use crate::softmax::exp_and_sum;
 use crate::stored::{Int8, Stored, StoredRows};
+use crate::{Level, Workspace};
 
 /// Rows that share the loads of keys and values.
 const ROWS: usize = 4;
@@ -65,16 +66,19 @@ pub fn attention(
     shape: AttentionShape,
     inputs: AttentionInputs<'_>,
     visible: &[Range<usize>],
+    workspace: &mut Workspace,
     out: &mut [f32],
 ) {
     check(&shape, &inputs, visible, out.len());
     let AttentionInputs { queries, tables, bias, .. } = inputs;
     let call = Call { level, shape, queries, tables, bias, visible };
+    let scores = &mut workspace.scores;
     match (inputs.keys, inputs.values) {
-        (Stored::F32(keys), Stored::F32(values)) => call.run(keys, values, out),
-        (Stored::F16(keys), Stored::F16(values)) => call.run(keys, values, out),
-        (Stored::Int8 { numbers, scales }, Stored::Int8 { numbers: values, scales: of_values }) => {
-            call.run(Int8 { numbers, scales }, Int8 { numbers: values, scales: of_values }, out);
+        (Stored::F32(keys), Stored::F32(values)) => call.run(keys, values, scores, out),
+        (Stored::F16(keys), Stored::F16(values)) => call.run(keys, values, scores, out),
+        (Stored::Int8 { numbers, scales: of_keys }, Stored::Int8 { numbers: values, scales: of_values }) => {
+            let keys = Int8 { numbers, scales: of_keys };
+            call.run(keys, Int8 { numbers: values, scales: of_values }, scores, out);
         }
         _ => panic!("keys and values are stored in different ways"),
     }
@@ -92,23 +96,33 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Shares the tiles among threads.
-    fn run<N: StoredRows>(self, keys: N, values: N, out: &mut [f32]) {
+    /// Shares the tiles among threads, each with room for scores of its own.
+    fn run<N: StoredRows>(self, keys: N, values: N, scores: &mut Vec<f32>, out: &mut [f32]) {
         let Self { level, shape, visible, .. } = self;
-        let group = shape.n_heads / shape.n_kv_heads;
-        let tiles = (group * shape.n_queries).div_ceil(ROWS);
+        let rows = shape.n_heads / shape.n_kv_heads * shape.n_queries;
+        let tiles = rows.div_ceil(ROWS);
         let longest = visible.iter().map(|range| range.len()).max().unwrap_or(0);
         let out = Output(out.as_mut_ptr());
-        let run = |range: Range<usize>| level.run(Tiles { call: self, keys, values, out: &out, range, longest });
+        let run = |range: Range<usize>, scores: &mut [f32]| {
+            level.run(Tiles { call: self, keys, values, out: &out, range, longest, scores });
+        };
         let tasks = shape.batch * shape.n_kv_heads * tiles;
-        let per_task = (TASK / (2 * longest * shape.head_dim * ROWS.min(group * shape.n_queries)).max(1)).max(1);
+        let per_task = (TASK / (2 * longest * shape.head_dim * ROWS.min(rows)).max(1)).max(1);
+        let together = self.heads_together(longest).min(shape.n_kv_heads);
         let threads = rayon::current_num_threads();
-        let per_task = per_task.max(self.heads_together(longest).min(shape.n_kv_heads.div_ceil(threads)));
+        let per_task = per_task.max(together.min(shape.n_kv_heads.div_ceil(threads)));
+        // As much as longer sequences and more tasks will need, so that decoding does not make more room time and again.
+        let capacity = self.tables.len() / shape.batch * shape.page_length;
+        let of_a_piece = together * if rows == 1 { 1 } else { ROWS } * capacity;
+        let pieces = |tasks: usize| tasks.next_multiple_of(threads).min(4 * threads);
+        grow(scores, pieces(tasks) * of_a_piece);
         if tasks <= per_task || threads == 1 {
-            return run(0..tasks);
+            return run(0..tasks, scores);
         }
-        let pieces = tasks.div_ceil(per_task).next_multiple_of(threads).min(4 * threads);
-        (0..pieces).into_par_iter().for_each(|piece| run(tasks * piece / pieces..tasks * (piece + 1) / pieces));
+        let pieces = pieces(tasks.div_ceil(per_task));
+        scores.par_chunks_exact_mut(of_a_piece).take(pieces).enumerate().for_each(|(piece, scores)| {
+            run(tasks * piece / pieces..tasks * (piece + 1) / pieces, scores);
+        });
     }
 
     /// Key/value heads that are taken together: several where each has one tile and keys lie in several pages.
@@ -175,30 +189,29 @@ struct Tiles<'a, N> {
     out: &'a Output,
     range: Range<usize>,
     longest: usize,
+    scores: &'a mut [f32],
 }
 
 impl<N: StoredRows> Kernel for Tiles<'_, N> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Simd>(mut self, s: S) {
         let AttentionShape { n_queries, n_heads, n_kv_heads, .. } = self.call.shape;
         let group = n_heads / n_kv_heads;
         let rows = group * n_queries;
         let tiles = rows.div_ceil(ROWS);
         let together = self.call.heads_together(self.longest).min(n_kv_heads);
-        // The union of four ranges; longer only where ranges of neighbouring queries are far apart.
-        let mut scores = vec![0.0; together * ROWS.min(rows) * (self.longest + ROWS)];
-        let Range { start: mut index, end } = self.range;
+        let Range { start: mut index, end } = self.range.clone();
         while index < end {
             let (pair, tile) = (index / tiles, index % tiles);
             // Where heads are taken together, each is one tile.
             let heads = together.min(n_kv_heads - pair % n_kv_heads).min(end - index);
             let rows = tile * ROWS..((tile + 1) * ROWS).min(rows);
             if rows.len() == 1 {
-                self.tile::<S, 1>(s, pair..pair + heads, rows, &mut scores);
+                self.tile::<S, 1>(s, pair..pair + heads, rows);
             } else {
-                self.tile::<S, ROWS>(s, pair..pair + heads, rows, &mut scores);
+                self.tile::<S, ROWS>(s, pair..pair + heads, rows);
             }
             index += heads;
         }
@@ -217,11 +230,11 @@ struct Row<'a> {
     end: usize,
 }
 
-impl<N: StoredRows> Tiles<'_, N> {
+impl<'a, N: StoredRows> Tiles<'a, N> {
     /// Rows `rows` of the key/value heads `pairs`, numbered sequence by sequence, all of one, so that they see the same keys;
     /// with fewer than `R` rows the last is computed again.
     #[inline(always)]
-    fn tile<S: Simd, const R: usize>(&self, s: S, pairs: Range<usize>, rows: Range<usize>, scores: &mut Vec<f32>) {
+    fn tile<S: Simd, const R: usize>(&mut self, s: S, pairs: Range<usize>, rows: Range<usize>) {
         let AttentionShape { batch, n_kv_heads, head_dim, page_length, .. } = self.call.shape;
         let (sequence, kv_head) = (pairs.start / n_kv_heads, pairs.start % n_kv_heads);
         let last = rows.end - 1;
@@ -237,9 +250,6 @@ impl<N: StoredRows> Tiles<'_, N> {
             (start, end) = (start.min(row.start), end.max(row.end));
         }
         let n = end - start;
-        if scores.len() < heads.len() * R * n {
-            scores.resize(heads.len() * R * n, 0.0);
-        }
         let pages = self.call.tables.len() / batch;
         let table = &self.call.tables[sequence * pages..(sequence + 1) * pages];
         let walk = Walk {
@@ -251,7 +261,7 @@ impl<N: StoredRows> Tiles<'_, N> {
             page: n_kv_heads * page_length,
             head: kv_head * page_length,
         };
-        let scores = &mut scores[..heads.len() * R * n];
+        let scores = &mut self.scores[..heads.len() * R * n];
         for (at, first) in walk {
             for (head, (tile, scores)) in heads.iter().zip(scores.chunks_exact_mut(R * n)).enumerate() {
                 score_page::<S, N, R>(s, tile, self.keys, first + head * page_length, at.clone(), scores);
@@ -278,7 +288,7 @@ impl<N: StoredRows> Tiles<'_, N> {
         }
     }
 
-    fn row(&self, sequence: usize, kv_head: usize, row: usize) -> Row<'_> {
+    fn row(&self, sequence: usize, kv_head: usize, row: usize) -> Row<'a> {
         let AttentionShape { n_queries, n_heads, n_kv_heads, head_dim, query_stride, .. } = self.call.shape;
         // Queries next to each other share most keys, so they come first.
         let (head, query) = (kv_head * (n_heads / n_kv_heads) + row / n_queries, row % n_queries);

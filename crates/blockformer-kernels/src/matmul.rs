@@ -38,6 +38,7 @@ use likeliest::Candidate;
 pub use likeliest::likeliest;
 use tiles::{Block, Weights, tiles};
 pub use workspace::Workspace;
+pub(crate) use workspace::grow;
 
 /// Rows of a task at most; their sums are kept on its stack.
 const MAX_ROWS: usize = 192;

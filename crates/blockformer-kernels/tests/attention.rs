@@ -4,7 +4,7 @@ mod common;
 
 use std::ops::Range;
 
-use blockformer_kernels::{AttentionInputs, AttentionShape, Level, Stored, attention};
+use blockformer_kernels::{AttentionInputs, AttentionShape, Level, Stored, Workspace, attention};
 use common::{assert_close, levels, noise};
 use half::f16;
 
@@ -85,7 +85,7 @@ impl Case {
         let mut out = vec![f32::NAN; batch * n_queries * n_heads * head_dim];
         let tables: Vec<usize> = (0..batch).collect();
         let inputs = AttentionInputs { queries: &queries, keys, values, tables: &tables, bias: self.bias.as_deref() };
-        attention(level, self.shape, inputs, &self.visible, &mut out);
+        attention(level, self.shape, inputs, &self.visible, &mut Workspace::default(), &mut out);
         out
     }
 
@@ -117,7 +117,14 @@ impl Case {
             tables: &tables,
             bias: self.bias.as_deref(),
         };
-        attention(level, AttentionShape { page_length, ..self.shape }, inputs, &self.visible, &mut out);
+        attention(
+            level,
+            AttentionShape { page_length, ..self.shape },
+            inputs,
+            &self.visible,
+            &mut Workspace::default(),
+            &mut out,
+        );
         out
     }
 
@@ -136,7 +143,7 @@ impl Case {
             bias: self.bias.as_deref(),
         };
         let mut out = vec![f32::NAN; n_heads * head_dim];
-        attention(level, shape, inputs, &self.visible[position..=position], &mut out);
+        attention(level, shape, inputs, &self.visible[position..=position], &mut Workspace::default(), &mut out);
         out
     }
 }
@@ -287,7 +294,7 @@ fn keys_outside_of_the_range_are_not_read() {
             tables: &[0, 1],
             bias: None,
         };
-        attention(level, case.shape, inputs, &case.visible, &mut out);
+        attention(level, case.shape, inputs, &case.visible, &mut Workspace::default(), &mut out);
         assert_close(&out, &case.expected(), 1e-5, level.name());
     }
 }
@@ -312,7 +319,7 @@ fn a_page_that_is_not_there_panics() {
         tables: &[1],
         bias: None,
     };
-    attention(Level::PORTABLE, case.shape, inputs, &case.visible, &mut [0.0; 8]);
+    attention(Level::PORTABLE, case.shape, inputs, &case.visible, &mut Workspace::default(), &mut [0.0; 8]);
 }
 
 #[test]

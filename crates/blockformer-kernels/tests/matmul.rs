@@ -376,11 +376,13 @@ fn the_largest_outputs_are_found_without_writing_any() {
                     let epilogue = Epilogue { bias: Some(&biases), ..Epilogue::default() };
                     matmul(level, &x, &packed, epilogue, &mut Workspace::default(), &mut out);
                     let expected: Vec<_> = out.chunks(n_outputs).map(|row| argmax(level, row)).collect();
-                    let found = likeliest(level, &x, &packed, Some(&biases), &mut Workspace::default());
+                    let (mut workspace, mut found) = (Workspace::default(), vec![None; rows]);
+                    likeliest(level, &x, &packed, Some(&biases), &mut workspace, &mut found);
                     assert_eq!(found, expected, "{} {} {rows} {bias}", level.name(), precision.name());
                     assert_eq!(found[0].is_none(), nothing);
                 }
-                let same = likeliest(level, &vec![0.0; rows * n_inputs], &packed, None, &mut Workspace::default());
+                let (x, mut same) = (vec![0.0; rows * n_inputs], vec![None; rows]);
+                likeliest(level, &x, &packed, None, &mut Workspace::default(), &mut same);
                 assert_eq!(same, vec![Some(0); rows]);
             }
         }

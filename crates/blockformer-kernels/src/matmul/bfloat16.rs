@@ -10,8 +10,9 @@ use std::arch::asm;
 
 use rayon::prelude::*;
 
-use super::rounded::{grow, rows_of_a_part};
+use super::rounded::rows_of_a_part;
 use super::tiles::{Block, VECTORS, Weights, begin, keep};
+use super::workspace::grow;
 use super::{MAX_ROWS, RowWeights, Sums, TILE_ROWS, Task};
 use crate::Level;
 use crate::packed::{BF16_INPUTS, Bf16Pairs, bf16, n_pairs};

@@ -5,8 +5,9 @@
 
 use rayon::prelude::*;
 
-use super::rounded::{PART, grow};
+use super::rounded::PART;
 use super::tiles::tile_rows;
+use super::workspace::grow;
 use crate::Level;
 use crate::packed::{BF16_INPUTS, PackedMatrix, Panels};
 use crate::simd::{Kernel, Simd};

@@ -56,38 +56,43 @@ impl Candidate {
 ///
 /// # Shapes
 /// - `x`: `[rows, n_inputs]`
-/// - returns: one a row
+/// - `out`: `[rows]`
 ///
 /// # Panics
-/// If `x` and the bias do not fit `weights`.
+/// If `x`, `out` and the bias do not fit `weights`.
 pub fn likeliest(
     level: Level,
     x: &[f32],
     weights: &PackedMatrix,
     bias: Option<&[f32]>,
     workspace: &mut Workspace,
-) -> Vec<Option<usize>> {
+    out: &mut [Option<usize>],
+) {
     let (n_inputs, n_outputs) = (weights.n_inputs(), weights.n_outputs());
     assert!(x.len().is_multiple_of(n_inputs), "{} numbers are not rows of {n_inputs} inputs", x.len());
     if let Some(bias) = bias {
         assert_eq!(bias.len(), n_outputs, "the bias of {n_outputs} outputs");
     }
     let rows = x.len() / n_inputs;
+    assert_eq!(out.len(), rows, "the likeliest of {rows} rows");
     if rows == 0 {
-        return Vec::new();
+        return;
     }
     let chunk = chunk(level, rows, weights);
     let tasks = rows.div_ceil(chunk) * n_outputs.div_ceil(PANEL);
-    let workspace = workspace.fill(level, x, weights, chunk);
     let epilogue = Epilogue { bias, ..Epilogue::default() };
     let pieces = pieces(tasks, chunk * n_inputs * PANEL);
     // Each piece has candidates of its own; those of a row come in the order of its columns.
-    let mut candidates = vec![Candidate::NONE; pieces * rows];
+    let mut candidates = std::mem::take(&mut workspace.candidates);
+    candidates.clear();
+    candidates.resize(pieces * rows, Candidate::NONE);
+    let inputs = workspace.fill(level, x, weights, chunk);
     candidates.par_chunks_mut(rows).enumerate().for_each(|(piece, candidates)| {
         let (sink, range) = (Sink::Largest(candidates), part(tasks, piece, pieces));
-        Task { x, workspace, weights, epilogue, sink, chunk, range }.run_on(level);
+        Task { x, workspace: inputs, weights, epilogue, sink, chunk, range }.run_on(level);
     });
     let of = |row: usize| candidates[row..].iter().step_by(rows).copied().reduce(Candidate::with);
     let found = |best: Candidate| (!best.sum.is_nan() && best.largest.is_finite()).then_some(best.column);
-    (0..rows).map(|row| of(row).and_then(found)).collect()
+    (0..).zip(out).for_each(|(row, out)| *out = of(row).and_then(found));
+    workspace.candidates = candidates;
 }

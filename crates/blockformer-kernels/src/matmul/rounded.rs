@@ -8,6 +8,7 @@ use std::marker::PhantomData;
 
 use rayon::prelude::*;
 
+use super::workspace::grow;
 use crate::Level;
 use crate::quantised::{Codes, Int4Codes, Int8Codes, QUAD};
 use crate::simd::{Kernel, MAX_LANES, Simd};
@@ -82,12 +83,6 @@ impl Rounded {
 /// Rows of `x` that are worth a thread's attention.
 pub(super) fn rows_of_a_part(n_inputs: usize) -> usize {
     (PART / n_inputs).max(1)
-}
-
-pub(super) fn grow<T: Clone + Default>(buffer: &mut Vec<T>, n: usize) {
-    if buffer.len() < n {
-        buffer.resize(n, T::default());
-    }
 }
 
 struct Round<'a, C> {
