@@ -39,9 +39,9 @@ pub(crate) struct BlockState {
     embedder: EmbedderWork,
     /// The context embeddings that the block is decoded from, `[batch, context_blocks, n_embedding_tokens, d_model]`.
     context: Vec<f32>,
-    /// Those of one sequence that the next block needs too, while its window moves on.
+    /// Those of one sequence that the next block is decoded from too, while its window moves on.
     recent: Vec<f32>,
-    /// Bytes of those of all sequences.
+    /// Bytes of the context embeddings that the next block is decoded from too.
     recent_bytes: usize,
     scratch: Scratch,
     /// Bytes of the buffers that the prompts took.
@@ -165,9 +165,10 @@ impl BlockModel {
         }
         state.n_current += 1;
         if state.n_current == length {
+            state.n_current = 0;
             let ids = std::mem::take(&mut state.current);
             let n = self.take_in(level, &ids, None, state);
-            (state.current, state.n_current) = (ids, 0);
+            state.current = ids;
             return n;
         }
         let mut tools = Tools { level, scratch: &mut state.scratch, profile: &mut state.profile };
@@ -247,9 +248,11 @@ impl BlockModel {
             let contexts = state.context[sequences.start * window..].chunks_exact_mut(window);
             for (row, (context, x)) in contexts.zip(x.chunks_exact(units * each)).enumerate() {
                 let padded = if begin { padded.get(row).map_or(0, |padded| padded / n) } else { 0 };
-                state.recent.clear();
-                state.recent.extend_from_slice(&context[each..]);
-                let recent = (!begin).then_some(&state.recent[..]);
+                let recent = (!begin).then(|| {
+                    state.recent.clear();
+                    state.recent.extend_from_slice(&context[each..]);
+                    &state.recent[..]
+                });
                 self.ends.window(Units { numbers: x, each, padded }, recent, units - 1, context);
             }
         }

@@ -266,9 +266,10 @@ impl Pass<'_> {
         tables.clear();
         tables.extend(0..batch);
         let queries = &qkv[..batch * n_queries * query_stride];
-        let inputs = AttentionInputs { queries, keys: stored(&held.keys), values: stored(&held.values), tables, bias };
+        let (keys, values) = (stored(&held.keys), stored(&held.values));
+        let inputs = AttentionInputs { queries, keys, values, tables, visible, bias };
         let mixed = room(mixed, batch * n_queries * n_heads * head_dim);
-        attention(self.level, shape, inputs, visible, workspace, mixed);
+        attention(self.level, shape, inputs, workspace, mixed);
     }
 
     fn feed_forward(&mut self, x: &mut [f32]) {

@@ -30,7 +30,6 @@ pub(crate) struct Scratch {
     starts: Vec<usize>,
     /// The pages of each sequence, one after the other.
     pub(crate) tables: Vec<usize>,
-    pub(crate) likeliest: Vec<Option<usize>>,
     /// What kernels keep while they compute.
     pub(crate) workspace: Workspace,
     /// Bytes of the most logits there were at once.
@@ -40,7 +39,7 @@ pub(crate) struct Scratch {
 impl Scratch {
     pub(crate) fn bytes(&self) -> usize {
         let floats = [&self.normed, &self.qkv, &self.mixed, &self.inner];
-        let tables = size_of_val(&self.starts[..]) + size_of_val(&self.tables[..]) + size_of_val(&self.likeliest[..]);
+        let tables = size_of_val(&self.starts[..]) + size_of_val(&self.tables[..]);
         let floats = floats.iter().map(|buffer| size_of_val(&buffer[..])).sum::<usize>();
         floats + size_of_val(&self.visible[..]) + tables + self.workspace.bytes() + self.logits
     }
@@ -351,9 +350,9 @@ impl Pass<'_> {
         let shape = AttentionShape { batch, n_queries, n_heads, n_kv_heads, head_dim, page_length, query_stride };
         let queries = &qkv[..batch * n_queries * query_stride];
         let (keys, values) = (stored(&self.held.keys), stored(&self.held.values));
-        let inputs = AttentionInputs { queries, keys, values, tables, bias: None };
+        let inputs = AttentionInputs { queries, keys, values, tables, visible, bias: None };
         let mixed = room(mixed, batch * n_queries * n_heads * head_dim);
-        attention(self.level, shape, inputs, visible, workspace, mixed);
+        attention(self.level, shape, inputs, workspace, mixed);
         self.layer.output.run(self.level, mixed, (Activation::Identity, Store::Add), workspace, x);
     }
 

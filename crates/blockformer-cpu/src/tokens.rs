@@ -43,11 +43,7 @@ impl Vocabulary {
 
     /// The likeliest tokens of rows of hidden states; nothing where logits are no numbers.
     pub(crate) fn likeliest(&self, level: Level, hidden: &[f32], scratch: &mut Scratch) -> Vec<Option<u32>> {
-        let Scratch { likeliest, workspace, .. } = scratch;
-        likeliest.clear();
-        likeliest.resize(hidden.len() / self.table.width, None);
-        self.output.likeliest(level, hidden, workspace, likeliest);
-        likeliest.iter().map(|output| output.map(|output| output as u32)).collect()
+        self.output.likeliest(level, hidden, &mut scratch.workspace)
     }
 }
 

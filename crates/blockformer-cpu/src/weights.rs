@@ -76,8 +76,9 @@ impl Linear {
     }
 
     /// The first of the largest outputs of each row.
-    pub(crate) fn likeliest(&self, level: Level, x: &[f32], workspace: &mut Workspace, out: &mut [Option<usize>]) {
-        likeliest(level, x, &self.matrix, self.bias.as_deref(), workspace, out);
+    pub(crate) fn likeliest(&self, level: Level, x: &[f32], workspace: &mut Workspace) -> Vec<Option<u32>> {
+        let found = likeliest(level, x, &self.matrix, self.bias.as_deref(), workspace);
+        found.map(|output| output.map(|output| output as u32)).collect()
     }
 
     pub(crate) fn run(

@@ -11,16 +11,17 @@
 #![allow(unsafe_code)] // Threads write disjoint heads of one output.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
 mod page;
 
 use self::page::{Page, Part, mix_page, score_page};
-use crate::matmul::grow;
 use crate::simd::{Kernel, Simd};
 use crate::softmax::exp_and_sum;
 use crate::stored::{Int8, Stored, StoredRows};
+use crate::workspace::grow;
 use crate::{Level, Workspace};
 
 /// Rows that share the loads of keys and values.
@@ -29,6 +30,8 @@ const ROWS: usize = 4;
 const HEADS: usize = 8;
 /// Multiplications that are worth a thread's attention.
 const TASK: usize = 1 << 16;
+/// Numbers of a line of the cache.
+const LINE: usize = 16;
 
 /// The sizes of an attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,13 +53,11 @@ pub struct AttentionShape {
     pub query_stride: usize,
 }
 
-/// Attention; `visible[b · n_queries + q]` is the range of keys that query `q` of sequence `b` sees.
+/// Attention, with several threads where that pays. The workspace holds the scores of a tile for each thread, with room for as
+/// many keys as a sequence's pages have.
 ///
 /// # Shapes
-/// - `queries`: `[batch, n_queries, query_stride]`, of which the first `n_heads · head_dim` are read
-/// - `keys`, `values`: `[any number of pages, n_kv_heads, page_length, head_dim]`, both stored alike
-/// - `tables`: `[batch, pages of a sequence]`
-/// - `out`: `[batch, n_queries, n_heads · head_dim]`
+/// - `out`: `[batch, n_queries, n_heads · head_dim]`; the others are [`AttentionInputs`]'s
 ///
 /// # Panics
 /// If a slice does not have its shape, keys and values are not stored alike, a table names a page that is not there, or a
@@ -65,12 +66,11 @@ pub fn attention(
     level: Level,
     shape: AttentionShape,
     inputs: AttentionInputs<'_>,
-    visible: &[Range<usize>],
     workspace: &mut Workspace,
     out: &mut [f32],
 ) {
-    check(&shape, &inputs, visible, out.len());
-    let AttentionInputs { queries, tables, bias, .. } = inputs;
+    check(&shape, &inputs, out.len());
+    let AttentionInputs { queries, tables, bias, visible, .. } = inputs;
     let call = Call { level, shape, queries, tables, bias, visible };
     let scores = &mut workspace.scores;
     match (inputs.keys, inputs.values) {
@@ -100,28 +100,36 @@ impl Call<'_> {
     fn run<N: StoredRows>(self, keys: N, values: N, scores: &mut Vec<f32>, out: &mut [f32]) {
         let Self { level, shape, visible, .. } = self;
         let rows = shape.n_heads / shape.n_kv_heads * shape.n_queries;
-        let tiles = rows.div_ceil(ROWS);
+        let tasks = shape.batch * shape.n_kv_heads * rows.div_ceil(ROWS);
         let longest = visible.iter().map(|range| range.len()).max().unwrap_or(0);
+        let together = self.heads_together(longest).min(shape.n_kv_heads);
         let out = Output(out.as_mut_ptr());
         let run = |range: Range<usize>, scores: &mut [f32]| {
-            level.run(Tiles { call: self, keys, values, out: &out, range, longest, scores });
+            level.run(Tiles { call: self, keys, values, out: &out, range, together, scores });
         };
-        let tasks = shape.batch * shape.n_kv_heads * tiles;
-        let per_task = (TASK / (2 * longest * shape.head_dim * ROWS.min(rows)).max(1)).max(1);
-        let together = self.heads_together(longest).min(shape.n_kv_heads);
         let threads = rayon::current_num_threads();
-        let per_task = per_task.max(together.min(shape.n_kv_heads.div_ceil(threads)));
-        // As much as longer sequences and more tasks will need, so that decoding does not make more room time and again.
+        // Not only for the keys that are seen now: decoding need not make more room before its sequences have more pages.
         let capacity = self.tables.len() / shape.batch * shape.page_length;
-        let of_a_piece = together * if rows == 1 { 1 } else { ROWS } * capacity;
-        let pieces = |tasks: usize| tasks.next_multiple_of(threads).min(4 * threads);
-        grow(scores, pieces(tasks) * of_a_piece);
+        let of_a_tile = if rows == 1 { 1 } else { ROWS } * capacity;
+        let of_a_thread = together.min(tasks.div_ceil(threads)) * of_a_tile;
+        // Threads write to no line of the cache together.
+        let of_a_thread = of_a_thread.next_multiple_of(LINE) + LINE;
+        grow(scores, threads * of_a_thread);
+        let per_task = (TASK / (2 * longest * shape.head_dim * ROWS.min(rows)).max(1)).max(1);
+        let per_task = per_task.max(together.min(shape.n_kv_heads.div_ceil(threads)));
         if tasks <= per_task || threads == 1 {
             return run(0..tasks, scores);
         }
-        let pieces = pieces(tasks.div_ceil(per_task));
-        scores.par_chunks_exact_mut(of_a_piece).take(pieces).enumerate().for_each(|(piece, scores)| {
-            run(tasks * piece / pieces..tasks * (piece + 1) / pieces, scores);
+        let pieces = tasks.div_ceil(per_task).next_multiple_of(threads).min(4 * threads);
+        let next = AtomicUsize::new(0);
+        scores[..threads * of_a_thread].par_chunks_exact_mut(of_a_thread).with_max_len(1).for_each(|scores| {
+            loop {
+                let piece = next.fetch_add(1, Ordering::Relaxed);
+                if piece >= pieces {
+                    break;
+                }
+                run(tasks * piece / pieces..tasks * (piece + 1) / pieces, scores);
+            }
         });
     }
 
@@ -132,23 +140,26 @@ impl Call<'_> {
     }
 }
 
-/// What attention reads; shapes as [`attention`] says.
+/// What attention reads.
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionInputs<'a> {
-    /// Queries, not yet scaled.
+    /// Queries, not yet scaled: `[batch, n_queries, query_stride]`, of which the first `n_heads · head_dim` are read.
     pub queries: &'a [f32],
-    /// Keys.
+    /// Keys: `[any number of pages, n_kv_heads, page_length, head_dim]`.
     pub keys: Stored<'a>,
-    /// Values.
+    /// Values: as keys, and stored like them.
     pub values: Stored<'a>,
-    /// The pages of each sequence, in order, as many for each; what is behind the keys that are seen may be any page.
+    /// The pages of each sequence, in order, as many for each: `[batch, pages of a sequence]`. What is behind the keys that
+    /// are seen may be any page.
     pub tables: &'a [usize],
+    /// The keys that each query sees, positions of its sequence: `[batch, n_queries]`.
+    pub visible: &'a [Range<usize>],
     /// A bias for each head and distance, `[n_heads, distances]`: the last key that a query sees is at distance 0. T5's
     /// relative positions are such (Raffel et al. 2020, section 2.1).
     pub bias: Option<&'a [f32]>,
 }
 
-fn check(shape: &AttentionShape, inputs: &AttentionInputs<'_>, visible: &[Range<usize>], out: usize) {
+fn check(shape: &AttentionShape, inputs: &AttentionInputs<'_>, out: usize) {
     let AttentionShape { batch, n_queries, n_heads, n_kv_heads, head_dim, page_length, query_stride } = *shape;
     assert!(n_kv_heads > 0 && n_heads.is_multiple_of(n_kv_heads), "{n_heads} heads over {n_kv_heads} key/value heads");
     assert!(query_stride >= n_heads * head_dim, "a query stride of {query_stride} for {n_heads} heads of {head_dim}");
@@ -165,6 +176,7 @@ fn check(shape: &AttentionShape, inputs: &AttentionInputs<'_>, visible: &[Range<
     let n_pages = inputs.keys.len() / page;
     assert!(inputs.tables.iter().all(|page| *page < n_pages), "a table names a page beyond {n_pages}");
     let capacity = inputs.tables.len() / batch * page_length;
+    let visible = inputs.visible;
     assert_eq!(visible.len(), batch * n_queries, "ranges of visible keys");
     assert_eq!(out, batch * n_queries * n_heads * head_dim, "output");
     let distances = inputs.bias.map_or(usize::MAX, |bias| {
@@ -188,7 +200,8 @@ struct Tiles<'a, N> {
     values: N,
     out: &'a Output,
     range: Range<usize>,
-    longest: usize,
+    /// Key/value heads that are taken together at most.
+    together: usize,
     scores: &'a mut [f32],
 }
 
@@ -201,12 +214,11 @@ impl<N: StoredRows> Kernel for Tiles<'_, N> {
         let group = n_heads / n_kv_heads;
         let rows = group * n_queries;
         let tiles = rows.div_ceil(ROWS);
-        let together = self.call.heads_together(self.longest).min(n_kv_heads);
         let Range { start: mut index, end } = self.range.clone();
         while index < end {
             let (pair, tile) = (index / tiles, index % tiles);
             // Where heads are taken together, each is one tile.
-            let heads = together.min(n_kv_heads - pair % n_kv_heads).min(end - index);
+            let heads = self.together.min(n_kv_heads - pair % n_kv_heads).min(end - index);
             let rows = tile * ROWS..((tile + 1) * ROWS).min(rows);
             if rows.len() == 1 {
                 self.tile::<S, 1>(s, pair..pair + heads, rows);

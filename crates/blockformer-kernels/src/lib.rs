@@ -42,14 +42,16 @@ mod rotary;
 mod simd;
 mod softmax;
 mod stored;
+mod workspace;
 
 pub use activation::{Activation, gated};
 pub use attention::{AttentionInputs, AttentionShape, attention};
 pub use level::{LEVEL_VARIABLE, Level};
-pub use matmul::{Epilogue, Store, Workspace, likeliest, matmul};
+pub use matmul::{Epilogue, Store, likeliest, matmul};
 pub use memory::Numbers;
 pub use norm::{LayerNorm, RmsNorm};
 pub use packed::{PackedMatrix, Precision};
 pub use rotary::rotate;
 pub use softmax::{argmax, cross_entropy, log_softmax, log_sum_exp, softmax};
 pub use stored::Stored;
+pub use workspace::Workspace;

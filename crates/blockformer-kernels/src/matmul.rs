@@ -14,31 +14,30 @@
 #[cfg(target_arch = "x86_64")]
 mod bfloat16;
 mod floats;
+mod inputs;
 mod integer;
 mod interleaved;
 mod likeliest;
 mod rounded;
 mod tiles;
-mod workspace;
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use crate::Level;
 use crate::activation::{Activation, apply};
 use crate::packed::{PackedMatrix, Panels};
 use crate::simd::{Bf16Kernel, Kernel, PANEL, Simd};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Bf16Simd, Tiles};
+use crate::{Level, Workspace};
 #[cfg(target_arch = "x86_64")]
 use bfloat16::Pairs;
+pub(crate) use inputs::Inputs;
 use integer::Quantised;
-use likeliest::Candidate;
+pub(crate) use likeliest::Candidate;
 pub use likeliest::likeliest;
 use tiles::{Block, Weights, tiles};
-pub use workspace::Workspace;
-pub(crate) use workspace::grow;
 
 /// Rows of a task at most; their sums are kept on its stack.
 const MAX_ROWS: usize = 192;
@@ -103,9 +102,9 @@ pub fn matmul(
     let chunk = chunk(level, rows, weights);
     let out = Output { first: out.as_mut_ptr(), n_outputs };
     let tasks = rows.div_ceil(chunk) * n_outputs.div_ceil(PANEL);
-    let workspace = workspace.fill(level, x, weights, chunk);
+    let inputs = workspace.inputs.fill(level, x, weights, chunk);
     let run = |range: Range<usize>| {
-        Task { x, workspace, weights, epilogue, sink: Sink::Out(&out), chunk, range }.run_on(level);
+        Task { x, inputs, weights, epilogue, sink: Sink::Out(&out), chunk, range }.run_on(level);
     };
     match pieces(tasks, chunk * n_inputs * PANEL) {
         1 => run(0..tasks),
@@ -168,7 +167,7 @@ impl Output {
 struct Task<'a> {
     x: &'a [f32],
     /// The same as products want it.
-    workspace: &'a Workspace,
+    inputs: &'a Inputs,
     weights: &'a PackedMatrix,
     epilogue: Epilogue<'a>,
     sink: Sink<'a>,
@@ -209,7 +208,7 @@ impl Kernel for Integers<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let (weights, rows) = (self.0.weights, &self.0.workspace.rounded);
+        let (weights, rows) = (self.0.weights, &self.0.inputs.rounded);
         match &weights.panels {
             Panels::Int8 { codes, scales } => products(s, &mut self.0, &Quantised { codes, scales, rows }),
             Panels::Int4 { codes, scales } => products(s, &mut self.0, &Quantised { codes, scales, rows }),
@@ -230,7 +229,7 @@ impl Bf16Kernel for Bf16<'_> {
     #[inline(always)]
     fn run_pairs<S: Bf16Simd>(mut self, s: S) {
         if let Panels::Bf16(pairs) = &self.0.weights.panels {
-            let rows = &self.0.workspace.bf16;
+            let rows = &self.0.inputs.bf16;
             products(s, &mut self.0, &Pairs { pairs, rows });
         }
     }

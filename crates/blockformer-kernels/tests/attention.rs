@@ -84,8 +84,15 @@ impl Case {
         let AttentionShape { batch, n_queries, n_heads, head_dim, .. } = self.shape;
         let mut out = vec![f32::NAN; batch * n_queries * n_heads * head_dim];
         let tables: Vec<usize> = (0..batch).collect();
-        let inputs = AttentionInputs { queries: &queries, keys, values, tables: &tables, bias: self.bias.as_deref() };
-        attention(level, self.shape, inputs, &self.visible, &mut Workspace::default(), &mut out);
+        let inputs = AttentionInputs {
+            queries: &queries,
+            keys,
+            values,
+            tables: &tables,
+            visible: &self.visible,
+            bias: self.bias.as_deref(),
+        };
+        attention(level, self.shape, inputs, &mut used(), &mut out);
         out
     }
 
@@ -115,16 +122,10 @@ impl Case {
             keys: keys[..].into(),
             values: values[..].into(),
             tables: &tables,
+            visible: &self.visible,
             bias: self.bias.as_deref(),
         };
-        attention(
-            level,
-            AttentionShape { page_length, ..self.shape },
-            inputs,
-            &self.visible,
-            &mut Workspace::default(),
-            &mut out,
-        );
+        attention(level, AttentionShape { page_length, ..self.shape }, inputs, &mut used(), &mut out);
         out
     }
 
@@ -140,12 +141,25 @@ impl Case {
             keys: keys[..].into(),
             values: values[..].into(),
             tables: &tables,
+            visible: &self.visible[position..=position],
             bias: self.bias.as_deref(),
         };
         let mut out = vec![f32::NAN; n_heads * head_dim];
-        attention(level, shape, inputs, &self.visible[position..=position], &mut Workspace::default(), &mut out);
+        attention(level, shape, inputs, &mut used(), &mut out);
         out
     }
+}
+
+/// A workspace in which all scores were no numbers: with more room than some cases need, and less than others do.
+fn used() -> Workspace {
+    let case = case(1, 3, (4, 2), 8, 50);
+    let ([queries, keys, _], mut workspace, mut out) = (case.inputs(), Workspace::default(), vec![0.0; 3 * 4 * 8]);
+    let nothing = vec![f32::NAN; keys.len()];
+    let (keys, values) = (Stored::F32(&nothing), Stored::F32(&nothing));
+    let inputs = AttentionInputs { queries: &queries, keys, values, tables: &[0], visible: &case.visible, bias: None };
+    attention(Level::PORTABLE, case.shape, inputs, &mut workspace, &mut out);
+    assert!(out.iter().all(|x| x.is_nan()));
+    workspace
 }
 
 fn cases() -> Vec<Case> {
@@ -292,9 +306,10 @@ fn keys_outside_of_the_range_are_not_read() {
             keys: keys[..].into(),
             values: values[..].into(),
             tables: &[0, 1],
+            visible: &case.visible,
             bias: None,
         };
-        attention(level, case.shape, inputs, &case.visible, &mut Workspace::default(), &mut out);
+        attention(level, case.shape, inputs, &mut used(), &mut out);
         assert_close(&out, &case.expected(), 1e-5, level.name());
     }
 }
@@ -317,9 +332,10 @@ fn a_page_that_is_not_there_panics() {
         keys: keys[..].into(),
         values: values[..].into(),
         tables: &[1],
+        visible: &case.visible,
         bias: None,
     };
-    attention(Level::PORTABLE, case.shape, inputs, &case.visible, &mut Workspace::default(), &mut [0.0; 8]);
+    attention(Level::PORTABLE, case.shape, inputs, &mut used(), &mut [0.0; 8]);
 }
 
 #[test]

@@ -12,11 +12,11 @@ use rayon::prelude::*;
 
 use super::rounded::rows_of_a_part;
 use super::tiles::{Block, VECTORS, Weights, begin, keep};
-use super::workspace::grow;
 use super::{MAX_ROWS, RowWeights, Sums, TILE_ROWS, Task};
 use crate::Level;
 use crate::packed::{BF16_INPUTS, Bf16Pairs, bf16, n_pairs};
 use crate::simd::{Bf16Simd, Kernel, PANEL, Simd, Tiles};
+use crate::workspace::grow;
 
 /// Pairs of inputs of a tile, and its columns.
 const TILE_PAIRS: usize = BF16_INPUTS / 2;
@@ -176,7 +176,7 @@ impl<S: Bf16Simd> RowWeights<S> for Pairs<'_> {
 pub(super) fn panels<S: Simd>(s: S, tiles: Tiles, task: &mut Task<'_>, pairs: &[Bf16Pairs]) {
     /// Tiles of weights that all rows meet before the next, so many that they stay in the first-level cache.
     const LINES: usize = 8;
-    let rows = &task.workspace.bf16;
+    let rows = &task.inputs.bf16;
     let weights = Pairs { pairs, rows };
     let (n_panels, n_rows) = (task.weights.n_outputs().div_ceil(PANEL), task.x.len() / task.weights.n_inputs());
     let mut sums = Sums([[0.0; PANEL]; MAX_ROWS]);

@@ -110,7 +110,7 @@ fn dot_row<S: Simd, W: Row, const P: usize, const C: usize>(s: S, x: &[f32], pan
 pub(super) fn products<S: Simd, W: Row>(s: S, task: &mut Task<'_>, rows: &[W]) {
     let (x, n_inputs, chunk) = (task.x, task.weights.n_inputs(), task.chunk);
     if interleaved::serves(chunk, task.weights) {
-        let x = &task.workspace.interleaved.rows()[..x.len()];
+        let x = &task.inputs.interleaved.rows()[..x.len()];
         let inputs = interleaved::inputs(chunk);
         super::panels(s, task, &Interleaved { weights: Plain { x, n_inputs, rows }, inputs });
     } else {

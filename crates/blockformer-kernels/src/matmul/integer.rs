@@ -337,7 +337,7 @@ mod tests {
             let (mut workspace, mut out) = (Workspace::default(), vec![0.0; n_rows * 37]);
             crate::matmul(level, &x, &weights, crate::Epilogue::default(), &mut workspace, &mut out);
             for (i, got) in out.iter().enumerate() {
-                let (expected, terms) = exact::<C>(&workspace.rounded, &weights, i / 37, i % 37);
+                let (expected, terms) = exact::<C>(&workspace.inputs.rounded, &weights, i / 37, i % 37);
                 let error = (f64::from(*got) - expected).abs();
                 // Of 4 bits, a code times the scale and the minimum may be much larger than the weight.
                 let allowed = if C::SIGNED_INPUTS { 2e-6 * terms + 2e-6 * f64::from(size) } else { 1e-6 * terms };

@@ -7,10 +7,10 @@ use rayon::prelude::*;
 
 use super::rounded::PART;
 use super::tiles::tile_rows;
-use super::workspace::grow;
 use crate::Level;
 use crate::packed::{BF16_INPUTS, PackedMatrix, Panels};
 use crate::simd::{Kernel, Simd};
+use crate::workspace::grow;
 
 /// Rows that are so few that they wait for float32 weights from memory.
 pub(super) const FEW_ROWS: usize = 6;

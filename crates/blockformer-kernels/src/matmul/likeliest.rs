@@ -2,14 +2,14 @@
 
 use rayon::prelude::*;
 
-use super::{Epilogue, Sink, Task, Workspace, chunk, part, pieces};
-use crate::Level;
+use super::{Epilogue, Sink, Task, chunk, part, pieces};
 use crate::packed::PackedMatrix;
 use crate::simd::{PANEL, Simd};
+use crate::{Level, Workspace};
 
 /// The largest of some columns of a row.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Candidate {
+pub(crate) struct Candidate {
     largest: f32,
     column: usize,
     /// The sum of the columns, which is not a number if one is not, or if infinities of both signs meet.
@@ -56,43 +56,40 @@ impl Candidate {
 ///
 /// # Shapes
 /// - `x`: `[rows, n_inputs]`
-/// - `out`: `[rows]`
+/// - returns: one a row
 ///
 /// # Panics
-/// If `x`, `out` and the bias do not fit `weights`.
-pub fn likeliest(
+/// If `x` and the bias do not fit `weights`.
+pub fn likeliest<'w>(
     level: Level,
     x: &[f32],
     weights: &PackedMatrix,
     bias: Option<&[f32]>,
-    workspace: &mut Workspace,
-    out: &mut [Option<usize>],
-) {
+    workspace: &'w mut Workspace,
+) -> impl ExactSizeIterator<Item = Option<usize>> + use<'w> {
     let (n_inputs, n_outputs) = (weights.n_inputs(), weights.n_outputs());
     assert!(x.len().is_multiple_of(n_inputs), "{} numbers are not rows of {n_inputs} inputs", x.len());
     if let Some(bias) = bias {
         assert_eq!(bias.len(), n_outputs, "the bias of {n_outputs} outputs");
     }
     let rows = x.len() / n_inputs;
-    assert_eq!(out.len(), rows, "the likeliest of {rows} rows");
-    if rows == 0 {
-        return;
-    }
-    let chunk = chunk(level, rows, weights);
-    let tasks = rows.div_ceil(chunk) * n_outputs.div_ceil(PANEL);
-    let epilogue = Epilogue { bias, ..Epilogue::default() };
-    let pieces = pieces(tasks, chunk * n_inputs * PANEL);
-    // Each piece has candidates of its own; those of a row come in the order of its columns.
-    let mut candidates = std::mem::take(&mut workspace.candidates);
+    let Workspace { inputs, candidates, .. } = workspace;
     candidates.clear();
-    candidates.resize(pieces * rows, Candidate::NONE);
-    let inputs = workspace.fill(level, x, weights, chunk);
-    candidates.par_chunks_mut(rows).enumerate().for_each(|(piece, candidates)| {
-        let (sink, range) = (Sink::Largest(candidates), part(tasks, piece, pieces));
-        Task { x, workspace: inputs, weights, epilogue, sink, chunk, range }.run_on(level);
-    });
-    let of = |row: usize| candidates[row..].iter().step_by(rows).copied().reduce(Candidate::with);
+    if rows > 0 {
+        let chunk = chunk(level, rows, weights);
+        let tasks = rows.div_ceil(chunk) * n_outputs.div_ceil(PANEL);
+        let inputs = inputs.fill(level, x, weights, chunk);
+        let epilogue = Epilogue { bias, ..Epilogue::default() };
+        let pieces = pieces(tasks, chunk * n_inputs * PANEL);
+        // Each piece has candidates of its own; those of a row come in the order of its columns.
+        candidates.resize(pieces * rows, Candidate::NONE);
+        candidates.par_chunks_mut(rows).enumerate().for_each(|(piece, candidates)| {
+            let (sink, range) = (Sink::Largest(candidates), part(tasks, piece, pieces));
+            Task { x, inputs, weights, epilogue, sink, chunk, range }.run_on(level);
+        });
+    }
+    let candidates = &candidates[..];
+    let of = move |row: usize| candidates[row..].iter().step_by(rows).copied().reduce(Candidate::with);
     let found = |best: Candidate| (!best.sum.is_nan() && best.largest.is_finite()).then_some(best.column);
-    (0..).zip(out).for_each(|(row, out)| *out = of(row).and_then(found));
-    workspace.candidates = candidates;
+    (0..rows).map(move |row| of(row).and_then(found))
 }

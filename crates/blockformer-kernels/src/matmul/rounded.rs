@@ -8,10 +8,10 @@ use std::marker::PhantomData;
 
 use rayon::prelude::*;
 
-use super::workspace::grow;
 use crate::Level;
 use crate::quantised::{Codes, Int4Codes, Int8Codes, QUAD};
 use crate::simd::{Kernel, MAX_LANES, Simd};
+use crate::workspace::grow;
 
 /// Numbers of `x` that are worth a thread's attention.
 pub(super) const PART: usize = 1 << 15;

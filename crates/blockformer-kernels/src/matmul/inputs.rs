@@ -1,36 +1,29 @@
-//! What kernels keep while they compute.
+//! What products make of their inputs before they multiply them.
 
 use super::interleaved::{self, Interleaved};
-use super::likeliest::Candidate;
 use super::rounded::Rounded;
 use crate::Level;
 use crate::packed::{PackedMatrix, Panels};
 use crate::quantised::{Int4Codes, Int8Codes};
 
-/// Room for rows of `x` as products take them: rounded for weights of 8 and 4 bits, and for bfloat16 ones where the CPU
-/// multiplies bfloat16; in the order in which they are read where many rows are multiplied in float32. And for the scores of
-/// attention, and the best of each thread when the likeliest is sought. It grows as needed and can be used for one call after
-/// the other, which then allocate nothing.
+/// Rows of `x` as products take them.
 #[derive(Debug, Clone, Default)]
-pub struct Workspace {
+pub(crate) struct Inputs {
     pub(super) rounded: Rounded,
     /// Rows of bfloat16, where the CPU multiplies such.
     #[cfg(target_arch = "x86_64")]
     pub(super) bf16: super::bfloat16::Rows,
     pub(super) interleaved: Interleaved,
-    pub(super) candidates: Vec<Candidate>,
-    pub(crate) scores: Vec<f32>,
 }
 
-impl Workspace {
+impl Inputs {
     /// Bytes of the room.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         #[cfg(target_arch = "x86_64")]
         let bf16 = self.bf16.bytes();
         #[cfg(not(target_arch = "x86_64"))]
         let bf16 = 0;
-        let other = size_of_val(&self.candidates[..]) + size_of_val(&self.scores[..]);
-        self.rounded.bytes() + bf16 + self.interleaved.bytes() + other
+        self.rounded.bytes() + bf16 + self.interleaved.bytes()
     }
 
     /// Takes in the rows of `x`, of which tasks take `chunk` each, as products with the weights want them.
@@ -48,12 +41,5 @@ impl Workspace {
             Panels::Int4 { .. } => self.rounded.fill::<Int4Codes>(level, x, n_inputs),
         }
         self
-    }
-}
-
-/// Makes room for `n` values, if there is not.
-pub(crate) fn grow<T: Clone + Default>(buffer: &mut Vec<T>, n: usize) {
-    if buffer.len() < n {
-        buffer.resize(n, T::default());
     }
 }
