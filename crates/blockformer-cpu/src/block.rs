@@ -39,9 +39,9 @@ pub(crate) struct BlockState {
     embedder: EmbedderWork,
     /// The context embeddings that the block is decoded from, `[batch, context_blocks, n_embedding_tokens, d_model]`.
     context: Vec<f32>,
-    /// Those of one sequence that the next block is decoded from too, while its window moves on.
-    recent: Vec<f32>,
-    /// Bytes of the context embeddings that the next block is decoded from too.
+    /// A copy of the last of one sequence, while its window moves on.
+    window_before: Vec<f32>,
+    /// Bytes of those of `context` that the next block is decoded from, too.
     recent_bytes: usize,
     scratch: Scratch,
     /// Bytes of the buffers that the prompts took.
@@ -67,7 +67,7 @@ impl BlockState {
 
     pub(crate) fn buffer_bytes(&self) -> usize {
         let floats =
-            [&self.x, &self.context, &self.recent].iter().map(|floats| size_of_val(&floats[..])).sum::<usize>();
+            [&self.x, &self.context, &self.window_before].iter().map(|floats| size_of_val(&floats[..])).sum::<usize>();
         let now = floats + self.embedder.bytes() + self.scratch.bytes() + self.tokens.buffer_bytes();
         now.max(self.prompt_bytes)
     }
@@ -125,7 +125,7 @@ impl BlockModel {
             x: Vec::new(),
             embedder: EmbedderWork::default(),
             context: Vec::new(),
-            recent: Vec::new(),
+            window_before: Vec::new(),
             recent_bytes: batch * (self.ends.context_blocks() - 1) * self.unit() * size_of::<f32>(),
             scratch: Scratch::default(),
             prompt_bytes: 0,
@@ -249,9 +249,9 @@ impl BlockModel {
             for (row, (context, x)) in contexts.zip(x.chunks_exact(units * each)).enumerate() {
                 let padded = if begin { padded.get(row).map_or(0, |padded| padded / n) } else { 0 };
                 let recent = (!begin).then(|| {
-                    state.recent.clear();
-                    state.recent.extend_from_slice(&context[each..]);
-                    &state.recent[..]
+                    state.window_before.clear();
+                    state.window_before.extend_from_slice(&context[each..]);
+                    &state.window_before[..]
                 });
                 self.ends.window(Units { numbers: x, each, padded }, recent, units - 1, context);
             }

@@ -60,7 +60,7 @@ fn small(preset: &str, context_blocks: usize) -> ModelConfig {
 }
 
 #[test]
-fn a_step_allocates_nothing_but_the_tokens_it_returns() {
+fn steps_after_the_first_blocks_allocate_nothing_but_the_tokens_they_return() {
     let device = Device::flex();
     let models = [
         ("block_main_b4_19", 1, &Precision::ALL[..]),
@@ -80,8 +80,8 @@ fn a_step_allocates_nothing_but_the_tokens_it_returns() {
         for &precision in precisions {
             let packed = CpuModel::new(&config, model.clone(), precision).unwrap();
             for batch in [1, 20] {
-                // Of different lengths: some begin with padding.
-                let prompts: Vec<&[u32]> = (0..batch).map(|row| &[3, 1, 4, 1, 5, 9, 2, 6][row % 3..]).collect();
+                // Of different lengths: some begin with blocks of padding.
+                let prompts: Vec<&[u32]> = (0..batch).map(|row| &[3, 1, 4, 1, 5, 9, 2, 6][row % 3 * 3..]).collect();
                 let prompts = packed.layout().block_prompts(&prompts, STEPS + 1).unwrap();
                 let (mut state, logits) = packed.prefill(&prompts, STEPS + 1, &device);
                 let mut tokens: Vec<u32> = likeliest(logits).into_iter().flatten().collect();

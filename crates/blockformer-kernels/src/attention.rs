@@ -30,8 +30,8 @@ const ROWS: usize = 4;
 const HEADS: usize = 8;
 /// Multiplications that are worth a thread's attention.
 const TASK: usize = 1 << 16;
-/// Numbers of a line of the cache.
-const LINE: usize = 16;
+/// Numbers of two lines of the cache, which some CPUs fetch together.
+const LINES: usize = 32;
 
 /// The sizes of an attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,8 +53,8 @@ pub struct AttentionShape {
     pub query_stride: usize,
 }
 
-/// Attention, with several threads where that pays. The workspace holds the scores of a tile for each thread, with room for as
-/// many keys as a sequence's pages have.
+/// Attention, with several threads where that pays. The workspace holds the scores of the tiles that a thread takes together,
+/// with room for as many keys as a sequence's pages have.
 ///
 /// # Shapes
 /// - `out`: `[batch, n_queries, n_heads · head_dim]`; the others are [`AttentionInputs`]'s
@@ -107,13 +107,13 @@ impl Call<'_> {
         let run = |range: Range<usize>, scores: &mut [f32]| {
             level.run(Tiles { call: self, keys, values, out: &out, range, together, scores });
         };
-        let threads = rayon::current_num_threads();
+        let threads = rayon::current_num_threads().min(tasks.max(1));
         // Not only for the keys that are seen now: decoding need not make more room before its sequences have more pages.
         let capacity = self.tables.len() / shape.batch * shape.page_length;
         let of_a_tile = if rows == 1 { 1 } else { ROWS } * capacity;
         let of_a_thread = together.min(tasks.div_ceil(threads)) * of_a_tile;
         // Threads write to no line of the cache together.
-        let of_a_thread = of_a_thread.next_multiple_of(LINE) + LINE;
+        let of_a_thread = of_a_thread.next_multiple_of(LINES) + LINES;
         grow(scores, threads * of_a_thread);
         let per_task = (TASK / (2 * longest * shape.head_dim * ROWS.min(rows)).max(1)).max(1);
         let per_task = per_task.max(together.min(shape.n_kv_heads.div_ceil(threads)));
@@ -122,7 +122,7 @@ impl Call<'_> {
         }
         let pieces = tasks.div_ceil(per_task).next_multiple_of(threads).min(4 * threads);
         let next = AtomicUsize::new(0);
-        scores[..threads * of_a_thread].par_chunks_exact_mut(of_a_thread).with_max_len(1).for_each(|scores| {
+        scores[..threads * of_a_thread].par_chunks_exact_mut(of_a_thread).for_each(|scores| {
             loop {
                 let piece = next.fetch_add(1, Ordering::Relaxed);
                 if piece >= pieces {
@@ -191,7 +191,7 @@ fn check(shape: &AttentionShape, inputs: &AttentionInputs<'_>, out: usize) {
 
 struct Output(*mut f32);
 
-// SAFETY: every head of a query is read and written by one task only; numbers may be sent between threads.
+// SAFETY: every head of a query is read and written by one task only, and each piece of the tasks is run once; numbers may be sent between threads.
 unsafe impl Sync for Output {}
 
 struct Tiles<'a, N> {
@@ -347,5 +347,45 @@ impl Iterator for Walk<'_> {
         let (first, at) = (page * self.page + self.head + self.within, self.done..self.done + n);
         (self.table, self.within, self.done, self.left) = (rest, 0, at.end, self.left - n);
         Some((at, first))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_of_before_change_nothing() {
+        // One tile of four rows, tiles of one row, heads taken together over pages; on one thread and on several.
+        for (n_queries, n_heads, n_kv_heads, page_length) in
+            [(4, 1, 1, 96), (1, 12, 12, 96), (1, 12, 12, 8), (9, 4, 2, 8)]
+        {
+            let (batch, head_dim) = (5, 8);
+            let query_stride = n_heads * head_dim;
+            let shape = AttentionShape { batch, n_queries, n_heads, n_kv_heads, head_dim, page_length, query_stride };
+            let numbers: Vec<f32> = (0..batch * 96 * 12 * head_dim).map(|i| (i as f32 * 0.37).sin()).collect();
+            let held = Stored::F32(&numbers[..batch * 96 * n_kv_heads * head_dim]);
+            let tables: Vec<usize> = (0..batch * 96 / page_length).collect();
+            // Not all see the first key, or as many.
+            let visible: Vec<_> = (0..batch * n_queries).map(|i| i % 3..90 - i % 7).collect();
+            let inputs = AttentionInputs {
+                queries: &numbers[..batch * n_queries * query_stride],
+                keys: held,
+                values: held,
+                tables: &tables,
+                visible: &visible,
+                bias: None,
+            };
+            let run = |workspace: &mut Workspace| {
+                let mut out = vec![f32::NAN; batch * n_queries * query_stride];
+                attention(Level::current(), shape, inputs, workspace, &mut out);
+                out
+            };
+            let mut workspace = Workspace::default();
+            let expected = run(&mut workspace);
+            workspace.scores.fill(f32::NAN);
+            assert_eq!(run(&mut workspace), expected);
+            assert!(expected.iter().all(|x| x.is_finite()));
+        }
     }
 }

@@ -16,14 +16,15 @@ pub struct Workspace {
 impl Workspace {
     /// Bytes of the room.
     pub fn bytes(&self) -> usize {
-        self.inputs.bytes() + size_of_val(&self.candidates[..]) + size_of_val(&self.scores[..])
+        let candidates = self.candidates.capacity() * size_of::<Candidate>();
+        self.inputs.bytes() + candidates + size_of_val(&self.scores[..])
     }
 }
 
-/// Makes room for `n` values, if there is not.
+/// Makes room for `n` values, if there is not; what was there is lost.
 pub(crate) fn grow<T: Clone + Default>(buffer: &mut Vec<T>, n: usize) {
     if buffer.len() < n {
-        buffer.reserve_exact(n - buffer.len());
-        buffer.resize(n, T::default());
+        *buffer = Vec::new();
+        *buffer = vec![T::default(); n];
     }
 }

@@ -92,8 +92,14 @@ impl Case {
             visible: &self.visible,
             bias: self.bias.as_deref(),
         };
-        attention(level, self.shape, inputs, &mut used(), &mut out);
+        attention(level, self.shape, inputs, &mut Workspace::default(), &mut out);
         out
+    }
+
+    /// Whether [`run_in_pages`](Self::run_in_pages) can shuffle pages of that length: for some numbers of pages its way would
+    /// use one twice.
+    fn shuffles(&self, page_length: usize) -> bool {
+        !(self.shape.batch * self.capacity.div_ceil(page_length) + 1).is_multiple_of(7)
     }
 
     /// The same numbers in pages of `page_length` that lie in no order; what belongs to nobody is not a number.
@@ -125,7 +131,7 @@ impl Case {
             visible: &self.visible,
             bias: self.bias.as_deref(),
         };
-        attention(level, AttentionShape { page_length, ..self.shape }, inputs, &mut used(), &mut out);
+        attention(level, AttentionShape { page_length, ..self.shape }, inputs, &mut Workspace::default(), &mut out);
         out
     }
 
@@ -145,21 +151,9 @@ impl Case {
             bias: self.bias.as_deref(),
         };
         let mut out = vec![f32::NAN; n_heads * head_dim];
-        attention(level, shape, inputs, &mut used(), &mut out);
+        attention(level, shape, inputs, &mut Workspace::default(), &mut out);
         out
     }
-}
-
-/// A workspace in which all scores were no numbers: with more room than some cases need, and less than others do.
-fn used() -> Workspace {
-    let case = case(1, 3, (4, 2), 8, 50);
-    let ([queries, keys, _], mut workspace, mut out) = (case.inputs(), Workspace::default(), vec![0.0; 3 * 4 * 8]);
-    let nothing = vec![f32::NAN; keys.len()];
-    let (keys, values) = (Stored::F32(&nothing), Stored::F32(&nothing));
-    let inputs = AttentionInputs { queries: &queries, keys, values, tables: &[0], visible: &case.visible, bias: None };
-    attention(Level::PORTABLE, case.shape, inputs, &mut workspace, &mut out);
-    assert!(out.iter().all(|x| x.is_nan()));
-    workspace
 }
 
 fn cases() -> Vec<Case> {
@@ -261,8 +255,8 @@ fn pages_in_any_order_give_the_same_bits() {
     for case in cases() {
         for level in levels() {
             for page_length in [1, 2, 5, 16, case.capacity + 3] {
-                if (case.shape.batch * case.capacity.div_ceil(page_length) + 1).is_multiple_of(7) {
-                    continue; // the test's way of shuffling would use a page twice
+                if !case.shuffles(page_length) {
+                    continue;
                 }
                 let what = format!("{} {:?} in pages of {page_length}", level.name(), case.shape);
                 assert_eq!(case.run_in_pages(level, page_length), case.run(level), "{what}");
@@ -309,8 +303,22 @@ fn keys_outside_of_the_range_are_not_read() {
             visible: &case.visible,
             bias: None,
         };
-        attention(level, case.shape, inputs, &mut used(), &mut out);
+        attention(level, case.shape, inputs, &mut Workspace::default(), &mut out);
         assert_close(&out, &case.expected(), 1e-5, level.name());
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "one thread")]
+fn the_number_of_threads_changes_no_bit() {
+    let pools = [1, 2, 3, 5, 16].map(|threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap());
+    for case in cases() {
+        let page_length = [5, 16].into_iter().find(|length| case.shuffles(*length)).unwrap();
+        let run = || [case.run(Level::current()), case.run_in_pages(Level::current(), page_length)];
+        let one = pools[0].install(run);
+        for pool in &pools[1..] {
+            assert_eq!(pool.install(run), one, "{:?} with {} threads", case.shape, pool.current_num_threads());
+        }
     }
 }
 
@@ -335,7 +343,7 @@ fn a_page_that_is_not_there_panics() {
         visible: &case.visible,
         bias: None,
     };
-    attention(Level::PORTABLE, case.shape, inputs, &mut used(), &mut [0.0; 8]);
+    attention(Level::PORTABLE, case.shape, inputs, &mut Workspace::default(), &mut [0.0; 8]);
 }
 
 #[test]

@@ -383,6 +383,7 @@ fn the_largest_outputs_are_found_without_writing_any() {
                 }
                 let same = likeliest(level, &vec![0.0; rows * n_inputs], &packed, None, &mut workspace);
                 assert_eq!(same.collect::<Vec<_>>(), vec![Some(0); rows]);
+                assert_eq!(likeliest(level, &[], &packed, None, &mut workspace).count(), 0);
             }
         }
     }

@@ -52,7 +52,8 @@ impl Candidate {
 }
 
 /// The first of the largest outputs of each row of `x W + bias`: what [`argmax`](crate::argmax) finds in the rows that
-/// [`matmul`](crate::matmul) gives, `None` where that finds nothing.
+/// [`matmul`](crate::matmul) gives, `None` where that finds nothing. All is computed before it returns: the iterator only
+/// puts together what parts of the columns have found, which is in the workspace.
 ///
 /// # Shapes
 /// - `x`: `[rows, n_inputs]`
