@@ -142,10 +142,11 @@ impl BlockModel {
         (state, logits)
     }
 
-    pub(crate) fn step(&self, level: Level, state: &mut BlockState, tokens: &[u32]) -> Vec<f32> {
+    /// Logits, instead of whatever `logits` holds.
+    pub(crate) fn step(&self, level: Level, state: &mut BlockState, tokens: &[u32], logits: &mut Vec<f32>) {
         let n = self.go_on(level, state, tokens);
         let mut tools = Tools { level, scratch: &mut state.scratch, profile: &mut state.profile };
-        self.token_decoder.project(state.tokens.hidden(n), &mut tools)
+        self.token_decoder.project_into(state.tokens.hidden(n), &mut tools, logits);
     }
 
     /// The likeliest tokens instead of logits; nothing where these are no numbers.

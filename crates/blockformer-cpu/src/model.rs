@@ -186,13 +186,17 @@ impl LanguageModel for CpuModel {
     }
 
     fn step(&self, state: &mut CpuState, tokens: &[u32]) -> Tensor<2> {
-        let batch = state.batch();
-        let logits = on_pool(|| match (&self.kind, &mut state.kind) {
-            (Kind::Block(model), StateKind::Block(state)) => model.step(self.level, state, tokens),
-            (Kind::Vanilla(model), StateKind::Vanilla(state)) => model.step(self.level, state, tokens),
+        let mut logits = Vec::new();
+        self.step_into(state, tokens, &mut logits);
+        tensor(logits, state.batch(), &state.device)
+    }
+
+    fn step_into(&self, state: &mut CpuState, tokens: &[u32], logits: &mut Vec<f32>) {
+        on_pool(|| match (&self.kind, &mut state.kind) {
+            (Kind::Block(model), StateKind::Block(state)) => model.step(self.level, state, tokens, logits),
+            (Kind::Vanilla(model), StateKind::Vanilla(state)) => model.step(self.level, state, tokens, logits),
             _ => panic!("the state of another kind of model"),
         });
-        tensor(logits, batch, &state.device)
     }
 
     fn step_likeliest(&self, state: &mut CpuState, tokens: &[u32]) -> Vec<Option<u32>> {

@@ -247,12 +247,18 @@ impl TokenDecoder {
         tokens
     }
 
-    /// Logits of hidden states.
+    /// Logits of hidden states, in memory of their own: they become a tensor.
     pub(crate) fn project(&self, hidden: &[f32], tools: &mut Tools<'_>) -> Vec<f32> {
-        let mut clock = Clock::start();
-        let logits = self.vocabulary.logits(tools.level, hidden, tools.scratch);
-        clock.lap(&mut tools.profile.output);
+        let mut logits = Vec::new();
+        self.project_into(hidden, tools, &mut logits);
         logits
+    }
+
+    /// Logits of hidden states, instead of whatever `logits` holds.
+    pub(crate) fn project_into(&self, hidden: &[f32], tools: &mut Tools<'_>, logits: &mut Vec<f32>) {
+        let mut clock = Clock::start();
+        self.vocabulary.logits(tools.level, hidden, tools.scratch, logits);
+        clock.lap(&mut tools.profile.output);
     }
 
     /// Runs the layers on `new` positions of each block. The hidden states of those from number `first` on are the first

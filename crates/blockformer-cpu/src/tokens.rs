@@ -32,13 +32,12 @@ impl Vocabulary {
         self.table.bytes() + self.output.bytes()
     }
 
-    /// Logits of rows of hidden states, in memory of their own: they become a tensor.
-    pub(crate) fn logits(&self, level: Level, hidden: &[f32], scratch: &mut Scratch) -> Vec<f32> {
+    /// Logits of rows of hidden states, instead of whatever `logits` holds.
+    pub(crate) fn logits(&self, level: Level, hidden: &[f32], scratch: &mut Scratch, logits: &mut Vec<f32>) {
         let rows = hidden.len() / self.table.width;
-        let mut logits = vec![0.0; rows * self.output.n_outputs()];
-        self.output.forward(level, hidden, &mut scratch.workspace, &mut logits);
+        logits.resize(rows * self.output.n_outputs(), 0.0);
+        self.output.forward(level, hidden, &mut scratch.workspace, logits);
         scratch.logits = scratch.logits.max(size_of_val(&logits[..]));
-        logits
     }
 
     /// The likeliest tokens of rows of hidden states; nothing where logits are no numbers.

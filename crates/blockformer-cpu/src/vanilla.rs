@@ -91,17 +91,19 @@ impl VanillaModel {
         };
         let ids: Vec<u32> = prompts.ids(device).into_data().iter::<u32>().collect();
         self.take_in(level, &ids, &mut state);
-        let logits = self.project(level, &mut state);
+        let mut logits = Vec::new();
+        self.project(level, &mut state, &mut logits);
         // What only a prompt needs is given back.
         state.prompt_bytes = state.buffer_bytes();
         (state.x, state.scratch) = (Vec::new(), Scratch::default());
         (state, logits)
     }
 
-    pub(crate) fn step(&self, level: Level, state: &mut VanillaState, tokens: &[u32]) -> Vec<f32> {
+    /// Logits, instead of whatever `logits` holds.
+    pub(crate) fn step(&self, level: Level, state: &mut VanillaState, tokens: &[u32], logits: &mut Vec<f32>) {
         assert_eq!(tokens.len(), state.batch, "one token a sequence");
         self.take_in(level, tokens, state);
-        self.project(level, state)
+        self.project(level, state, logits);
     }
 
     /// The likeliest tokens instead of logits; nothing where these are no numbers.
@@ -116,12 +118,11 @@ impl VanillaModel {
     }
 
     /// Logits of the token after the last of each sequence.
-    fn project(&self, level: Level, state: &mut VanillaState) -> Vec<f32> {
+    fn project(&self, level: Level, state: &mut VanillaState, logits: &mut Vec<f32>) {
         let mut clock = Clock::start();
         let last = &state.last[..state.batch * self.stack.config().d_model];
-        let logits = self.vocabulary.logits(level, last, &mut state.scratch);
+        self.vocabulary.logits(level, last, &mut state.scratch, logits);
         clock.lap(&mut state.profile.output);
-        logits
     }
 
     /// Takes in tokens of all sequences: `state.last` are the hidden states of the last of each.
@@ -186,7 +187,9 @@ impl VanillaModel {
 
     /// Logits of rows of hidden states.
     pub(crate) fn logits(&self, level: Level, hidden: &[f32]) -> Vec<f32> {
-        self.vocabulary.logits(level, hidden, &mut Scratch::default())
+        let mut logits = Vec::new();
+        self.vocabulary.logits(level, hidden, &mut Scratch::default(), &mut logits);
+        logits
     }
 
     /// Logits of every token of one text from token `from` on, `[tokens - from, vocab_size]`.

@@ -86,6 +86,7 @@ fn steps_after_the_first_blocks_allocate_nothing_but_the_tokens_they_return() {
                 let (mut state, logits) = packed.prefill(&prompts, STEPS + 1, &device);
                 let mut tokens: Vec<u32> = likeliest(logits).into_iter().flatten().collect();
                 assert_eq!(tokens.len(), batch);
+                let (mut other, mut logits) = (state.clone(), Vec::new());
                 // From a thread of the pool: what is handed to it from another waits in a queue that grows now and then.
                 rayon::scope(|_| {
                     for step in 0..STEPS {
@@ -96,6 +97,11 @@ fn steps_after_the_first_blocks_allocate_nothing_but_the_tokens_they_return() {
                             && change.bytes_allocated == size_of_val(&found[..]);
                         let what = format!("{preset} in {}, batch {batch}, step {step}", precision.name());
                         assert!(step < FIRST || only_tokens, "{what}: {change:?}");
+                        let region = Region::new(ALLOCATOR);
+                        packed.step_into(&mut other, &tokens, &mut logits);
+                        let change = region.change();
+                        let nothing = (change.allocations, change.reallocations, change.deallocations) == (0, 0, 0);
+                        assert!(step < FIRST || nothing, "{what}, logits: {change:?}");
                         for (token, found) in tokens.iter_mut().zip(found) {
                             *token = found.unwrap();
                         }

@@ -288,7 +288,7 @@ fn the_likeliest_tokens_are_those_of_the_logits_in_every_precision() {
         for precision in Precision::ALL {
             let packed = CpuModel::new(&config, model.clone(), precision).unwrap();
             let (mut state, logits) = packed.prefill(&prompts, 7, &device);
-            let mut other = state.clone();
+            let (mut other, mut third, mut written) = (state.clone(), state.clone(), vec![f32::NAN; 7]);
             let mut next = likeliest(logits);
             for step in 0..6 {
                 let tokens: Vec<u32> = next.iter().map(|token| token.unwrap()).collect();
@@ -296,6 +296,8 @@ fn the_likeliest_tokens_are_those_of_the_logits_in_every_precision() {
                 let logits = packed.step(&mut other, &tokens);
                 let vocab_size = logits.dims()[1];
                 let numbers: Vec<f32> = logits.into_data().iter::<f32>().collect();
+                packed.step_into(&mut third, &tokens, &mut written);
+                assert_eq!(written, numbers, "{name} in {}, step {step}", precision.name());
                 for (row, token) in numbers.chunks(vocab_size).zip(&next) {
                     let largest = row.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
                     let expected = row.iter().position(|logit| *logit == largest).map(|id| id as u32);

@@ -4,11 +4,11 @@ mod rounds;
 
 use std::ops::ControlFlow;
 
-use blockformer_model::BlockedPrompts;
+use blockformer_model::{BlockLayout, BlockedPrompts};
 use burn::tensor::Device;
 
 use crate::device_sampler::token;
-use crate::engine::Logits;
+use crate::language_model::to_host;
 use crate::read_back::read_tokens;
 use crate::{Decoding, FinishReason, GenerateError, LanguageModel, Sampler, Sampling};
 pub use rounds::Rounds;
@@ -95,36 +95,40 @@ fn on_host<M: LanguageModel, F: FnMut(usize, u32) -> ControlFlow<()>>(
     let (mut state, logits) = model.prefill(prompts, batch.options.max_new_tokens, device);
     let sampling = &batch.options.sampling;
     let greedy = sampling.is_greedy() && sampling.keeps_logits();
-    let mut after = After::Logits(Logits::new(logits));
-    let mut next = vec![model.layout().pad_token_id; samplers.len()];
+    let mut after = After::Logits(to_host(logits));
+    let BlockLayout { vocab_size, pad_token_id, .. } = model.layout();
+    let mut next = vec![pad_token_id; samplers.len()];
     loop {
         let sample = |index: usize| {
-            next[index] = after.draw(index, &mut samplers[index])?;
+            next[index] = after.draw(index, vocab_size, &mut samplers[index])?;
             Ok(next[index])
         };
         if batch.take(sample)?.is_break() {
             return Ok(());
         }
-        after = if greedy {
-            After::Likeliest(model.step_likeliest(&mut state, &next))
-        } else {
-            After::Logits(Logits::new(model.step(&mut state, &next)))
+        after = match after {
+            After::Logits(mut logits) if !greedy => {
+                model.step_into(&mut state, &next, &mut logits);
+                After::Logits(logits)
+            }
+            _ => After::Likeliest(model.step_likeliest(&mut state, &next)),
         };
     }
 }
 
 /// What a model says of the tokens after those it was given.
 enum After {
-    Logits(Logits),
+    /// `[batch, vocab_size]`, row by row.
+    Logits(Vec<f32>),
     /// What greedy sampling would draw.
     Likeliest(Vec<Option<u32>>),
 }
 
 impl After {
     /// The next token of sequence `index`.
-    fn draw(&self, index: usize, sampler: &mut Sampler) -> Result<u32, GenerateError> {
+    fn draw(&self, index: usize, vocab_size: usize, sampler: &mut Sampler) -> Result<u32, GenerateError> {
         match self {
-            Self::Logits(logits) => sampler.sample(logits.row(index)),
+            Self::Logits(logits) => sampler.sample(&logits[index * vocab_size..(index + 1) * vocab_size]),
             Self::Likeliest(tokens) => {
                 let token = tokens[index].ok_or(GenerateError::NotANumber)?;
                 sampler.push(token);

@@ -35,6 +35,18 @@ pub trait LanguageModel {
     /// If there is not one token a sequence, or if the caches cannot take more.
     fn step(&self, state: &mut Self::State, tokens: &[u32]) -> Tensor<2>;
 
+    /// Takes in one token a sequence, as [`step`](Self::step), and writes the logits into memory that serves one step after the
+    /// other: what a host that draws tokens asks for. A model that computes on the host may make no tensor of them.
+    ///
+    /// # Shapes
+    /// - `logits`: behind it `[batch, vocab_size]`, row by row, whatever was there
+    ///
+    /// # Panics
+    /// As [`step`](Self::step).
+    fn step_into(&self, state: &mut Self::State, tokens: &[u32], logits: &mut Vec<f32>) {
+        *logits = to_host(self.step(state, tokens));
+    }
+
     /// Takes in one token a sequence, as [`step`](Self::step), and gives the likeliest token after it instead of logits:
     /// of equals the smallest id, and nothing where logits are no numbers. Greedy generation asks for no more, and a model
     /// may find it without holding all logits.
@@ -71,7 +83,13 @@ pub trait LanguageModel {
 /// are no numbers.
 pub fn likeliest(logits: Tensor<2>) -> Vec<Option<u32>> {
     let [_, vocab_size] = logits.dims();
-    let logits = logits.cast(FloatDType::F32).into_data();
-    let Ok(rows) = logits.as_slice::<f32>() else { unreachable!("they were cast to float32") };
-    rows.chunks(vocab_size).map(|row| argmax(row).ok().flatten()).collect()
+    to_host(logits).chunks(vocab_size).map(|row| argmax(row).ok().flatten()).collect()
+}
+
+/// Logits as numbers, row by row. Waits for the device.
+pub(crate) fn to_host(logits: Tensor<2>) -> Vec<f32> {
+    match logits.cast(FloatDType::F32).into_data().try_into_vec() {
+        Ok(numbers) => numbers,
+        Err(error) => unreachable!("they were cast to float32: {error:?}"),
+    }
 }
