@@ -16,7 +16,6 @@ use burn::tensor::{Device, read_sync};
 use beams::BeamSearch;
 pub(crate) use config::Limits;
 pub use config::{EngineConfig, Speculation};
-pub(crate) use decode::Logits;
 use job::{Job, Prefill, Row, Sample};
 
 use crate::{Event, FinishReason, GenerateError, PagedModel, Request};

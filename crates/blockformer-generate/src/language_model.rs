@@ -86,7 +86,7 @@ pub fn likeliest(logits: Tensor<2>) -> Vec<Option<u32>> {
     to_host(logits).chunks(vocab_size).map(|row| argmax(row).ok().flatten()).collect()
 }
 
-/// Logits as numbers, row by row. Waits for the device.
+/// Logits or embeddings as numbers, row by row. Waits for the device.
 pub(crate) fn to_host(logits: Tensor<2>) -> Vec<f32> {
     match logits.cast(FloatDType::F32).into_data().try_into_vec() {
         Ok(numbers) => numbers,

@@ -4,7 +4,7 @@ use blockformer_model::PromptError;
 use burn::tensor::Device;
 
 use crate::GenerateError;
-use crate::engine::Logits;
+use crate::language_model::to_host;
 use crate::paged::{Blocks, PagedModel};
 use crate::prompt::{AlignedPrompt, Alignment};
 use crate::sampler::TokenLogprobs;
@@ -53,10 +53,9 @@ fn log_likelihood<M: PagedModel>(
     ids.resize(n, layout.pad_token_id);
     real.resize(n, true); // what follows the text cannot change a prediction before it
     let blocks = Blocks { ids: &ids, real: Some(&real), rows: 1, begin: true, device };
-    let logits = Logits::new(model.teacher_forced(blocks, from));
+    let logits = to_host(model.teacher_forced(blocks, from));
     let (mut tokens, mut greedy) = (Vec::with_capacity(continuation.len()), true);
-    for (place, &token) in continuation.iter().enumerate() {
-        let logits = logits.row(place);
+    for (logits, &token) in logits.chunks_exact(layout.vocab_size).zip(continuation) {
         if logits.iter().any(|logit| !logit.is_finite()) {
             return Err(GenerateError::NotANumber);
         }
@@ -79,7 +78,6 @@ pub fn embed<M: PagedModel>(model: &M, text: &[u32], device: &Device) -> Result<
     let prompt = AlignedPrompt::new(text, 0, Alignment::PadFirstBlock, &model.layout())?;
     let blocks = Blocks { ids: &prompt.ids, real: Some(&prompt.real), rows: 1, begin: true, device };
     let embeddings = model.context_embeddings(blocks);
-    let n_blocks = embeddings.dims()[0];
-    let embeddings = Logits::new(embeddings);
-    Ok((0..n_blocks).map(|block| embeddings.row(block).to_vec()).collect())
+    let width = embeddings.dims()[1];
+    Ok(to_host(embeddings).chunks_exact(width).map(<[f32]>::to_vec).collect())
 }

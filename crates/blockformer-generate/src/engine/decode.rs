@@ -1,7 +1,7 @@
 //! One block of every running sequence.
 
 use blockformer_kv_cache::SequenceId;
-use burn::tensor::{FloatDType, Tensor, TensorData, read_sync};
+use burn::tensor::{FloatDType, Tensor, TensorData};
 
 use super::job::Row;
 use super::{Engine, Speculation};
@@ -16,18 +16,10 @@ pub(crate) struct Logits {
 }
 
 impl Logits {
-    /// Waits for the device.
+    /// Waits for the device's answer.
     ///
     /// # Panics
     /// If the device fails.
-    pub(crate) fn new<const D: usize>(logits: Tensor<D>) -> Self {
-        read_sync(Self::read(logits))
-    }
-
-    /// The same, where the device's answer cannot be waited for but comes later.
-    ///
-    /// # Panics
-    /// As [`new`](Self::new).
     pub(crate) async fn read<const D: usize>(logits: Tensor<D>) -> Self {
         let vocab_size = logits.dims()[D - 1];
         match logits.cast(FloatDType::F32).into_data_async().await {
