@@ -29,8 +29,8 @@ program=$(realpath "${CARGO_TARGET_DIR:-target}/debug/blockformer")
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-step "kernels against float64, and decoding with them against the host's"
-BLOCKFORMER_TEST_DEVICE=$device cargo test "${packages[@]}" --test kernels --test gpu_decode
+step "kernels against float64, decoding with them against the host's, and what a step launches"
+BLOCKFORMER_TEST_DEVICE=$device cargo test "${packages[@]}" --test kernels --test gpu_decode --test gpu_launches
 
 step "self-check on $device"
 "$program" self-check --device "$device"

@@ -25,6 +25,7 @@
 
 mod device_limits;
 mod error;
+mod kernels;
 mod limits;
 mod measure;
 mod memory;
@@ -35,6 +36,7 @@ mod workload;
 
 pub use device_limits::{copy_rate, product_rate};
 pub use error::{BenchError, guarded};
+pub use kernels::{StepKernel, StepKernels, step_kernels};
 pub use limits::Limits;
 pub use measure::{
     Components, MeasureOptions, Measurement, Phase, Spread, Subject, Tokens, measure, needed_bytes, random_ids,

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::error::guarded;
 use crate::{BenchError, Workload, memory};
+pub(crate) use run::begin;
 pub use run::random_ids;
 use run::{OnDevice, OnHost, Repeats, Run, repeat, take_in};
 
@@ -44,6 +45,14 @@ impl<'a> Subject<'a> {
     /// The same with the most memory that the process had while the model was loaded, for reports.
     pub fn with_loading_peak(self, bytes: Option<usize>) -> Self {
         Self { loading_peak: bytes, ..self }
+    }
+
+    /// The model, if it is one on Burn's operations.
+    pub(crate) fn plain(&self) -> Option<&'a AnyModel> {
+        match self.model {
+            Model::Plain(model) => Some(model),
+            Model::Packed(_) => None,
+        }
     }
 
     fn precision(&self) -> String {

@@ -1,13 +1,69 @@
 //! How the kernels become operations of Burn.
 
+use std::sync::OnceLock;
+
 use burn::backend::fusion::custom::TensorSpec;
-use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
+use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
+use burn::backend::{Backend, Dispatch, DispatchDevice, ExtensionType, backend_extension};
 use burn::tensor::{DType, Int, Shape, Tensor};
 use burn_cubecl::CubeBackend;
 use cubecl::ir::HardwareProperties;
 
-use crate::{Choice, OnePosition, attention, drawing, one_position};
+use crate::{
+    Choice, FewRows, KERNELS_OFF_VARIABLE, OnePosition, RowActivation, RowNorm, attention, drawing, few_rows,
+    one_position,
+};
+
+/// A tensor, or none: the macros know no [`Option`] of tensors.
+#[derive(Debug, Clone, ExtensionType)]
+#[extension_type(fusion)]
+pub(crate) enum Optional<B: Backend> {
+    None,
+    Some(FloatTensor<B>),
+}
+
+/// A tensor of truths, or none.
+#[derive(Debug, Clone, ExtensionType)]
+#[extension_type(fusion)]
+pub(crate) enum OptionalBool<B: Backend> {
+    None,
+    Some(BoolTensor<B>),
+}
+
+/// What a position takes, see [`OnePosition`]; cosine and sine are there or not, both.
+#[derive(Debug, Clone, ExtensionType)]
+#[extension_type(fusion)]
+pub(crate) struct PositionInputs<B: Backend> {
+    pub(crate) qkv: FloatTensor<B>,
+    #[extension_type]
+    pub(crate) cos: Optional<B>,
+    #[extension_type]
+    pub(crate) sin: Optional<B>,
+    #[extension_type]
+    pub(crate) hidden: OptionalBool<B>,
+    pub(crate) keys: FloatTensor<B>,
+    pub(crate) values: FloatTensor<B>,
+}
+
+/// What a product takes, see [`FewRows`]; `scale` and `shift` are those of the norm.
+#[derive(Debug, Clone, ExtensionType)]
+#[extension_type(fusion)]
+pub(crate) struct ProductInputs<B: Backend> {
+    pub(crate) x: FloatTensor<B>,
+    pub(crate) weight: FloatTensor<B>,
+    #[extension_type]
+    pub(crate) bias: Optional<B>,
+    #[extension_type]
+    pub(crate) gate: Optional<B>,
+    #[extension_type]
+    pub(crate) gate_bias: Optional<B>,
+    #[extension_type]
+    pub(crate) scale: Optional<B>,
+    #[extension_type]
+    pub(crate) shift: Optional<B>,
+    #[extension_type]
+    pub(crate) residual: Optional<B>,
+}
 
 /// The operations, on CubeCL's backend and in the streams of its fusion.
 #[backend_extension(Cube, Fusion)]
@@ -16,20 +72,22 @@ pub(crate) trait DecodingOps: Backend {
     #[fusion(dtype = q, shape = q)]
     fn local_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>) -> FloatTensor<Self>;
 
-    /// See [`crate::attend_one`]: mixed values, keys and values. `half` rotated features, or none, in which case nobody
-    /// looks at cosine and sine.
+    /// See [`crate::attend_one`]: mixed values, keys and values.
     #[fusion(meta = one_position_specs)]
-    #[allow(clippy::too_many_arguments)] // the macro takes no structs of plain numbers
     fn one_position(
-        qkv: FloatTensor<Self>,
-        cos: FloatTensor<Self>,
-        sin: FloatTensor<Self>,
-        keys: FloatTensor<Self>,
-        values: FloatTensor<Self>,
+        #[extension_type] inputs: PositionInputs<Self>,
         n_heads: usize,
-        half: usize,
         len: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`crate::product`].
+    #[fusion(meta = product_spec)]
+    fn product(
+        #[extension_type] inputs: ProductInputs<Self>,
+        centred: bool,
+        epsilon: f32,
+        activation: Option<RowActivation>,
+    ) -> FloatTensor<Self>;
 
     /// See [`crate::draw`]; `uniform` is not looked at if the likeliest are wanted. 0 or, for shares, 1 switches a filter
     /// off.
@@ -46,19 +104,24 @@ pub(crate) trait DecodingOps: Backend {
     ) -> IntTensor<Self>;
 }
 
-#[allow(clippy::too_many_arguments)]
 fn one_position_specs(
-    qkv: &TensorSpec,
-    _cos: &TensorSpec,
-    _sin: &TensorSpec,
-    keys: &TensorSpec,
-    values: &TensorSpec,
+    inputs: &PositionInputsMetadata,
     n_heads: &usize,
-    _half: &usize,
     _len: &usize,
 ) -> (TensorSpec, TensorSpec, TensorSpec) {
+    let PositionInputsMetadata { qkv, keys, values, .. } = inputs;
     let shape = Shape::new([qkv.shape[0], 1, n_heads * keys.shape[3]]);
     (TensorSpec::new(shape, qkv.dtype), keys.clone(), values.clone())
+}
+
+fn product_spec(
+    inputs: &ProductInputsMetadata,
+    _centred: &bool,
+    _epsilon: &f32,
+    _activation: &Option<RowActivation>,
+) -> TensorSpec {
+    let [batch, positions, _] = inputs.x.shape.dims::<3>();
+    TensorSpec::new(Shape::new([batch, positions, inputs.weight.shape[1]]), inputs.x.dtype)
 }
 
 fn column(matrix: &Shape) -> Shape {
@@ -71,16 +134,20 @@ impl DecodingOps for CubeBackend {
     }
 
     fn one_position(
-        qkv: FloatTensor<Self>,
-        cos: FloatTensor<Self>,
-        sin: FloatTensor<Self>,
-        keys: FloatTensor<Self>,
-        values: FloatTensor<Self>,
+        inputs: PositionInputs<Self>,
         n_heads: usize,
-        half: usize,
         len: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        one_position::launch(qkv, [cos, sin], [keys, values], n_heads, half, len)
+        one_position::launch(inputs, n_heads, len)
+    }
+
+    fn product(
+        inputs: ProductInputs<Self>,
+        centred: bool,
+        epsilon: f32,
+        activation: Option<RowActivation>,
+    ) -> FloatTensor<Self> {
+        few_rows::launch(inputs, centred, epsilon, activation)
     }
 
     fn draw(
@@ -103,14 +170,21 @@ pub(crate) fn max_units(hardware: &HardwareProperties) -> u32 {
 }
 
 /// Whether there are kernels for a tensor: it is one of CubeCL's, in a type of floats they know, and keeps no graph.
-fn has_kernels<const D: usize>(x: &Tensor<D>) -> bool {
+pub(crate) fn has_kernels<const D: usize>(x: &Tensor<D>) -> bool {
     matches!(x.device().as_dispatch(), DispatchDevice::Cube(_))
         && !x.is_autodiff()
         && matches!(x.dtype(), DType::F32 | DType::F16 | DType::BF16)
 }
 
+/// Whether [`KERNELS_OFF_VARIABLE`] leaves a kernel out.
+fn is_off(kernel: &str) -> bool {
+    static OFF: OnceLock<String> = OnceLock::new();
+    let off = OFF.get_or_init(|| std::env::var(KERNELS_OFF_VARIABLE).unwrap_or_default());
+    off.split(',').any(|name| name == kernel || name == "all")
+}
+
 pub(crate) fn local_attention(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>) -> Option<Tensor<4>> {
-    if !has_kernels(q) || !has_kernels(k) || !has_kernels(v) {
+    if is_off("local_attention") || !has_kernels(q) || !has_kernels(k) || !has_kernels(v) {
         return None;
     }
     let [q, k, v] = [q, k, v].map(|x| x.clone().into_dispatch());
@@ -118,24 +192,28 @@ pub(crate) fn local_attention(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>) -> Op
 }
 
 pub(crate) fn attend_one(position: OnePosition<'_>, keys: &mut Tensor<4>, values: &mut Tensor<4>) -> Option<Tensor<3>> {
-    let OnePosition { qkv, rotation, n_heads, len } = position;
+    let OnePosition { qkv, rotation, n_heads, len, hidden } = position;
     let tables = rotation.into_iter().flat_map(|(cos, sin)| [cos, sin]);
-    if !has_kernels(qkv) || ![&*keys, &*values].into_iter().chain(tables).all(has_kernels) {
+    let served = !is_off("attend_one")
+        && has_kernels(qkv)
+        && [&*keys, &*values].into_iter().chain(tables).all(has_kernels)
+        && hidden.is_none_or(|hidden| matches!(hidden.device().as_dispatch(), DispatchDevice::Cube(_)));
+    if !served {
         return None;
     }
-    let half = rotation.map_or(0, |(cos, _)| cos.dims()[3]);
-    let x = qkv.clone().into_dispatch();
-    let [cos, sin] = match rotation {
-        Some((cos, sin)) => [cos, sin].map(|table| table.clone().into_dispatch()),
-        None => [x.clone(), x.clone()],
+    let [cos, sin] = [rotation.map(|(cos, _)| cos), rotation.map(|(_, sin)| sin)].map(optional);
+    let hidden = match hidden {
+        None => OptionalBool::None,
+        Some(hidden) => OptionalBool::Some(hidden.clone().into_dispatch()),
     };
+    let qkv = qkv.clone().into_dispatch();
     let mut mixed = None;
     keys.inplace(|keys| {
         let mut written = None;
         values.inplace(|values| {
             let (keys, values) = (keys.into_dispatch(), values.into_dispatch());
-            let (output, keys, values) =
-                <Dispatch as DecodingOps>::one_position(x, cos, sin, keys, values, n_heads, half, len);
+            let inputs = PositionInputs { qkv, cos, sin, hidden, keys, values };
+            let (output, keys, values) = <Dispatch as DecodingOps>::one_position(inputs, n_heads, len);
             (mixed, written) = (Some(Tensor::from_dispatch(output)), Some(Tensor::from_dispatch(keys)));
             Tensor::from_dispatch(values)
         });
@@ -145,8 +223,53 @@ pub(crate) fn attend_one(position: OnePosition<'_>, keys: &mut Tensor<4>, values
     mixed
 }
 
+pub(crate) fn product(x: &Tensor<3>, of: &FewRows<'_>) -> Option<Tensor<3>> {
+    let FewRows { map, gate, activation, norm, residual } = *of;
+    let (scale, shift) = match norm {
+        Some(RowNorm::Layer { scale, shift, .. }) => (Some(scale), shift),
+        Some(RowNorm::Rms { scale, .. }) => (Some(scale), None),
+        None => (None, None),
+    };
+    let vectors = [map.bias, gate.and_then(|gate| gate.bias), scale, shift];
+    let fits = !is_off("product")
+        && has_kernels(x)
+        && residual.is_none_or(|residual| has_kernels(residual))
+        && [Some(map.weight), gate.map(|gate| gate.weight)].into_iter().flatten().all(has_kernels)
+        && vectors.into_iter().flatten().all(has_kernels);
+    if !fits {
+        return None;
+    }
+    let [bias, gate_bias, scale, shift] = vectors.map(optional);
+    let inputs = ProductInputs {
+        x: x.clone().into_dispatch(),
+        weight: map.weight.clone().into_dispatch(),
+        bias,
+        gate: optional(gate.map(|gate| gate.weight)),
+        gate_bias,
+        scale,
+        shift,
+        residual: optional(residual),
+    };
+    let centred = matches!(norm, Some(RowNorm::Layer { .. }));
+    let epsilon = match norm {
+        Some(RowNorm::Layer { epsilon, .. } | RowNorm::Rms { epsilon, .. }) => epsilon as f32,
+        None => 0.0,
+    };
+    Some(Tensor::from_dispatch(<Dispatch as DecodingOps>::product(inputs, centred, epsilon, activation)))
+}
+
+fn optional<const D: usize>(x: Option<&Tensor<D>>) -> Optional<Dispatch> {
+    match x {
+        None => Optional::None,
+        Some(x) => Optional::Some(x.clone().into_dispatch()),
+    }
+}
+
 pub(crate) fn draw(logits: &Tensor<2>, uniform: Option<&Tensor<2>>, choice: Choice) -> Option<Tensor<2, Int>> {
-    if !has_kernels(logits) || uniform.is_some_and(|uniform| !has_kernels(uniform) || uniform.dtype() != DType::F32) {
+    if is_off("draw")
+        || !has_kernels(logits)
+        || uniform.is_some_and(|uniform| !has_kernels(uniform) || uniform.dtype() != DType::F32)
+    {
         return None;
     }
     let x = logits.clone().into_dispatch();

@@ -2,7 +2,10 @@
 //!
 //! - [`local_attention`]: a few queries over a short cache, such as that of a Block Transformer's token decoder;
 //! - [`attend_one`]: the same for the one new position of a decoding step, from the projections on, writing the cache;
+//! - [`product`]: a product of a few rows with weights, and the norm, bias, activation and residual around it;
 //! - [`draw`]: a token of every row of logits, by an inverse cumulative distribution, without sorting.
+//!
+//! [`observe_kernels`] tells which kernels something launches, its own and Burn's, and how long they take.
 //!
 //! They are written in CubeCL, so that one source serves CUDA, Vulkan, Metal and WebGPU, and join the streams of Burn's
 //! fusion. A function answers `None` where it has no kernel: on other backends, under autodiff, for shapes it was not
@@ -32,17 +35,44 @@ mod drawing;
 #[cfg(feature = "_kernels")]
 mod extension;
 #[cfg(feature = "_kernels")]
+mod few_rows;
+#[cfg(feature = "_kernels")]
+mod observation;
+#[cfg(feature = "_kernels")]
 mod one_position;
 #[cfg(feature = "_kernels")]
 mod softmax;
 
-use burn::tensor::{Int, Tensor};
+use std::time::Duration;
+
+use burn::tensor::{Bool, Int, Tensor};
+
+/// The environment variable that leaves kernels to plain operations, for comparisons: their functions' names, separated by
+/// commas, or `all`.
+pub const KERNELS_OFF_VARIABLE: &str = "BLOCKFORMER_KERNELS_OFF";
+
+/// Whether there are kernels for tensors like `x`, if their shapes fit: not on backends other than CubeCL's, under autodiff,
+/// or in a build without one of the features `wgpu` and `cuda`.
+pub fn has_kernels<const D: usize>(x: &Tensor<D>) -> bool {
+    #[cfg(feature = "_kernels")]
+    {
+        extension::has_kernels(x)
+    }
+    #[cfg(not(feature = "_kernels"))]
+    {
+        let _ = x;
+        false
+    }
+}
 
 /// The most cubes along an axis of a launch: what WebGPU promises.
 const MAX_CUBES: usize = 65_535;
 
-/// The most keys that kernels attend to, as every unit of a cube looks at all scores.
+/// The most keys that [`local_attention`] attends to, as every unit of a cube looks at all scores.
 pub const MAX_KEYS: usize = 64;
+
+/// The most keys that [`attend_one`] attends to.
+pub const MAX_HELD: usize = 1 << 14;
 
 /// The most queries of one sequence in a launch.
 pub const MAX_QUERIES: usize = 8;
@@ -87,19 +117,22 @@ pub struct OnePosition<'a> {
     pub n_heads: usize,
     /// Positions that the cache holds of every sequence.
     pub len: usize,
+    /// True for positions that are not looked at, those held and the new one, `[batch or 1, 1, 1, len + 1]` or longer; one
+    /// at least has to be seen in each sequence.
+    pub hidden: Option<&'a Tensor<4, Bool>>,
 }
 
-/// Attention of one new position of every sequence, in one launch: queries and keys are rotated, key and value written
+/// Attention of one new position of every sequence, in one launch, or two for more than [`MAX_KEYS`] keys: queries and keys are rotated, key and value written
 /// into the cache behind the `len` positions it holds, and each query attends to all of them and to its own. A cache that
 /// nobody else holds is written in place.
 ///
 /// # Shapes
 /// - `keys`, `values`: `[batch, n_kv_heads, capacity, head_dim]`
 /// - returns: `[batch, 1, n_heads · head_dim]`; `None`, with the cache as it was, where there is no kernel: on backends
-///   other than CubeCL's, under autodiff, for more than [`MAX_KEYS`] or 65,535 key heads of all sequences, and for shapes
+///   other than CubeCL's, under autodiff, for more than [`MAX_HELD`] keys or 65,535 query heads of all sequences, and for shapes
 ///   that do not fit
 pub fn attend_one(position: OnePosition<'_>, keys: &mut Tensor<4>, values: &mut Tensor<4>) -> Option<Tensor<3>> {
-    let OnePosition { qkv, rotation, n_heads, len } = position;
+    let OnePosition { qkv, rotation, n_heads, len, hidden } = position;
     let [batch, n_kv_heads, capacity, head_dim] = keys.dims();
     let tables_fit = rotation.is_none_or(|(cos, sin)| {
         let half = cos.dims()[3];
@@ -110,8 +143,12 @@ pub fn attend_one(position: OnePosition<'_>, keys: &mut Tensor<4>, values: &mut 
     let fits = values.dims() == keys.dims()
         && qkv.dims() == [batch, 1, (n_heads + 2 * n_kv_heads) * head_dim]
         && n_heads.is_multiple_of(n_kv_heads)
-        && len < capacity.min(MAX_KEYS)
-        && batch * n_kv_heads <= MAX_CUBES
+        && len < capacity.min(MAX_HELD)
+        && batch * n_heads <= MAX_CUBES
+        && hidden.is_none_or(|hidden| {
+            let [rows, heads, queries, positions] = hidden.dims();
+            [1, batch].contains(&rows) && [heads, queries] == [1, 1] && positions > len
+        })
         && tables_fit;
     if !fits || qkv.dtype() != keys.dtype() || qkv.dtype() != values.dtype() {
         return None;
@@ -119,6 +156,125 @@ pub fn attend_one(position: OnePosition<'_>, keys: &mut Tensor<4>, values: &mut 
     #[cfg(feature = "_kernels")]
     {
         extension::attend_one(position, keys, values)
+    }
+    #[cfg(not(feature = "_kernels"))]
+    None
+}
+
+/// The most rows of a [`product`]: with more of them, arithmetic begins to count beside the reading of weights.
+pub const MAX_ROWS: usize = 8;
+
+/// The most tensors of a launch, so that with its sizes it has no more than the 8 buffers that WebGPU promises.
+const MAX_TENSORS: usize = 7;
+
+/// A linear map.
+#[derive(Debug, Clone, Copy)]
+pub struct RowMap<'a> {
+    /// `[d_in, d_out]`
+    pub weight: &'a Tensor<2>,
+    /// `[d_out]`
+    pub bias: Option<&'a Tensor<1>>,
+}
+
+/// A norm over the features of a row, computed in float32.
+#[derive(Debug, Clone, Copy)]
+pub enum RowNorm<'a> {
+    /// Layer norm.
+    Layer {
+        /// `[d_in]`
+        scale: &'a Tensor<1>,
+        /// `[d_in]`
+        shift: Option<&'a Tensor<1>>,
+        /// Added to the variance.
+        epsilon: f64,
+    },
+    /// RMS norm.
+    Rms {
+        /// `[d_in]`
+        scale: &'a Tensor<1>,
+        /// Added to the mean of the squares.
+        epsilon: f64,
+    },
+}
+
+/// A non-linearity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RowActivation {
+    /// `x Φ(x)`.
+    Gelu,
+    /// Its approximation by the hyperbolic tangent.
+    GeluTanh,
+    /// `max(x, 0)`.
+    Relu,
+    /// `x / (1 + exp(-x))`.
+    Silu,
+}
+
+/// What a [`product`] consists of.
+#[derive(Debug, Clone, Copy)]
+pub struct FewRows<'a> {
+    /// What rows are multiplied with.
+    pub map: RowMap<'a>,
+    /// Before that: a norm.
+    pub norm: Option<RowNorm<'a>>,
+    /// A second map of the same rows and sizes; its activated output is multiplied with that of the first.
+    pub gate: Option<RowMap<'a>>,
+    /// Of the gate if there is one, otherwise of the map's output.
+    pub activation: Option<RowActivation>,
+    /// What the result is added to, `[batch, positions, d_out]`.
+    pub residual: Option<&'a Tensor<3>>,
+}
+
+impl<'a> FewRows<'a> {
+    /// A product with nothing around it.
+    pub fn new(map: RowMap<'a>) -> Self {
+        Self { map, norm: None, gate: None, activation: None, residual: None }
+    }
+}
+
+/// `residual + act(norm(x) gate) · (norm(x) map)`, or `residual + act(norm(x) map)`, of few rows in one launch. All of it is
+/// computed in float32 and rounded once.
+///
+/// # Shapes
+/// - `x`: `[batch, positions, d_in]`
+/// - returns: `[batch, positions, d_out]`; `None` where there is no kernel: on backends other than CubeCL's, under
+///   autodiff, for more than [`MAX_ROWS`] positions of all sequences, for more than seven tensors, the output included, and
+///   for shapes that do not fit
+pub fn product(x: &Tensor<3>, of: &FewRows<'_>) -> Option<Tensor<3>> {
+    let [batch, positions, d_in] = x.dims();
+    let FewRows { map, norm, gate, activation: _, residual } = of;
+    let [_, d_out] = map.weight.dims();
+    let dtype = x.dtype();
+    let vector = |x: Option<&Tensor<1>>, n: usize| x.is_none_or(|x| x.dims() == [n] && x.dtype() == dtype);
+    let maps =
+        |map: &RowMap<'_>| map.weight.dims() == [d_in, d_out] && map.weight.dtype() == dtype && vector(map.bias, d_out);
+    let optional = [
+        map.bias.is_some(),
+        gate.is_some(),
+        gate.is_some_and(|gate| gate.bias.is_some()),
+        norm.is_some(),
+        matches!(norm, Some(RowNorm::Layer { shift: Some(_), .. })),
+        residual.is_some(),
+    ];
+    let n_tensors = 3 + optional.into_iter().filter(|there| *there).count();
+    let fits = (1..=MAX_ROWS).contains(&(batch * positions))
+        && n_tensors <= MAX_TENSORS
+        && d_in > 0
+        && d_out > 0
+        && maps(map)
+        && gate.as_ref().is_none_or(maps)
+        && match norm {
+            None => true,
+            Some(RowNorm::Layer { scale, shift, .. }) => vector(Some(scale), d_in) && vector(*shift, d_in),
+            Some(RowNorm::Rms { scale, .. }) => vector(Some(scale), d_in),
+        }
+        && residual.is_none_or(|x| x.dims() == [batch, positions, d_out] && x.dtype() == dtype);
+    if !fits {
+        return None;
+    }
+    #[cfg(feature = "_kernels")]
+    {
+        extension::product(x, of)
     }
     #[cfg(not(feature = "_kernels"))]
     None
@@ -170,4 +326,44 @@ pub fn draw(logits: &Tensor<2>, uniform: Option<&Tensor<2>>, choice: Choice) -> 
     }
     #[cfg(not(feature = "_kernels"))]
     None
+}
+
+/// What [`observe_kernels`] looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Observe {
+    /// How often kernels are launched, which costs next to nothing.
+    Launches,
+    /// And how long each takes on the device. The device measures while its kernels run one after another as they do
+    /// otherwise, but launching them takes longer.
+    Times,
+}
+
+/// A kernel that was launched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelUse {
+    /// What it calls itself, without paths.
+    pub kernel: String,
+    /// How often.
+    pub launches: usize,
+    /// How long all its launches took; `None` where this was not asked for or the device did not measure all of them.
+    pub time: Option<Duration>,
+}
+
+/// Does `work` and tells which kernels were launched meanwhile, by all threads of the process: the longest, or the most
+/// launched, first. `None` in a build without one of the features `wgpu` and `cuda`.
+///
+/// Burn launches late: `work` should end with reading something. What it does for the first time is compiled and tuned, and
+/// the tuning's launches count. Only one observation is possible at a time; another one that begins meanwhile takes
+/// its launches.
+pub fn observe_kernels<T>(what: Observe, work: impl FnOnce() -> T) -> (T, Option<Vec<KernelUse>>) {
+    #[cfg(feature = "_kernels")]
+    {
+        let (result, kernels) = observation::observe(what, work);
+        (result, Some(kernels))
+    }
+    #[cfg(not(feature = "_kernels"))]
+    {
+        let _ = what;
+        (work(), None)
+    }
 }

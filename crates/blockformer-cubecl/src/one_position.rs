@@ -1,16 +1,19 @@
 //! Attention of one new position of every sequence, from its projections to the mixed values.
 //!
 //! A cube serves one key head: it rotates the new key, writes key and value behind those of the cache, and then attends for
-//! each query head of the group, its units sharing the scores, eight of them a key, and then the features.
+//! each query head of the group, its units sharing the scores, eight of them a key, and then the features. Of a cache that
+//! is longer than [`MAX_KEYS`], a cube has so many keys, and a second kernel puts the parts together.
 
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
-use burn::tensor::Shape;
+use burn::tensor::{DType, Shape};
+use burn_cubecl::CubeBackend;
 use burn_cubecl::ops::numeric::empty_device_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use crate::MAX_KEYS;
+use crate::extension::{Optional, OptionalBool, PositionInputs};
 use crate::softmax::{PARTS, add_parts, largest_and_total, units_for};
 
 /// A feature of a head behind its rotation, the head beginning at `at` of the projections.
@@ -39,21 +42,23 @@ fn rotated<F: Float>(
 }
 
 #[cube(launch)]
-fn one_position_kernel<F: Float>(
-    qkv: &Tensor<F>,        // [batch, 1, (heads + 2 kv_heads) · head_dim]
-    cos: &Tensor<F>,        // [1, 1, 1, half]
-    sin: &Tensor<F>,        // the same
-    keys: &mut Tensor<F>,   // [batch, kv_heads, capacity, head_dim]
-    values: &mut Tensor<F>, // the same
-    output: &mut Tensor<F>, // [batch, 1, heads · head_dim]
+fn one_position_kernel<F: Float, O: Float, B: Int>(
+    qkv: &Tensor<F>,                    // [batch, 1, (heads + 2 kv_heads) · head_dim]
+    cos: &Tensor<F>,                    // [1, 1, 1, half]
+    sin: &Tensor<F>,                    // the same
+    hidden: ComptimeOption<&Tensor<B>>, // [batch or 1, 1, 1, positions or more]
+    keys: &mut Tensor<F>,               // [batch, kv_heads, capacity, head_dim]
+    values: &mut Tensor<F>,             // the same
+    output: &mut [O],                   // [batch, heads, head_dim], or [batch, heads, parts, head_dim + 2]
     group: u32,
     len: u32,
     scale: f32,
     #[comptime] half: usize,
+    #[comptime] split: bool,
     #[comptime] parts: usize,
     #[comptime] max_keys: usize,
     #[comptime] max_features: usize,
-    #[define(F)] _dtype: ElemType,
+    #[define(F, O, B)] _dtypes: [ElemType; 3],
 ) {
     let unit = UNIT_POS_X as usize;
     let units = CUBE_DIM_X as usize;
@@ -63,6 +68,10 @@ fn one_position_kernel<F: Float>(
     let heads = kv_heads * group;
     let batch = CUBE_POS_X as usize / kv_heads;
     let kv_head = CUBE_POS_X as usize % kv_heads;
+    // This cube's keys.
+    let part = CUBE_POS_Y as usize;
+    let from = part * max_keys;
+    let n_keys = min(len + 1 - from, max_keys);
 
     let row_at = batch * qkv.stride(0);
     let head_stride = head_dim * qkv.stride(2);
@@ -70,21 +79,22 @@ fn one_position_kernel<F: Float>(
     let (v_position, v_feature) = (values.stride(2), values.stride(3));
     let k_at = batch * keys.stride(0) + kv_head * keys.stride(1);
     let v_at = batch * values.stride(0) + kv_head * values.stride(1);
-    let output_at = batch * output.stride(0);
-    let output_feature = output.stride(2);
 
     // The new key and value, for the cache and for this position.
     let mut new_key = Shared::<[f32]>::new_slice(max_features);
     let mut new_value = Shared::<[f32]>::new_slice(max_features);
-    let mut feature = unit;
-    while feature < head_dim {
-        let key = F::cast_from(rotated::<F>(qkv, cos, sin, row_at + (heads + kv_head) * head_stride, feature, half));
-        let value = qkv[row_at + (heads + kv_heads + kv_head) * head_stride + feature * qkv.stride(2)];
-        keys[k_at + len * k_position + feature * k_feature] = key;
-        values[v_at + len * v_position + feature * v_feature] = value;
-        new_key[feature] = f32::cast_from(key);
-        new_value[feature] = f32::cast_from(value);
-        feature += units;
+    if from + n_keys == len + 1 {
+        let mut feature = unit;
+        while feature < head_dim {
+            let key =
+                F::cast_from(rotated::<F>(qkv, cos, sin, row_at + (heads + kv_head) * head_stride, feature, half));
+            let value = qkv[row_at + (heads + kv_heads + kv_head) * head_stride + feature * qkv.stride(2)];
+            keys[k_at + len * k_position + feature * k_feature] = key;
+            values[v_at + len * v_position + feature * v_feature] = value;
+            new_key[feature] = f32::cast_from(key);
+            new_value[feature] = f32::cast_from(value);
+            feature += units;
+        }
     }
 
     let mut query = Shared::<[f32]>::new_slice(max_features);
@@ -103,15 +113,16 @@ fn one_position_kernel<F: Float>(
 
         // Every part of every score.
         let mut i = unit;
-        while i < (len + 1) * parts {
-            let key = i / parts;
+        while i < n_keys * parts {
+            let key = from + i / parts;
             let mut sum = 0.0f32;
             let mut feature = i % parts;
             while feature < head_dim {
-                let mut y = new_key[feature];
-                if key < len {
-                    y = f32::cast_from(keys[k_at + key * k_position + feature * k_feature]);
-                }
+                let y = if key < len {
+                    f32::cast_from(keys[k_at + key * k_position + feature * k_feature])
+                } else {
+                    new_key[feature]
+                };
                 sum += query[feature] * y;
                 feature += parts;
             }
@@ -120,56 +131,151 @@ fn one_position_kernel<F: Float>(
         }
         sync_cube();
 
-        add_parts(&partial, &mut scores, len + 1, scale, parts);
-        let (largest, total) = largest_and_total(&scores, len + 1);
+        add_parts(&partial, &mut scores, n_keys, scale, parts);
+        #[comptime]
+        if let ComptimeOption::Some(hidden) = &hidden {
+            let mut row = 0usize;
+            if hidden.shape(0) > 1 {
+                row = batch * hidden.stride(0);
+            }
+            let mut key = unit;
+            while key < n_keys {
+                if hidden[row + (from + key) * hidden.stride(3)] != B::from_int(0) {
+                    scores[key] = f32::min_value(); // beside any other it weighs nothing
+                }
+                key += units;
+            }
+            sync_cube();
+        }
+        let (largest, total) = largest_and_total(&scores, n_keys);
+        let mut output_at = (batch * heads + head) * head_dim;
+        if comptime!(split) {
+            output_at = ((batch * heads + head) * CUBE_COUNT_Y as usize + part) * (head_dim + 2);
+        }
         let mut feature = unit;
         while feature < head_dim {
-            let mut sum = (scores[len] - largest).exp() * new_value[feature];
-            for key in 0..len {
-                let y = f32::cast_from(values[v_at + key * v_position + feature * v_feature]);
+            let mut sum = 0.0f32;
+            for key in 0..n_keys {
+                let y = if from + key < len {
+                    f32::cast_from(values[v_at + (from + key) * v_position + feature * v_feature])
+                } else {
+                    new_value[feature]
+                };
                 sum += (scores[key] - largest).exp() * y;
             }
-            output[output_at + (head * head_dim + feature) * output_feature] = F::cast_from(sum / total);
+            if comptime!(!split) {
+                sum /= total;
+            }
+            output[output_at + feature] = O::cast_from(sum);
             feature += units;
+        }
+        if comptime!(split) {
+            if unit == 0 {
+                output[output_at + head_dim] = O::cast_from(largest);
+                output[output_at + head_dim + 1] = O::cast_from(total);
+            }
         }
         sync_cube();
     }
 }
 
+/// Puts the parts of every query head together.
+#[cube(launch)]
+fn together_kernel<F: Float>(
+    mixed: &[f32], // [batch · heads, parts, head_dim + 2]: the sums, the largest score, the sum of the weights
+    output: &mut [F], // [batch · heads, head_dim]
+    parts: u32,
+    head_dim: u32,
+    #[define(F)] _dtype: ElemType,
+) {
+    let (parts, head_dim) = (parts as usize, head_dim as usize);
+    let head = CUBE_POS_X as usize;
+    let length = head_dim + 2;
+    let at = head * parts * length;
+    let mut largest = mixed[at + head_dim];
+    for part in 1..parts {
+        largest = max(largest, mixed[at + part * length + head_dim]);
+    }
+    let mut total = 0.0f32;
+    for part in 0..parts {
+        let here = at + part * length;
+        total += (mixed[here + head_dim] - largest).exp() * mixed[here + head_dim + 1];
+    }
+    let mut feature = UNIT_POS_X as usize;
+    while feature < head_dim {
+        let mut sum = 0.0f32;
+        for part in 0..parts {
+            let here = at + part * length;
+            sum += (mixed[here + head_dim] - largest).exp() * mixed[here + feature];
+        }
+        output[head * head_dim + feature] = F::cast_from(sum / total);
+        feature += CUBE_DIM_X as usize;
+    }
+}
+
 /// Launches it; shapes have been checked. Caches that others hold too are copied first.
 pub(crate) fn launch(
-    qkv: CubeTensor,
-    [cos, sin]: [CubeTensor; 2],
-    [keys, values]: [CubeTensor; 2],
+    inputs: PositionInputs<CubeBackend>,
     n_heads: usize,
-    half: usize,
     len: usize,
 ) -> (CubeTensor, CubeTensor, CubeTensor) {
     let own = |x: CubeTensor| if x.can_mut() && x.is_nonoverlapping() { x } else { x.copy() };
+    let PositionInputs { qkv, cos, sin, hidden, keys, values } = inputs;
     let [keys, values] = [keys, values].map(own);
+    let (half, [cos, sin]) = match (cos, sin) {
+        (Optional::Some(cos), Optional::Some(sin)) => (cos.shape()[3], [cos, sin]),
+        _ => (0, [qkv.clone(), qkv.clone()]), // nobody looks at them
+    };
+    let hidden = match hidden {
+        OptionalBool::None => None,
+        OptionalBool::Some(hidden) => Some(hidden),
+    };
     let [batch, kv_heads, _, head_dim] = keys.shape().dims::<4>();
-    let (client, dtype) = (qkv.client.clone(), qkv.dtype);
-    let shape = Shape::new([batch, 1, n_heads * head_dim]);
-    let output = empty_device_dtype(client.clone(), qkv.device.clone(), shape, dtype);
-    let units = units_for(head_dim, &qkv);
+    let (client, device, dtype) = (qkv.client.clone(), qkv.device.clone(), qkv.dtype);
+    let output = empty_device_dtype(client.clone(), device.clone(), Shape::new([batch, 1, n_heads * head_dim]), dtype);
+    let parts = (len + 1).div_ceil(MAX_KEYS);
+    let split = parts > 1;
+    let mixed = match split {
+        true => {
+            let shape = Shape::new([batch * n_heads, parts, head_dim + 2]);
+            empty_device_dtype(client.clone(), device, shape, DType::F32)
+        }
+        false => output.clone(),
+    };
+    let units = CubeDim::new_1d(units_for(head_dim, &qkv));
+    let bool_type = hidden.as_ref().map_or(DType::U32, |hidden| hidden.dtype);
     one_position_kernel::launch(
         &client,
-        CubeCount::Static((batch * kv_heads) as u32, 1, 1),
-        CubeDim::new_1d(units),
+        CubeCount::Static((batch * kv_heads) as u32, parts as u32, 1),
+        units,
         qkv.into_tensor_arg(),
         cos.into_tensor_arg(),
         sin.into_tensor_arg(),
+        hidden.map(CubeTensor::into_tensor_arg).into(),
         keys.clone().into_tensor_arg(),
         values.clone().into_tensor_arg(),
-        output.clone().into_tensor_arg(),
+        mixed.clone().into_buffer_arg(),
         (n_heads / kv_heads) as u32,
         len as u32,
         (head_dim as f32).powf(-0.5),
         half,
+        split,
         PARTS,
         (len + 1).next_power_of_two().clamp(16, MAX_KEYS),
         head_dim,
-        dtype_to_storage_type(dtype),
+        [dtype, mixed.dtype, bool_type].map(dtype_to_storage_type),
     );
+    if split {
+        together_kernel::launch(
+            &client,
+            CubeCount::Static((batch * n_heads) as u32, 1, 1),
+            units,
+            mixed.into_buffer_arg(),
+            output.clone().into_buffer_arg(),
+            parts as u32,
+            head_dim as u32,
+            dtype_to_storage_type(dtype),
+        );
+    }
     (output, keys, values)
 }

@@ -2,8 +2,11 @@
 //! do).
 #![cfg(any(feature = "wgpu", feature = "cuda"))]
 
-use blockformer_cubecl::{Choice, Filters, MAX_KEYS, MAX_QUERIES, OnePosition, attend_one, draw, local_attention};
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use blockformer_cubecl::{
+    Choice, FewRows, Filters, MAX_HELD, MAX_KEYS, MAX_QUERIES, MAX_ROWS, Observe, OnePosition, RowActivation, RowMap,
+    RowNorm, attend_one, draw, local_attention, observe_kernels, product,
+};
+use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
 
 fn device() -> Device {
     if let Ok(wanted) = std::env::var("BLOCKFORMER_TEST_DEVICE") {
@@ -45,7 +48,12 @@ struct Sizes {
 }
 
 /// The definition: each query sees the keys up to its own position, and they are the last positions.
-fn attention([q, k, v]: [&[f64]; 3], sizes: &Sizes) -> Vec<f64> {
+fn attention(qkv: [&[f64]; 3], sizes: &Sizes) -> Vec<f64> {
+    attention_of(qkv, sizes, |_, _| true)
+}
+
+/// The same of the keys that `seen` tells of a sequence.
+fn attention_of([q, k, v]: [&[f64]; 3], sizes: &Sizes, seen: impl Fn(usize, usize) -> bool) -> Vec<f64> {
     let Sizes { batch, heads, kv_heads, queries, keys, head_dim } = *sizes;
     let mut output = Vec::new();
     for row in 0..batch * heads * queries {
@@ -54,7 +62,7 @@ fn attention([q, k, v]: [&[f64]; 3], sizes: &Sizes) -> Vec<f64> {
         let at = |x: usize| ((b * kv_heads + h / (heads / kv_heads)) * keys + x) * head_dim;
         let scores = (0..keys - queries + i + 1).map(|key| {
             let dot: f64 = q.iter().zip(&k[at(key)..]).map(|(q, k)| q * k).sum();
-            (dot / (head_dim as f64).sqrt()).exp()
+            if seen(b, key) { (dot / (head_dim as f64).sqrt()).exp() } else { 0.0 }
         });
         let scores: Vec<f64> = scores.collect();
         let total: f64 = scores.iter().sum();
@@ -121,14 +129,16 @@ fn rotate(head: &[f64], [cos, sin]: [&[f64]; 2]) -> Vec<f64> {
 }
 
 /// Decodes position after position and compares what is mixed, and what the cache holds, with the definition.
-fn check_one_position(sizes: &Sizes, half: usize, dtype: DType, tolerance: f64) {
+/// Writes and attends behind each of `lens` positions. With `hide`, a third of the keys are hidden, and more of the last
+/// sequence, but never the newest.
+fn check_one_position(sizes: &Sizes, half: usize, lens: &[usize], hide: bool, dtype: DType, tolerance: f64) {
     let Sizes { batch, heads, kv_heads, keys: capacity, head_dim, .. } = *sizes;
     let width = (heads + 2 * kv_heads) * head_dim;
     let shape = [batch, kv_heads, capacity, head_dim];
-    let fives = || Tensor::<4>::full(shape, 5.0, (&device(), dtype));
-    let (mut keys, mut values_) = (fives(), fives());
-    let mut held: [Vec<f64>; 2] = [values(fives()), values(fives())];
-    for len in 0..capacity {
+    let cache = |salt| tensor(&numbers(shape.iter().product(), salt), shape, dtype);
+    let (mut keys, mut values_) = (cache(30), cache(31));
+    let mut held: [Vec<f64>; 2] = [values(cache(30)), values(cache(31))];
+    for len in lens.iter().copied() {
         let qkv = tensor(&numbers(batch * width, len as u64), [batch, 1, width], dtype).mul_scalar(2.0);
         let table = |salt| tensor(&numbers(half, salt + len as u64), [1, 1, 1, half], dtype);
         let tables = (half > 0).then(|| (table(50), table(90)));
@@ -151,11 +161,18 @@ fn check_one_position(sizes: &Sizes, half: usize, dtype: DType, tolerance: f64) 
             all.chunks(capacity * head_dim).flat_map(|rows| rows[..(len + 1) * head_dim].to_vec()).collect()
         };
         let now = Sizes { batch, heads, kv_heads, queries: 1, keys: len + 1, head_dim };
-        let expected = attention([&queries, &known(&held[0]), &known(&held[1])], &now);
+        let hidden = |row: usize, key: usize| {
+            hide && key < len && ((row + key) % 3 == 0 || (row + 1 == batch && key < capacity / 2))
+        };
+        let seen = |row: usize, key: usize| !hidden(row, key);
+        let expected = attention_of([&queries, &known(&held[0]), &known(&held[1])], &now, seen);
+        // Longer than it need be, as that of a view of the cache may be.
+        let mask: Vec<bool> = (0..batch * (len + 2)).map(|i| hidden(i / (len + 2), i % (len + 2))).collect();
+        let mask = Tensor::<4, Bool>::from_data(TensorData::new(mask, [batch, 1, 1, len + 2]), &device());
 
         let before = (len == 1).then(|| (keys.clone(), values(keys.clone())));
         let rotation = tables.as_ref().map(|(cos, sin)| (cos, sin));
-        let position = OnePosition { qkv: &qkv, rotation, n_heads: heads, len };
+        let position = OnePosition { qkv: &qkv, rotation, n_heads: heads, len, hidden: hide.then_some(&mask) };
         let mixed = attend_one(position, &mut keys, &mut values_).expect("there is a kernel");
         assert_eq!(mixed.dims(), [batch, 1, heads * head_dim]);
         let close = |got: Vec<f64>, expected: &[f64], what: &str| {
@@ -180,10 +197,27 @@ fn one_position_after_the_other_is_rotated_written_and_attended_to() {
         (sizes(1, 6, 1, 18, 33), 0),
         (sizes(2, 2, 2, 3, 200), 25),
     ] {
-        check_one_position(&sizes, half, DType::F32, 2e-5);
+        let lens: Vec<usize> = (0..sizes.keys).collect();
+        check_one_position(&sizes, half, &lens, false, DType::F32, 2e-5);
+        check_one_position(&sizes, half, &lens[1..], true, DType::F32, 2e-5);
         for (dtype, tolerance) in [(DType::F16, 8e-3), (DType::BF16, 6e-2)] {
             if device().supports_dtype(dtype) {
-                check_one_position(&sizes, half, dtype, tolerance);
+                check_one_position(&sizes, half, &lens, false, dtype, tolerance);
+            }
+        }
+    }
+}
+
+#[test]
+fn parts_of_a_long_cache_are_put_together() {
+    let sizes = Sizes { batch: 2, heads: 4, kv_heads: 2, queries: 1, keys: 3 * MAX_KEYS + 9, head_dim: 20 };
+    // The last key of a part, the first of the next, and all that fit.
+    let lens = [MAX_KEYS - 1, MAX_KEYS, 2 * MAX_KEYS - 1, 2 * MAX_KEYS, sizes.keys - 1];
+    for hide in [false, true] {
+        check_one_position(&sizes, 5, &lens, hide, DType::F32, 2e-5);
+        for (dtype, tolerance) in [(DType::F16, 8e-3), (DType::BF16, 6e-2)] {
+            if device().supports_dtype(dtype) {
+                check_one_position(&sizes, 5, &lens, hide, dtype, tolerance);
             }
         }
     }
@@ -193,12 +227,14 @@ fn one_position_after_the_other_is_rotated_written_and_attended_to() {
 fn a_position_without_a_kernel_leaves_the_cache_alone() {
     let device = device();
     let qkv = Tensor::<3>::ones([1, 1, 3 * 8], &device);
-    let mut keys = Tensor::<4>::zeros([1, 1, MAX_KEYS + 2, 8], &device);
+    let mut keys = Tensor::<4>::zeros([1, 1, MAX_HELD + 2, 8], &device);
     let mut values_ = keys.clone();
-    let position = |len| OnePosition { qkv: &qkv, rotation: None, n_heads: 1, len };
-    assert!(attend_one(position(MAX_KEYS), &mut keys, &mut values_).is_none());
+    let position = |len| OnePosition { qkv: &qkv, rotation: None, n_heads: 1, len, hidden: None };
+    assert!(attend_one(position(MAX_HELD), &mut keys, &mut values_).is_none());
+    let hidden = Tensor::<4>::zeros([1, 1, 1, 5], &device).bool();
+    assert!(attend_one(OnePosition { hidden: Some(&hidden), ..position(5) }, &mut keys, &mut values_).is_none());
     assert_eq!(values(keys.clone()).iter().sum::<f64>(), 0.0);
-    assert!(attend_one(position(MAX_KEYS - 1), &mut keys, &mut values_).is_some());
+    assert!(attend_one(position(MAX_HELD - 1), &mut keys, &mut values_).is_some());
     assert_eq!(values(keys).iter().sum::<f64>(), 8.0);
 }
 
@@ -217,6 +253,15 @@ fn what_the_kernels_were_not_made_for_is_left_to_others() {
     assert!(local_attention(&flex, &flex, &flex).is_none());
     let graph = zeros(1).autodiff();
     assert!(local_attention(&graph, &graph, &graph).is_none());
+    let multiplied = |rows: usize, d_in: usize, device: &Device| {
+        let (x, weight) = (Tensor::<3>::zeros([rows, 1, 4], device), Tensor::<2>::zeros([d_in, 6], device));
+        product(&x, &FewRows::new(RowMap { weight: &weight, bias: None }))
+    };
+    assert!(multiplied(MAX_ROWS, 4, &device()).is_some());
+    assert!(multiplied(MAX_ROWS + 1, 4, &device()).is_none());
+    assert!(multiplied(1, 5, &device()).is_none());
+    assert!(multiplied(1, 4, &Device::flex()).is_none());
+    assert!(multiplied(1, 4, &device().autodiff()).is_none());
     let logits = Tensor::<2>::zeros([2, 5], &Device::flex());
     assert!(draw(&logits, None, Choice::Likeliest).is_none());
     let logits = Tensor::<2>::zeros([2, 5], &device());
@@ -224,6 +269,166 @@ fn what_the_kernels_were_not_made_for_is_left_to_others() {
 }
 
 const PLAIN: Filters = Filters { temperature: 1.0, top_k: None, top_p: None, min_p: None };
+
+/// What stands around a product.
+#[derive(Debug, Clone, Copy, Default)]
+struct Around {
+    /// `Some(true)`: a layer norm; `Some(false)`: an RMS norm.
+    centred: Option<bool>,
+    biased: bool,
+    gated: bool,
+    activation: Option<RowActivation>,
+    onto_residual: bool,
+}
+
+const EPSILON: f64 = 1e-3;
+
+/// The error function by Simpson's rule.
+fn erf(x: f64) -> f64 {
+    let n = 400;
+    let step = x / f64::from(n);
+    let weight = |i: i32| if i == 0 || i == n { 1.0 } else { f64::from(2 + 2 * (i % 2)) };
+    let sum: f64 = (0..=n).map(|i| weight(i) * (-(f64::from(i) * step).powi(2)).exp()).sum();
+    sum * step / 3.0 * std::f64::consts::FRAC_2_SQRT_PI
+}
+
+fn activated(activation: Option<RowActivation>, x: f64) -> f64 {
+    match activation {
+        None => x,
+        Some(RowActivation::Gelu) => x * 0.5 * (1.0 + erf(x / std::f64::consts::SQRT_2)),
+        Some(RowActivation::GeluTanh) => {
+            x * 0.5 * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+        }
+        Some(RowActivation::Relu) => x.max(0.0),
+        Some(RowActivation::Silu) => x / (1.0 + (-x).exp()),
+    }
+}
+
+fn check_product([batch, positions, d_in, d_out]: [usize; 4], around: Around, dtype: DType, tolerance: f64) {
+    let x =
+        tensor(&numbers(batch * positions * d_in, 1), [batch, positions, d_in], dtype).mul_scalar(2.0).add_scalar(0.5);
+    let matrix = |salt| tensor(&numbers(d_in * d_out, salt), [d_in, d_out], dtype).div_scalar((d_in as f64).sqrt());
+    let vector = |n, salt| tensor(&numbers(n, salt), [n], dtype);
+    let (weight, gate, bias, gate_bias) = (matrix(2), matrix(3), vector(d_out, 4), vector(d_out, 5));
+    let (scale, shift) = (vector(d_in, 6), vector(d_in, 7));
+    let residual = tensor(&numbers(batch * positions * d_out, 8), [batch, positions, d_out], dtype);
+    let of = FewRows {
+        map: RowMap { weight: &weight, bias: around.biased.then_some(&bias) },
+        norm: around.centred.map(|centred| match centred {
+            true => RowNorm::Layer { scale: &scale, shift: around.biased.then_some(&shift), epsilon: EPSILON },
+            false => RowNorm::Rms { scale: &scale, epsilon: EPSILON },
+        }),
+        gate: around.gated.then_some(RowMap { weight: &gate, bias: around.biased.then_some(&gate_bias) }),
+        activation: around.activation,
+        residual: around.onto_residual.then_some(&residual),
+    };
+    let got = product(&x, &of).expect("there is a kernel");
+    assert_eq!((got.dims(), got.dtype()), ([batch, positions, d_out], dtype));
+    let got = values(got);
+
+    let [weight, gate] = [weight, gate].map(values);
+    let [bias, gate_bias, scale, shift] = [bias, gate_bias, scale, shift].map(values);
+    let (x, residual) = (values(x), values(residual));
+    for row in 0..batch * positions {
+        let mut x = x[row * d_in..][..d_in].to_vec();
+        if let Some(centred) = around.centred {
+            let mean = if centred { x.iter().sum::<f64>() / d_in as f64 } else { 0.0 };
+            let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / d_in as f64;
+            for (k, x) in x.iter_mut().enumerate() {
+                *x = (*x - mean) / (variance + EPSILON).sqrt() * scale[k];
+                *x += if centred && around.biased { shift[k] } else { 0.0 };
+            }
+        }
+        for column in 0..d_out {
+            let map = |weight: &[f64], bias: &[f64]| {
+                let sum: f64 = x.iter().enumerate().map(|(k, x)| x * weight[k * d_out + column]).sum();
+                sum + if around.biased { bias[column] } else { 0.0 }
+            };
+            let y = map(&weight, &bias);
+            let mut expected = match around.gated {
+                true => y * activated(around.activation, map(&gate, &gate_bias)),
+                false => activated(around.activation, y),
+            };
+            let at = row * d_out + column;
+            expected += if around.onto_residual { residual[at] } else { 0.0 };
+            let difference = (got[at] - expected).abs();
+            assert!(
+                difference < tolerance * (1.0 + expected.abs()),
+                "{} instead of {expected}: row {row}, column {column} of {batch} x {positions} x {d_in} x {d_out} {dtype:?} {around:?}",
+                got[at],
+            );
+        }
+    }
+}
+
+#[test]
+fn products_are_those_of_float64() {
+    let neox = Around { centred: Some(true), biased: true, activation: Some(RowActivation::Gelu), ..Around::default() };
+    let llama =
+        Around { centred: Some(false), gated: true, activation: Some(RowActivation::Silu), ..Around::default() };
+    let arounds = [
+        Around::default(),
+        neox,
+        llama,
+        Around { activation: Some(RowActivation::GeluTanh), onto_residual: true, ..Around::default() },
+        Around { biased: true, activation: Some(RowActivation::Relu), ..llama },
+        Around { biased: true, onto_residual: true, ..Around::default() },
+    ];
+    // Odd sizes have vectors of one; 4,100 features are more than a cube's units take at once.
+    let shapes = [[1, 1, 1, 1], [1, 2, 33, 7], [2, 1, 64, 96], [3, 1, 4100, 20], [MAX_ROWS / 2, 2, 40, 264]];
+    for (i, shape) in shapes.into_iter().enumerate() {
+        for around in arounds {
+            check_product(shape, around, DType::F32, 2e-5);
+        }
+        for (dtype, tolerance) in [(DType::F16, 4e-3), (DType::BF16, 3e-2)] {
+            if device().supports_dtype(dtype) {
+                check_product(shape, arounds[i % 3], dtype, tolerance);
+            }
+        }
+    }
+}
+
+/// Strips of all widths: the more columns, the wider.
+#[test]
+fn products_with_many_columns_are_those_of_float64() {
+    for d_out in [4 * 8 * 256, 4 * 16 * 256, 4 * 32 * 256 + 4] {
+        check_product([1, 1, 9, d_out], Around { biased: true, ..Around::default() }, DType::F32, 2e-5);
+    }
+}
+
+#[test]
+fn activations_of_large_numbers_are_numbers() {
+    let (one, large) =
+        (Tensor::<2>::ones([1, 1], &device()), tensor(&[-1e30, -100.0, 100.0, 1e30], [4, 1, 1], DType::F32));
+    for (activation, expected) in [
+        (RowActivation::Gelu, [0.0, 0.0, 100.0, 1e30f32 as f64]),
+        (RowActivation::GeluTanh, [0.0, 0.0, 100.0, 1e30f32 as f64]),
+        (RowActivation::Relu, [0.0, 0.0, 100.0, 1e30f32 as f64]),
+        (RowActivation::Silu, [0.0, 0.0, 100.0, 1e30f32 as f64]),
+    ] {
+        let of = FewRows { activation: Some(activation), ..FewRows::new(RowMap { weight: &one, bias: None }) };
+        let got = values(product(&large, &of).expect("there is a kernel"));
+        assert_eq!(got, expected, "{activation:?}");
+    }
+}
+
+#[test]
+fn launches_are_counted() {
+    let (x, weight) = (Tensor::<3>::ones([1, 1, 8], &device()), Tensor::<2>::ones([8, 8], &device()));
+    let run = || {
+        let of = FewRows::new(RowMap { weight: &weight, bias: None });
+        let y = product(&x, &of).expect("there is a kernel");
+        product(&y, &of).expect("there is a kernel").sum().into_scalar::<f32>()
+    };
+    assert_eq!(run(), 512.0); // all is compiled and tuned now
+    let (sum, kernels) = observe_kernels(Observe::Times, run);
+    assert_eq!(sum, 512.0);
+    let kernels = kernels.expect("there are kernels");
+    // Other tests may launch meanwhile.
+    let ours = kernels.iter().find(|kernel| kernel.kernel.starts_with("ProductKernel")).expect("the kernel is named");
+    assert!(ours.launches >= 2, "{kernels:?}");
+    assert!(ours.time.is_none_or(|time| time > std::time::Duration::ZERO), "{kernels:?}");
+}
 
 /// Logits with ties, of which few are likely.
 fn logits(rows: usize, vocab_size: usize) -> Vec<f32> {

@@ -95,14 +95,10 @@ impl DeviceSampler {
     pub(crate) fn draw(&mut self, logits: Tensor<2>, uniform: Option<Tensor<2>>) -> Drawn {
         let logits = logits.cast(FloatDType::F32);
         let (ids, checked) = match &self.adjustments {
-            None => {
-                let (ids, sound) = self.choose(logits, uniform);
-                let checked = ids.clone().mask_fill(sound.bool_not(), NOT_A_NUMBER);
-                (ids, checked)
-            }
+            None => self.choose(logits, uniform),
             Some(adjustments) => {
-                let (ids, allowed) = self.choose(adjustments.apply(logits.clone()), uniform);
-                let checked = ids.clone().mask_fill(allowed.bool_not(), NOTHING_ALLOWED);
+                let (ids, checked) = self.choose(adjustments.apply(logits.clone()), uniform);
+                let checked = checked.clone().mask_fill(checked.lower_elem(0), NOTHING_ALLOWED);
                 let (_, sound) = weights(logits, 1.0);
                 (ids, checked.mask_fill(sound.bool_not(), NOT_A_NUMBER))
             }
@@ -113,11 +109,18 @@ impl DeviceSampler {
         Drawn { ids, checked }
     }
 
-    /// A token of every sequence, and whether there is one, `[batch, 1]` both.
-    fn choose(&self, logits: Tensor<2>, uniform: Option<Tensor<2>>) -> (Tensor<2, Int>, Tensor<2, Bool>) {
+    /// A token of every sequence, and the same with [`NOT_A_NUMBER`] where there is none, `[batch, 1]` both.
+    fn choose(&self, logits: Tensor<2>, uniform: Option<Tensor<2>>) -> (Tensor<2, Int>, Tensor<2, Int>) {
         if let Some(drawn) = blockformer_cubecl::draw(&logits, uniform.as_ref(), self.choice()) {
-            return (drawn.clone().clamp_min(0), drawn.greater_equal_elem(0));
+            return (drawn.clone().clamp_min(0), drawn);
         }
+        let (ids, sound) = self.choose_plainly(logits, uniform);
+        let checked = ids.clone().mask_fill(sound.bool_not(), NOT_A_NUMBER);
+        (ids, checked)
+    }
+
+    /// A token of every sequence, and whether there is one, `[batch, 1]` both.
+    fn choose_plainly(&self, logits: Tensor<2>, uniform: Option<Tensor<2>>) -> (Tensor<2, Int>, Tensor<2, Bool>) {
         let Some(uniform) = uniform else {
             let likeliest = logits.clone().argmax(1);
             return (likeliest, weights(logits, 1.0).1);

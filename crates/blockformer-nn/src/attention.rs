@@ -4,9 +4,10 @@
 //! attention(q, k, v) = softmax(q kᵀ / sqrt(head_dim)) v
 //! ```
 
+use core::cell::LazyCell;
 use core::ops::Range;
 
-use blockformer_cubecl::{OnePosition, attend_one, local_attention};
+use blockformer_cubecl::{OnePosition, attend_one, has_kernels, local_attention};
 use blockformer_kv_cache::{KvCache, LayerCache, PagedBatch};
 use burn::module::Module;
 use burn::nn::Linear;
@@ -15,8 +16,9 @@ use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Bool, Device, Tensor, s};
 
+use crate::linear::{PreNorm, linear_behind, linear_onto};
 use crate::rotary::Rotation;
-use crate::{AttentionMask, RotaryTable, TransformerConfig, linear, linear_init};
+use crate::{AttentionMask, RotaryTable, TransformerConfig, linear_init};
 
 /// Scores from which the fused kernel of the backend is used, which never materialises them. Below, the plain product
 /// is faster. Under autodiff the plain product is always used: Burn would fall back to it anyway, and its fallback is
@@ -49,11 +51,20 @@ struct Sight {
     n_keys: usize,
     /// True where a query must not look, `[batch or 1, 1, queries, keys]`; also none where `fused` does the causal
     /// mask itself.
-    hidden: Option<Tensor<4, Bool>>,
+    hidden: Hidden,
+    /// The same for one query, of the keys held and its own alone.
+    hidden_held: Hidden,
     /// Whether the backend's fused kernel is used.
     fused: bool,
     /// Whether the mask is exactly the causal one.
     plain_causal: bool,
+}
+
+/// What is hidden, made for the first layer that asks: kernels look at less of it than plain operations.
+type Hidden = LazyCell<Option<Tensor<4, Bool>>, Box<dyn FnOnce() -> Option<Tensor<4, Bool>>>>;
+
+fn lazily(hidden: impl FnOnce() -> Option<Tensor<4, Bool>> + 'static) -> Hidden {
+    LazyCell::new(Box::new(hidden))
 }
 
 impl AttentionContext {
@@ -69,12 +80,14 @@ impl AttentionContext {
         let n_keys = cache.map_or(positions, |cache| cache.view_len(positions));
         let fused = positions * n_keys >= FUSED_FROM_SCORES && !x.is_autodiff();
         let plain_causal = mask.is_plain_causal() && n_keys == start + positions;
-        let hidden = if fused && plain_causal {
-            None
-        } else {
-            mask.hidden_among(positions, start + positions, n_keys, &x.device())
-        };
-        let sight = Sight { queries: 0..positions, n_keys, hidden, fused, plain_causal };
+        let (held, device) = (start + positions, x.device());
+        let (of_view, of_held) = ((mask.clone(), device.clone()), (mask.clone(), device));
+        let hidden = lazily(move || match fused && plain_causal {
+            true => None,
+            false => of_view.0.hidden_among(positions, held, n_keys, &of_view.1),
+        });
+        let hidden_held = lazily(move || of_held.0.hidden(positions, held, &of_held.1));
+        let sight = Sight { queries: 0..positions, n_keys, hidden, hidden_held, fused, plain_causal };
         let rotation = rotary.map(|rotary| rotary.rotation(&[start], positions, x.dtype()));
         Self { rotation, sight: vec![vec![sight]] }
     }
@@ -92,7 +105,8 @@ impl AttentionContext {
             let piece = |queries: Range<usize>| {
                 let n_keys = start + queries.end;
                 let hidden = mask.hidden(queries.len(), n_keys, &x.device());
-                Sight { queries, n_keys, hidden, fused: false, plain_causal: false }
+                let (hidden, hidden_held) = (lazily(|| hidden), lazily(|| None));
+                Sight { queries, n_keys, hidden, hidden_held, fused: false, plain_causal: false }
             };
             batch.pieces(row).into_iter().map(piece).collect()
         };
@@ -130,19 +144,27 @@ impl Attention {
         }
     }
 
+    /// `x + attention(norm(x))`.
+    ///
     /// # Shapes
     /// - `x`: `[batch, positions, d_model]`, returns the same.
     ///
     /// # Panics
     /// If `cache` cannot take `positions` more.
-    pub(crate) fn forward(&self, x: Tensor<3>, context: &AttentionContext, mut kv: LayerKv<'_, '_>) -> Tensor<3> {
+    pub(crate) fn add_to(
+        &self,
+        x: Tensor<3>,
+        norm: Option<PreNorm<'_>>,
+        context: &AttentionContext,
+        mut kv: LayerKv<'_, '_>,
+    ) -> Tensor<3> {
         let [batch, positions, _] = x.dims();
         let (heads, kv_heads, head_dim) = (self.n_heads, self.n_kv_heads, self.head_dim);
-        let qkv = linear(&self.qkv, x); // [batch, positions, (heads + 2 kv_heads) · head_dim]
+        let qkv = linear_behind(norm, &self.qkv, x.clone()); // [batch, positions, (heads + 2 kv_heads) · head_dim]
         if let LayerKv::Contiguous(cache) = &mut kv
             && let Some(mixed) = self.attend_one(&qkv, context, cache)
         {
-            return linear(&self.output, mixed);
+            return linear_onto(&self.output, mixed, x);
         }
         let qkv = qkv.reshape([batch, positions, heads + 2 * kv_heads, head_dim]).swap_dims(1, 2); // [batch, heads + 2 kv_heads, positions, head_dim]
         let mut qk = qkv.clone().slice(s![.., 0..heads + kv_heads, .., ..]);
@@ -160,22 +182,24 @@ impl Attention {
             },
             LayerKv::Paged { batch, layer } => {
                 let mixed = self.attend_paged(queries, keys, values, context, batch, layer);
-                return self.project(mixed);
+                return self.project(mixed, x);
             }
         };
         let mixed = self.attend(queries, keys, values, &context.sight[0][0]); // [batch, heads, positions, head_dim]
-        self.project(mixed)
+        self.project(mixed, x)
     }
 
-    /// One new position that sees all others, by a kernel if there is one: `[batch, 1, heads · head_dim]`.
+    /// One new position, by a kernel if there is one: `[batch, 1, heads · head_dim]`.
     fn attend_one(&self, qkv: &Tensor<3>, context: &AttentionContext, cache: &mut LayerCache) -> Option<Tensor<3>> {
         let sight = &context.sight[0][0];
-        if sight.queries.len() != 1 || sight.hidden.is_some() || sight.fused {
+        if sight.queries.len() != 1 || sight.fused || !has_kernels(qkv) {
             return None;
         }
         let rotation = context.rotation.as_ref().map(Rotation::tables);
         let attend = |keys: &mut Tensor<4>, values: &mut Tensor<4>, len| {
-            attend_one(OnePosition { qkv, rotation, n_heads: self.n_heads, len }, keys, values)
+            let position =
+                OnePosition { qkv, rotation, n_heads: self.n_heads, len, hidden: sight.hidden_held.as_ref() };
+            attend_one(position, keys, values)
         };
         match cache.write_one(attend) {
             Ok(mixed) => mixed,
@@ -183,9 +207,10 @@ impl Attention {
         }
     }
 
-    fn project(&self, mixed: Tensor<4>) -> Tensor<3> {
+    fn project(&self, mixed: Tensor<4>, residual: Tensor<3>) -> Tensor<3> {
         let [batch, heads, positions, head_dim] = mixed.dims();
-        linear(&self.output, mixed.swap_dims(1, 2).reshape([batch, positions, heads * head_dim]))
+        let mixed = mixed.swap_dims(1, 2).reshape([batch, positions, heads * head_dim]);
+        linear_onto(&self.output, mixed, residual)
     }
 
     /// Each sequence over its own pages, piece by piece.
@@ -224,7 +249,7 @@ impl Attention {
         if sight.fused {
             let (k, v) = (self.repeat_kv(k), self.repeat_kv(v));
             let options = AttentionModuleOptions { is_causal: sight.plain_causal, ..Default::default() };
-            let hidden = sight.hidden.clone().map(|mask| mask.expand([batch, heads, n_queries, n_keys]));
+            let hidden = (*sight.hidden).clone().map(|mask| mask.expand([batch, heads, n_queries, n_keys]));
             return attention(q, k, v, hidden, None, options);
         }
         let sees_all_before = sight.plain_causal || (n_queries == 1 && sight.hidden.is_none());
@@ -236,7 +261,7 @@ impl Attention {
         let q = q.mul_scalar((head_dim as f64).powf(-0.5));
         let q = q.reshape([batch, self.n_kv_heads, group * n_queries, head_dim]);
         let scores = q.matmul(k.transpose()).reshape([batch, heads, n_queries, n_keys]);
-        let scores = match &sight.hidden {
+        let scores = match &*sight.hidden {
             Some(hidden) => {
                 scores.mask_fill(hidden.clone().expand([batch, heads, n_queries, n_keys]), f32::NEG_INFINITY)
             }

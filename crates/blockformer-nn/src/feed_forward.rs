@@ -8,6 +8,7 @@ use burn::nn::Linear;
 use burn::tensor::activation::{gelu, gelu_approximate, relu, silu};
 use burn::tensor::{Device, Tensor};
 
+use crate::linear::{Around, PreNorm, few_rows, linear_onto, normed};
 use crate::{Activation, TransformerConfig, host, linear, linear_init};
 
 impl Activation {
@@ -62,11 +63,25 @@ impl FeedForward {
     /// # Shapes
     /// - `x`: `[batch, positions, d_model]`, returns the same.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let inner = match &self.gate {
+        linear(&self.down, self.inner(None, x))
+    }
+
+    /// `residual + forward(norm(x))`.
+    pub(crate) fn add_to(&self, residual: Tensor<3>, norm: Option<PreNorm<'_>>, x: Tensor<3>) -> Tensor<3> {
+        linear_onto(&self.down, self.inner(norm, x), residual)
+    }
+
+    /// `[batch, positions, d_ff]`.
+    fn inner(&self, norm: Option<PreNorm<'_>>, x: Tensor<3>) -> Tensor<3> {
+        let (gate, activation) = (self.gate.as_ref(), Some(self.activation));
+        if let Some(inner) = few_rows(&self.up, &x, Around { norm, gate, activation, residual: None }) {
+            return inner;
+        }
+        let x = normed(norm, x);
+        match gate {
             Some(gate) => self.activation.forward(linear(gate, x.clone())) * linear(&self.up, x),
             None => self.activation.forward(linear(&self.up, x)),
-        };
-        linear(&self.down, inner)
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
 use crate::attention::{AttentionContext, LayerKv};
+use crate::linear::PreNorm;
 use crate::{Attention, FeedForward, Norm, NormPosition, Residual, TransformerConfig};
 
 /// Attention and feed-forward network, each behind its norm, added to the residual stream.
@@ -21,6 +22,8 @@ pub struct Layer {
     norm_position: NormPosition,
     #[module(skip)]
     residual: Residual,
+    #[module(skip)]
+    norm_epsilon: f64,
 }
 
 impl Layer {
@@ -34,6 +37,7 @@ impl Layer {
             feed_forward: FeedForward::new(config, device),
             norm_position: config.norm_position,
             residual: config.residual,
+            norm_epsilon: config.norm_eps,
         }
     }
 
@@ -41,20 +45,14 @@ impl Layer {
     /// - `x`: `[batch, positions, d_model]`, returns the same.
     pub(crate) fn forward(&self, x: Tensor<3>, context: &AttentionContext, kv: LayerKv<'_, '_>) -> Tensor<3> {
         if self.norm_position == NormPosition::Post {
-            let x = self.attention_norm.forward(x.clone() + self.attention.forward(x, context, kv));
-            return self.feed_forward_norm.forward(x.clone() + self.feed_forward.forward(x));
+            let x = self.attention_norm.forward(self.attention.add_to(x, None, context, kv));
+            let fed = self.feed_forward.add_to(x.clone(), None, x);
+            return self.feed_forward_norm.forward(fed);
         }
-        let attended = self.attention.forward(self.attention_norm.forward(x.clone()), context, kv);
-        match self.residual {
-            Residual::Parallel => {
-                let fed = self.feed_forward.forward(self.feed_forward_norm.forward(x.clone()));
-                x + attended + fed
-            }
-            Residual::Sequential => {
-                let x = x + attended;
-                let fed = self.feed_forward.forward(self.feed_forward_norm.forward(x.clone()));
-                x + fed
-            }
-        }
+        let behind = |norm| Some(PreNorm { norm, epsilon: self.norm_epsilon });
+        let given = (self.residual == Residual::Parallel).then(|| x.clone());
+        let attended = self.attention.add_to(x, behind(&self.attention_norm), context, kv);
+        let fed_from = given.unwrap_or_else(|| attended.clone());
+        self.feed_forward.add_to(attended, behind(&self.feed_forward_norm), fed_from)
     }
 }

@@ -18,17 +18,16 @@ pub(super) fn take_in(
     options: &MeasureOptions,
     device: &Device,
 ) -> Result<(), BenchError> {
-    let layout = model.layout();
-    let prompts = prompts(workload, options, layout.vocab_size);
-    let slices: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-    if let Decoding::Device(_) = options.decoding {
-        let options = greedy(workload.new_tokens, options.decoding);
-        let mut rounds = Rounds::begin(model, &slices, &options, device)?;
+    if let Decoding::Device(decoding) = options.decoding {
+        let mut rounds = begin(model, workload, options, decoding, device)?;
         for _ in 0..2 {
             rounds.next_tokens()?;
         }
         return Ok(());
     }
+    let layout = model.layout();
+    let prompts = prompts(workload, options, layout.vocab_size);
+    let slices: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
     let blocked = layout.block_prompts(&slices, workload.new_tokens)?;
     let (mut state, logits) = model.prefill(&blocked, workload.new_tokens, device);
     let mut spent = Duration::ZERO;
@@ -37,6 +36,19 @@ pub(super) fn take_in(
         choose(model.step(&mut state, &tokens), &mut spent)?;
     }
     Ok(())
+}
+
+/// A workload whose prompts have been taken in, its tokens to be found on the device.
+pub(crate) fn begin<'a>(
+    model: &'a AnyModel,
+    workload: &Workload,
+    options: &MeasureOptions,
+    decoding: DeviceDecoding,
+    device: &Device,
+) -> Result<Rounds<'a, AnyModel>, BenchError> {
+    let prompts = prompts(workload, options, model.layout().vocab_size);
+    let slices: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    Ok(Rounds::begin(model, &slices, &greedy(workload.new_tokens, Decoding::Device(decoding)), device)?)
 }
 
 fn greedy(max_new_tokens: usize, decoding: Decoding) -> GenerateOptions {

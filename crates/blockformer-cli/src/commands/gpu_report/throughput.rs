@@ -1,8 +1,8 @@
 //! The paper's workloads.
 
 use blockformer::bench::{
-    BenchError, MeasureOptions, Measurement, Subject, Workload, device_bytes, largest_batch, measure as time,
-    needed_bytes,
+    BenchError, MeasureOptions, Measurement, StepKernels, Subject, Workload, device_bytes, largest_batch,
+    measure as time, needed_bytes, step_kernels,
 };
 use blockformer::model::{AnyModel, ModelConfig};
 use blockformer::self_check::computes;
@@ -93,26 +93,35 @@ fn row(
     let (repeats, decoding) = (run.arguments.throughput.repeats, blockformer::decoding(&run.device));
     let options = MeasureOptions { batch, repeats, warm_up: 1, seed: 0, decoding };
     let measured = time(&subject, workload, &options, &run.device)?;
+    let kernels = step_kernels(&subject, workload, &options, &run.device)?;
     let bytes = (DType::from(dtype(precision)).size(), measured.kv_bytes);
     let work = Work::of((config, model), workload, batch, bytes);
     let shares = shares(run, &measured, &work, precision);
     let share = |name: &str| shares[name].as_f64().map_or("?".into(), |share| format!("{:.0} %", 100.0 * share));
     let summary = format!(
         "batch {batch}: {:.1} tokens/s, first token {:.1} ms, then {:.2} ms a step; of the limits {} in the prefill and {} \
-         in steps; warm-up {:.0} s",
+         in steps; {}warm-up {:.0} s",
         measured.tokens_per_second.median,
         measured.first_token_ms.median,
         measured.token_ms.median,
         share("prefill"),
         share("step"),
+        kernels.as_ref().map_or_else(String::new, launched),
         measured.warm_up_seconds,
     );
     Ok(json!({
         "summary": summary,
         "measured": measured,
         "shares": shares,
+        "step_kernels": kernels,
         "device_bytes": device_bytes(&run.device),
     }))
+}
+
+/// What a step launches, for people.
+fn launched(kernels: &StepKernels) -> String {
+    let computed = kernels.milliseconds.map_or_else(String::new, |time| format!(" that compute for {time:.2} ms"));
+    format!("{:.0} kernels a step{computed}; ", kernels.launches)
 }
 
 /// The share of its nearer limit that a phase reaches: the time it would take at the limit by the time it took.

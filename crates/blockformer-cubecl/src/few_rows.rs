@@ -1,0 +1,326 @@
+//! Products of a few rows with weights, and what stands before and behind them in a layer.
+//!
+//! Reading the weights is all that takes time here. A cube has a strip of their columns: its units stand `lanes` beside each
+//! other, a vector of columns each, and one part of the rows of the weights behind another. Every unit adds up its
+//! part for all rows at once, so weights are read once; then the parts are added up.
+
+use burn::backend::TensorMetadata;
+use burn::backend::cubecl::dtype_to_storage_type;
+use burn::tensor::Shape;
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_dtype;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::ir::HardwareProperties;
+use cubecl::prelude::*;
+
+use crate::RowActivation;
+use crate::extension::{Optional, ProductInputs, max_units};
+
+/// Units of a cube, if the device has so many.
+const UNITS: usize = 256;
+/// Cubes that keep a large GPU busy: strips get narrower until there are so many.
+const CUBES: usize = 256;
+/// Vectors side by side, which a strip has at most and at least: it is still read in whole pieces of memory.
+const LANES: [usize; 4] = [32, 16, 8, 4];
+/// Units that add up a row's sums, each some of them.
+const ADDERS: usize = 32;
+
+/// What the kernel is compiled for, beside the inputs there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Spec {
+    /// Whether rows are centred before they are scaled.
+    centred: bool,
+    activation: Option<RowActivation>,
+    rows: usize,
+    lanes: usize,
+    units: usize,
+}
+
+/// Adds up what the units have for each row; all of them get the sums.
+#[cube]
+fn add_up(
+    mine: &Array<f32>,
+    sums: &mut Array<f32>,
+    partial: &mut Shared<[f32]>,
+    fewer: &mut Shared<[f32]>,
+    #[comptime] rows: usize,
+    #[comptime] units: usize,
+    #[comptime] adders: usize,
+) {
+    let unit = UNIT_POS_X as usize;
+    #[unroll]
+    for row in 0..rows {
+        partial[row * units + unit] = mine[row];
+    }
+    sync_cube();
+    let mut i = unit;
+    while i < rows * adders {
+        let at = i / adders * units + i % adders;
+        let mut sum = 0.0f32;
+        for other in 0..comptime!(units / adders) {
+            sum += partial[at + other * adders];
+        }
+        fewer[i] = sum;
+        i += units;
+    }
+    sync_cube();
+    #[unroll]
+    for row in 0..rows {
+        let mut sum = 0.0f32;
+        for adder in 0..adders {
+            sum += fewer[row * adders + adder];
+        }
+        sums[row] = sum;
+    }
+}
+
+#[cube]
+fn activated<N: Size>(x: Vector<f32, N>, #[comptime] activation: Option<RowActivation>) -> Vector<f32, N> {
+    let one = Vector::<f32, N>::new(1.0f32);
+    match comptime!(activation) {
+        None => x,
+        Some(RowActivation::Gelu) => {
+            let half = Vector::<f32, N>::new(0.5f32);
+            let inner = x * Vector::new(std::f32::consts::FRAC_1_SQRT_2);
+            x * half * (inner.erf() + one)
+        }
+        Some(RowActivation::GeluTanh) => {
+            // 0.5 (1 + tanh(y)) is a sigmoid, of which no part overflows to something that is no number.
+            let y = Vector::new(0.797_884_6f32) * (x + Vector::new(0.044715f32) * x * x * x);
+            x / (one + (Vector::new(-2.0f32) * y).exp())
+        }
+        Some(RowActivation::Relu) => max(x, Vector::new(0.0f32)),
+        Some(RowActivation::Silu) => x / (one + (Vector::new(-1.0f32) * x).exp()),
+    }
+}
+
+#[cube(launch)]
+fn product_kernel<F: Float, N: Size>(
+    x: &[F],                                    // [rows, d_in]
+    weight: &[Vector<F, N>],                    // [d_in, d_out]
+    bias: ComptimeOption<&[Vector<F, N>]>,      // [d_out]
+    gate: ComptimeOption<&[Vector<F, N>]>,      // [d_in, d_out]
+    gate_bias: ComptimeOption<&[Vector<F, N>]>, // [d_out]
+    scale: ComptimeOption<&[F]>,                // [d_in]
+    shift: ComptimeOption<&[F]>,                // [d_in]
+    residual: ComptimeOption<&[Vector<F, N>]>,  // [rows, d_out]
+    output: &mut [Vector<F, N>],                // [rows, d_out]
+    d_in: u32,
+    columns: u32,
+    epsilon: f32,
+    #[comptime] spec: Spec,
+    #[define(F)] _dtype: ElemType,
+) {
+    let rows = comptime!(spec.rows);
+    let lanes = comptime!(spec.lanes);
+    let units = comptime!(spec.units);
+    let unit = UNIT_POS_X as usize;
+    let d_in = d_in as usize;
+    let columns = columns as usize; // vectors of them
+    let column = CUBE_POS_X as usize * lanes + unit % lanes;
+    let normed = scale.is_some();
+    let gated = gate.is_some();
+
+    let mut mean = Array::<f32>::new(rows);
+    let mut inverse = Array::<f32>::new(rows);
+    if comptime!(normed) {
+        let adders = comptime!(if units < ADDERS { units } else { ADDERS });
+        let mut partial = Shared::<[f32]>::new_slice(comptime!(rows * units));
+        let mut fewer = Shared::<[f32]>::new_slice(comptime!(rows * adders));
+        let mut mine = Array::<f32>::new(rows);
+        #[unroll]
+        for row in 0..rows {
+            mean[row] = 0.0f32;
+        }
+        if comptime!(spec.centred) {
+            #[unroll]
+            for row in 0..rows {
+                let mut sum = 0.0f32;
+                let mut k = unit;
+                while k < d_in {
+                    sum += f32::cast_from(x[row * d_in + k]);
+                    k += units;
+                }
+                mine[row] = sum;
+            }
+            add_up(&mine, &mut mean, &mut partial, &mut fewer, rows, units, adders);
+            #[unroll]
+            for row in 0..rows {
+                mean[row] = mean[row] / f32::cast_from(d_in);
+            }
+        }
+        #[unroll]
+        for row in 0..rows {
+            let mut sum = 0.0f32;
+            let mut k = unit;
+            while k < d_in {
+                let off = f32::cast_from(x[row * d_in + k]) - mean[row];
+                sum += off * off;
+                k += units;
+            }
+            mine[row] = sum;
+        }
+        let mut squares = Array::<f32>::new(rows);
+        add_up(&mine, &mut squares, &mut partial, &mut fewer, rows, units, adders);
+        #[unroll]
+        for row in 0..rows {
+            inverse[row] = 1.0f32 / (squares[row] / f32::cast_from(d_in) + epsilon).sqrt();
+        }
+    }
+
+    // This unit's part, for all rows.
+    let mut sums = Array::<Vector<f32, N>>::new(rows);
+    let mut gates = Array::<Vector<f32, N>>::new(comptime!(if gated { rows } else { 1 }));
+    #[unroll]
+    for row in 0..rows {
+        sums[row] = Vector::new(0.0f32);
+        if comptime!(gated) {
+            gates[row] = Vector::new(0.0f32);
+        }
+    }
+    if column < columns {
+        let mut k = unit / lanes;
+        while k < d_in {
+            let w = Vector::<f32, N>::cast_from(weight[k * columns + column]);
+            let mut factor = 1.0f32;
+            let mut summand = 0.0f32;
+            #[comptime]
+            if let ComptimeOption::Some(scale) = &scale {
+                factor = f32::cast_from(scale[k]);
+            }
+            #[comptime]
+            if let ComptimeOption::Some(shift) = &shift {
+                summand = f32::cast_from(shift[k]);
+            }
+            let mut values = Array::<Vector<f32, N>>::new(rows);
+            #[unroll]
+            for row in 0..rows {
+                let mut value = f32::cast_from(x[row * d_in + k]);
+                if comptime!(normed) {
+                    value = (value - mean[row]) * inverse[row] * factor + summand;
+                }
+                values[row] = Vector::new(value);
+                sums[row] += values[row] * w;
+            }
+            #[comptime]
+            if let ComptimeOption::Some(gate) = &gate {
+                let g = Vector::<f32, N>::cast_from(gate[k * columns + column]);
+                #[unroll]
+                for row in 0..rows {
+                    gates[row] += values[row] * g;
+                }
+            }
+            k += comptime!(units / lanes);
+        }
+    }
+
+    // All parts, row by row.
+    let mut partial = Shared::<[Vector<f32, N>]>::new_slice(units);
+    let mut partial_gate = Shared::<[Vector<f32, N>]>::new_slice(comptime!(if gated { units } else { 1 }));
+    #[unroll]
+    for row in 0..rows {
+        partial[unit] = sums[row];
+        if comptime!(gated) {
+            partial_gate[unit] = gates[row];
+        }
+        sync_cube();
+        let mut step = comptime!(units / 2).runtime();
+        while step >= lanes {
+            if unit < step {
+                let other = partial[unit + step];
+                partial[unit] += other;
+                if comptime!(gated) {
+                    let other = partial_gate[unit + step];
+                    partial_gate[unit] += other;
+                }
+            }
+            sync_cube();
+            step /= 2;
+        }
+        if unit < lanes && column < columns {
+            let mut y = partial[unit];
+            #[comptime]
+            if let ComptimeOption::Some(bias) = &bias {
+                y += Vector::cast_from(bias[column]);
+            }
+            if comptime!(gated) {
+                let mut z = partial_gate[unit];
+                #[comptime]
+                if let ComptimeOption::Some(bias) = &gate_bias {
+                    z += Vector::cast_from(bias[column]);
+                }
+                y *= activated::<N>(z, spec.activation);
+            } else {
+                y = activated::<N>(y, spec.activation);
+            }
+            #[comptime]
+            if let ComptimeOption::Some(residual) = &residual {
+                y += Vector::cast_from(residual[row * columns + column]);
+            }
+            output[row * columns + column] = Vector::cast_from(y);
+        }
+        sync_cube();
+    }
+}
+
+/// Launches it; shapes have been checked.
+pub(crate) fn launch(
+    inputs: ProductInputs<CubeBackend>,
+    centred: bool,
+    epsilon: f32,
+    activation: Option<RowActivation>,
+) -> CubeTensor {
+    let optional = |x: Optional<CubeBackend>| match x {
+        Optional::None => None,
+        Optional::Some(x) => Some(into_contiguous(x)),
+    };
+    let (x, weight) = (into_contiguous(inputs.x), into_contiguous(inputs.weight));
+    let [bias, gate, gate_bias, scale, shift, residual] =
+        [inputs.bias, inputs.gate, inputs.gate_bias, inputs.scale, inputs.shift, inputs.residual].map(optional);
+    let ([batch, positions, d_in], [_, d_out]) = (x.shape().dims::<3>(), weight.shape().dims::<2>());
+    let (client, dtype) = (x.client.clone(), x.dtype);
+    let output = empty_device_dtype(client.clone(), x.device.clone(), Shape::new([batch, positions, d_out]), dtype);
+
+    let vectors = client.io_optimized_vector_sizes(dtype.size()).filter(|n| d_out.is_multiple_of(*n));
+    let vector = vectors.max().unwrap_or(1);
+    let columns = d_out / vector;
+    let rows = batch * positions;
+    let units = fitting_units(&client.properties().hardware, [rows, vector], [scale.is_some(), gate.is_some()]);
+    let narrowest = LANES[LANES.len() - 1];
+    let lanes = LANES.into_iter().find(|lanes| columns.div_ceil(*lanes) >= CUBES).unwrap_or(narrowest).min(units);
+    product_kernel::launch(
+        &client,
+        CubeCount::Static(columns.div_ceil(lanes) as u32, 1, 1),
+        CubeDim::new_1d(units as u32),
+        vector,
+        x.into_buffer_arg(),
+        weight.into_buffer_arg(),
+        bias.map(CubeTensor::into_buffer_arg).into(),
+        gate.map(CubeTensor::into_buffer_arg).into(),
+        gate_bias.map(CubeTensor::into_buffer_arg).into(),
+        scale.map(CubeTensor::into_buffer_arg).into(),
+        shift.map(CubeTensor::into_buffer_arg).into(),
+        residual.map(CubeTensor::into_buffer_arg).into(),
+        output.clone().into_buffer_arg(),
+        d_in as u32,
+        columns as u32,
+        epsilon,
+        Spec { centred, activation, rows, lanes, units },
+        dtype_to_storage_type(dtype),
+    );
+    output
+}
+
+/// A power of two of units, for which the shared memory suffices.
+fn fitting_units(hardware: &HardwareProperties, [rows, vector]: [usize; 2], [normed, gated]: [bool; 2]) -> usize {
+    let floats = |units: usize| {
+        let sums = vector * if gated { 2 * units } else { units + 1 };
+        sums + if normed { rows * (units + ADDERS) } else { 0 }
+    };
+    let mut units = 1 << (max_units(hardware) as usize).min(UNITS).ilog2();
+    while units > ADDERS && floats(units) * size_of::<f32>() > hardware.max_shared_memory_size {
+        units /= 2;
+    }
+    units
+}
