@@ -178,9 +178,21 @@ pub(crate) fn has_kernels<const D: usize>(x: &Tensor<D>) -> bool {
 
 /// Whether [`KERNELS_OFF_VARIABLE`] leaves a kernel out.
 fn is_off(kernel: &str) -> bool {
-    static OFF: OnceLock<String> = OnceLock::new();
-    let off = OFF.get_or_init(|| std::env::var(KERNELS_OFF_VARIABLE).unwrap_or_default());
-    off.split(',').any(|name| name == kernel || name == "all")
+    const KERNELS: [&str; 4] = ["product", "attend_one", "local_attention", "draw"];
+    static OFF: OnceLock<Vec<&str>> = OnceLock::new();
+    let off = OFF.get_or_init(|| {
+        let given = std::env::var(KERNELS_OFF_VARIABLE).unwrap_or_default();
+        let off_by = |name: &str| match name.trim() {
+            "" | "none" => vec![],
+            "all" => KERNELS.to_vec(),
+            name => match KERNELS.iter().find(|kernel| **kernel == name) {
+                Some(kernel) => vec![*kernel],
+                None => panic!("{KERNELS_OFF_VARIABLE} names {name:?}, which is none of {KERNELS:?}, all and none"),
+            },
+        };
+        given.split(',').flat_map(off_by).collect()
+    });
+    off.contains(&kernel)
 }
 
 pub(crate) fn local_attention(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>) -> Option<Tensor<4>> {
@@ -193,10 +205,11 @@ pub(crate) fn local_attention(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>) -> Op
 
 pub(crate) fn attend_one(position: OnePosition<'_>, keys: &mut Tensor<4>, values: &mut Tensor<4>) -> Option<Tensor<3>> {
     let OnePosition { qkv, rotation, n_heads, len, hidden } = position;
-    let tables = rotation.into_iter().flat_map(|(cos, sin)| [cos, sin]);
     let served = !is_off("attend_one")
         && has_kernels(qkv)
-        && [&*keys, &*values].into_iter().chain(tables).all(has_kernels)
+        && has_kernels(keys)
+        && has_kernels(values)
+        && rotation.is_none_or(|(cos, sin)| has_kernels(cos) && has_kernels(sin))
         && hidden.is_none_or(|hidden| matches!(hidden.device().as_dispatch(), DispatchDevice::Cube(_)));
     if !served {
         return None;
@@ -233,7 +246,7 @@ pub(crate) fn product(x: &Tensor<3>, of: &FewRows<'_>) -> Option<Tensor<3>> {
     let vectors = [map.bias, gate.and_then(|gate| gate.bias), scale, shift];
     let fits = !is_off("product")
         && has_kernels(x)
-        && residual.is_none_or(|residual| has_kernels(residual))
+        && residual.is_none_or(has_kernels)
         && [Some(map.weight), gate.map(|gate| gate.weight)].into_iter().flatten().all(has_kernels)
         && vectors.into_iter().flatten().all(has_kernels);
     if !fits {

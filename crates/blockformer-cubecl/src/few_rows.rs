@@ -9,7 +9,7 @@ use burn::backend::cubecl::dtype_to_storage_type;
 use burn::tensor::Shape;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_dtype;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::HardwareProperties;
 use cubecl::prelude::*;
@@ -21,8 +21,10 @@ use crate::extension::{Optional, ProductInputs, max_units};
 const UNITS: usize = 256;
 /// Cubes that keep a large GPU busy: strips get narrower until there are so many.
 const CUBES: usize = 256;
-/// Vectors side by side, which a strip has at most and at least: it is still read in whole pieces of memory.
-const LANES: [usize; 4] = [32, 16, 8, 4];
+/// Vectors side by side, which a strip has at most and at least: two of 16 bytes are the least that memory gives at a time.
+const LANES: [usize; 5] = [32, 16, 8, 4, 2];
+/// Vectors that a unit asks for before it uses the first.
+const AHEAD: usize = 4;
 /// Units that add up a row's sums, each some of them.
 const ADDERS: usize = 32;
 
@@ -95,12 +97,109 @@ fn activated<N: Size>(x: Vector<f32, N>, #[comptime] activation: Option<RowActiv
     }
 }
 
+/// The mean of each row (zero unless rows are centred), and what its features are multiplied with behind it.
+#[cube]
+fn normalise<F: Float>(
+    x: &[F],
+    mean: &mut Array<f32>,
+    inverse: &mut Array<f32>,
+    d_in: usize,
+    epsilon: f32,
+    #[comptime] spec: Spec,
+) {
+    let rows = comptime!(spec.rows);
+    let units = comptime!(spec.units);
+    let adders = comptime!(if units < ADDERS { units } else { ADDERS });
+    let mut partial = Shared::<[f32]>::new_slice(comptime!(rows * units));
+    let mut fewer = Shared::<[f32]>::new_slice(comptime!(rows * adders));
+    let mut mine = Array::<f32>::new(rows);
+    #[unroll]
+    for row in 0..rows {
+        mean[row] = 0.0f32;
+    }
+    if comptime!(spec.centred) {
+        #[unroll]
+        for row in 0..rows {
+            let mut sum = 0.0f32;
+            let mut k = UNIT_POS_X as usize;
+            while k < d_in {
+                sum += f32::cast_from(x[row * d_in + k]);
+                k += units;
+            }
+            mine[row] = sum;
+        }
+        add_up(&mine, mean, &mut partial, &mut fewer, rows, units, adders);
+        #[unroll]
+        for row in 0..rows {
+            mean[row] = mean[row] / f32::cast_from(d_in);
+        }
+    }
+    #[unroll]
+    for row in 0..rows {
+        let mut sum = 0.0f32;
+        let mut k = UNIT_POS_X as usize;
+        while k < d_in {
+            let off = f32::cast_from(x[row * d_in + k]) - mean[row];
+            sum += off * off;
+            k += units;
+        }
+        mine[row] = sum;
+    }
+    add_up(&mine, inverse, &mut partial, &mut fewer, rows, units, adders);
+    #[unroll]
+    for row in 0..rows {
+        inverse[row] = 1.0f32 / (inverse[row] / f32::cast_from(d_in) + epsilon).sqrt();
+    }
+}
+
+/// Feature `k` of all rows, normalised, with its weights: to the sums, and to those of the gate if there is one.
+#[cube]
+#[allow(clippy::too_many_arguments)] // kernels take no structs with references
+fn add_feature<F: Float, N: Size>(
+    x: &[F],
+    scale: &ComptimeOption<&[F]>,
+    shift: &ComptimeOption<&[F]>,
+    mean: &Array<f32>,
+    inverse: &Array<f32>,
+    w: Vector<f32, N>,
+    g: Vector<f32, N>,
+    sums: &mut Array<Vector<f32, N>>,
+    gates: &mut Array<Vector<f32, N>>,
+    k: usize,
+    d_in: usize,
+    #[comptime] rows: usize,
+    #[comptime] gated: bool,
+) {
+    let mut factor = 1.0f32;
+    let mut summand = 0.0f32;
+    #[comptime]
+    if let ComptimeOption::Some(scale) = scale {
+        factor = f32::cast_from(scale[k]);
+    }
+    #[comptime]
+    if let ComptimeOption::Some(shift) = shift {
+        summand = f32::cast_from(shift[k]);
+    }
+    #[unroll]
+    for row in 0..rows {
+        let mut value = f32::cast_from(x[row * d_in + k]);
+        if comptime!(scale.is_some()) {
+            value = (value - mean[row]) * inverse[row] * factor + summand;
+        }
+        let value = Vector::<f32, N>::new(value);
+        sums[row] += value * w;
+        if comptime!(gated) {
+            gates[row] += value * g;
+        }
+    }
+}
+
 #[cube(launch)]
 fn product_kernel<F: Float, N: Size>(
     x: &[F],                                    // [rows, d_in]
-    weight: &[Vector<F, N>],                    // [d_in, d_out]
+    weight: &[Vector<F, N>],                    // [d_in, d_out], rows `weight_row` vectors apart
     bias: ComptimeOption<&[Vector<F, N>]>,      // [d_out]
-    gate: ComptimeOption<&[Vector<F, N>]>,      // [d_in, d_out]
+    gate: ComptimeOption<&[Vector<F, N>]>,      // [d_in, d_out], rows `gate_row` vectors apart
     gate_bias: ComptimeOption<&[Vector<F, N>]>, // [d_out]
     scale: ComptimeOption<&[F]>,                // [d_in]
     shift: ComptimeOption<&[F]>,                // [d_in]
@@ -108,6 +207,8 @@ fn product_kernel<F: Float, N: Size>(
     output: &mut [Vector<F, N>],                // [rows, d_out]
     d_in: u32,
     columns: u32,
+    weight_row: u32,
+    gate_row: u32,
     epsilon: f32,
     #[comptime] spec: Spec,
     #[define(F)] _dtype: ElemType,
@@ -115,58 +216,18 @@ fn product_kernel<F: Float, N: Size>(
     let rows = comptime!(spec.rows);
     let lanes = comptime!(spec.lanes);
     let units = comptime!(spec.units);
+    let parts = comptime!(units / lanes);
     let unit = UNIT_POS_X as usize;
     let d_in = d_in as usize;
     let columns = columns as usize; // vectors of them
+    let (weight_row, gate_row) = (weight_row as usize, gate_row as usize);
     let column = CUBE_POS_X as usize * lanes + unit % lanes;
-    let normed = scale.is_some();
     let gated = gate.is_some();
 
     let mut mean = Array::<f32>::new(rows);
     let mut inverse = Array::<f32>::new(rows);
-    if comptime!(normed) {
-        let adders = comptime!(if units < ADDERS { units } else { ADDERS });
-        let mut partial = Shared::<[f32]>::new_slice(comptime!(rows * units));
-        let mut fewer = Shared::<[f32]>::new_slice(comptime!(rows * adders));
-        let mut mine = Array::<f32>::new(rows);
-        #[unroll]
-        for row in 0..rows {
-            mean[row] = 0.0f32;
-        }
-        if comptime!(spec.centred) {
-            #[unroll]
-            for row in 0..rows {
-                let mut sum = 0.0f32;
-                let mut k = unit;
-                while k < d_in {
-                    sum += f32::cast_from(x[row * d_in + k]);
-                    k += units;
-                }
-                mine[row] = sum;
-            }
-            add_up(&mine, &mut mean, &mut partial, &mut fewer, rows, units, adders);
-            #[unroll]
-            for row in 0..rows {
-                mean[row] = mean[row] / f32::cast_from(d_in);
-            }
-        }
-        #[unroll]
-        for row in 0..rows {
-            let mut sum = 0.0f32;
-            let mut k = unit;
-            while k < d_in {
-                let off = f32::cast_from(x[row * d_in + k]) - mean[row];
-                sum += off * off;
-                k += units;
-            }
-            mine[row] = sum;
-        }
-        let mut squares = Array::<f32>::new(rows);
-        add_up(&mine, &mut squares, &mut partial, &mut fewer, rows, units, adders);
-        #[unroll]
-        for row in 0..rows {
-            inverse[row] = 1.0f32 / (squares[row] / f32::cast_from(d_in) + epsilon).sqrt();
-        }
+    if comptime!(scale.is_some()) {
+        normalise::<F>(x, &mut mean, &mut inverse, d_in, epsilon, spec);
     }
 
     // This unit's part, for all rows.
@@ -181,37 +242,34 @@ fn product_kernel<F: Float, N: Size>(
     }
     if column < columns {
         let mut k = unit / lanes;
+        let mut w = Array::<Vector<F, N>>::new(AHEAD);
+        let mut g = Array::<Vector<F, N>>::new(AHEAD);
         while k < d_in {
-            let w = Vector::<f32, N>::cast_from(weight[k * columns + column]);
-            let mut factor = 1.0f32;
-            let mut summand = 0.0f32;
-            #[comptime]
-            if let ComptimeOption::Some(scale) = &scale {
-                factor = f32::cast_from(scale[k]);
-            }
-            #[comptime]
-            if let ComptimeOption::Some(shift) = &shift {
-                summand = f32::cast_from(shift[k]);
-            }
-            let mut values = Array::<Vector<f32, N>>::new(rows);
             #[unroll]
-            for row in 0..rows {
-                let mut value = f32::cast_from(x[row * d_in + k]);
-                if comptime!(normed) {
-                    value = (value - mean[row]) * inverse[row] * factor + summand;
-                }
-                values[row] = Vector::new(value);
-                sums[row] += values[row] * w;
-            }
-            #[comptime]
-            if let ComptimeOption::Some(gate) = &gate {
-                let g = Vector::<f32, N>::cast_from(gate[k * columns + column]);
-                #[unroll]
-                for row in 0..rows {
-                    gates[row] += values[row] * g;
+            for i in 0..AHEAD {
+                let at = min(k + i * parts, d_in - 1);
+                w[i] = weight[at * weight_row + column];
+                #[comptime]
+                if let ComptimeOption::Some(gate) = &gate {
+                    g[i] = gate[at * gate_row + column];
                 }
             }
-            k += comptime!(units / lanes);
+            #[unroll]
+            for i in 0..AHEAD {
+                let at = k + i * parts;
+                if at < d_in {
+                    let weights = Vector::<f32, N>::cast_from(w[i]);
+                    let mut of_gate = weights;
+                    if comptime!(gated) {
+                        of_gate = Vector::<f32, N>::cast_from(g[i]);
+                    }
+                    add_feature::<F, N>(
+                        x, &scale, &shift, &mean, &inverse, weights, of_gate, &mut sums, &mut gates, at, d_in, rows,
+                        gated,
+                    );
+                }
+            }
+            k += comptime!(AHEAD * parts);
         }
     }
 
@@ -273,17 +331,22 @@ pub(crate) fn launch(
 ) -> CubeTensor {
     let optional = |x: Optional<CubeBackend>| match x {
         Optional::None => None,
-        Optional::Some(x) => Some(into_contiguous(x)),
+        Optional::Some(x) => Some(x),
     };
-    let (x, weight) = (into_contiguous(inputs.x), into_contiguous(inputs.weight));
-    let [bias, gate, gate_bias, scale, shift, residual] =
-        [inputs.bias, inputs.gate, inputs.gate_bias, inputs.scale, inputs.shift, inputs.residual].map(optional);
+    // Rows of weights may lie apart, as some memory is laid out; a copy at every step would cost as much as the product.
+    let in_rows = |x: CubeTensor| if x.meta.strides()[1] == 1 { x } else { into_contiguous(x) };
+    let (x, weight, gate) = (into_contiguous(inputs.x), in_rows(inputs.weight), optional(inputs.gate).map(in_rows));
+    let vectors = [inputs.bias, inputs.gate_bias, inputs.scale, inputs.shift, inputs.residual];
+    let [bias, gate_bias, scale, shift, residual] = vectors.map(|x| optional(x).map(into_contiguous));
     let ([batch, positions, d_in], [_, d_out]) = (x.shape().dims::<3>(), weight.shape().dims::<2>());
     let (client, dtype) = (x.client.clone(), x.dtype);
-    let output = empty_device_dtype(client.clone(), x.device.clone(), Shape::new([batch, positions, d_out]), dtype);
+    let shape = Shape::new([batch, positions, d_out]);
+    let output = empty_device_contiguous_dtype(client.clone(), x.device.clone(), shape, dtype);
 
-    let vectors = client.io_optimized_vector_sizes(dtype.size()).filter(|n| d_out.is_multiple_of(*n));
-    let vector = vectors.max().unwrap_or(1);
+    let weight_row = weight.meta.strides()[0];
+    let gate_row = gate.as_ref().map_or(0, |gate| gate.meta.strides()[0]);
+    let divides = |n: &usize| [d_out, weight_row, gate_row].iter().all(|length| length.is_multiple_of(*n));
+    let vector = client.io_optimized_vector_sizes(dtype.size()).filter(divides).max().unwrap_or(1);
     let columns = d_out / vector;
     let rows = batch * positions;
     let units = fitting_units(&client.properties().hardware, [rows, vector], [scale.is_some(), gate.is_some()]);
@@ -305,6 +368,8 @@ pub(crate) fn launch(
         output.clone().into_buffer_arg(),
         d_in as u32,
         columns as u32,
+        (weight_row / vector) as u32,
+        (gate_row / vector) as u32,
         epsilon,
         Spec { centred, activation, rows, lanes, units },
         dtype_to_storage_type(dtype),

@@ -48,7 +48,7 @@ use std::time::Duration;
 use burn::tensor::{Bool, Int, Tensor};
 
 /// The environment variable that leaves kernels to plain operations, for comparisons: their functions' names, separated by
-/// commas, or `all`.
+/// commas, `all` or `none`. Another name is a panic at the first decision, lest something else be compared.
 pub const KERNELS_OFF_VARIABLE: &str = "BLOCKFORMER_KERNELS_OFF";
 
 /// Whether there are kernels for tensors like `x`, if their shapes fit: not on backends other than CubeCL's, under autodiff,
@@ -110,9 +110,9 @@ pub fn local_attention(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>) -> Option<Te
 pub struct OnePosition<'a> {
     /// Its queries, keys and values, heads one after another, `[batch, 1, (n_heads + 2 · n_kv_heads) · head_dim]`.
     pub qkv: &'a Tensor<3>,
-    /// Cosine and sine of the rotary embedding in its half-split form, `[1, 1, 1, rotated features / 2]`, which turn
-    /// queries and keys; the features behind them stay. `None` where nothing is rotated.
-    pub rotation: Option<(&'a Tensor<4>, &'a Tensor<4>)>,
+    /// Cosine and sine of the rotary embedding in its half-split form, `[positions, rotated features / 2]`, of which row
+    /// `len` turns queries and keys; the features behind them stay. `None` where nothing is rotated.
+    pub rotation: Option<(&'a Tensor<2>, &'a Tensor<2>)>,
     /// Query heads.
     pub n_heads: usize,
     /// Positions that the cache holds of every sequence.
@@ -135,10 +135,8 @@ pub fn attend_one(position: OnePosition<'_>, keys: &mut Tensor<4>, values: &mut 
     let OnePosition { qkv, rotation, n_heads, len, hidden } = position;
     let [batch, n_kv_heads, capacity, head_dim] = keys.dims();
     let tables_fit = rotation.is_none_or(|(cos, sin)| {
-        let half = cos.dims()[3];
-        [cos, sin].into_iter().all(|table| table.dims() == [1, 1, 1, half] && table.dtype() == qkv.dtype())
-            && half > 0
-            && 2 * half <= head_dim
+        let [positions, half] = cos.dims();
+        sin.dims() == cos.dims() && sin.dtype() == cos.dtype() && len < positions && half > 0 && 2 * half <= head_dim
     });
     let fits = values.dims() == keys.dims()
         && qkv.dims() == [batch, 1, (n_heads + 2 * n_kv_heads) * head_dim]

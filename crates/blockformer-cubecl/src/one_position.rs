@@ -8,44 +8,49 @@ use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
-use burn_cubecl::ops::numeric::empty_device_dtype;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use crate::MAX_KEYS;
 use crate::extension::{Optional, OptionalBool, PositionInputs};
-use crate::softmax::{PARTS, add_parts, largest_and_total, units_for};
+use crate::softmax::{PARTS, add_parts, units_for, weigh};
 
 /// A feature of a head behind its rotation, the head beginning at `at` of the projections.
 #[cube]
-fn rotated<F: Float>(
+fn rotated<F: Float, T: Float>(
     qkv: &Tensor<F>,
-    cos: &Tensor<F>,
-    sin: &Tensor<F>,
+    cos: &ComptimeOption<&Tensor<T>>,
+    sin: &ComptimeOption<&Tensor<T>>,
+    position: usize,
     at: usize,
     feature: usize,
-    #[comptime] half: usize,
 ) -> f32 {
     let stride = qkv.stride(2);
     let mut x = f32::cast_from(qkv[at + feature * stride]);
-    if comptime!(half > 0) {
-        let angle = feature % half;
-        let c = f32::cast_from(cos[angle * cos.stride(3)]);
-        let s = f32::cast_from(sin[angle * sin.stride(3)]);
-        if feature < half {
-            x = x * c - f32::cast_from(qkv[at + (feature + half) * stride]) * s;
-        } else if feature < 2 * half {
-            x = x * c + f32::cast_from(qkv[at + (feature - half) * stride]) * s;
+    #[comptime]
+    if let ComptimeOption::Some(cos) = cos {
+        #[comptime]
+        if let ComptimeOption::Some(sin) = sin {
+            let half = cos.shape(1);
+            let angle = feature % half;
+            let c = f32::cast_from(cos[position * cos.stride(0) + angle * cos.stride(1)]);
+            let s = f32::cast_from(sin[position * sin.stride(0) + angle * sin.stride(1)]);
+            if feature < half {
+                x = x * c - f32::cast_from(qkv[at + (feature + half) * stride]) * s;
+            } else if feature < 2 * half {
+                x = x * c + f32::cast_from(qkv[at + (feature - half) * stride]) * s;
+            }
         }
     }
     x
 }
 
 #[cube(launch)]
-fn one_position_kernel<F: Float, O: Float, B: Int>(
+fn one_position_kernel<F: Float, T: Float, O: Float, B: Int>(
     qkv: &Tensor<F>,                    // [batch, 1, (heads + 2 kv_heads) · head_dim]
-    cos: &Tensor<F>,                    // [1, 1, 1, half]
-    sin: &Tensor<F>,                    // the same
+    cos: ComptimeOption<&Tensor<T>>,    // [positions, half]
+    sin: ComptimeOption<&Tensor<T>>,    // the same
     hidden: ComptimeOption<&Tensor<B>>, // [batch or 1, 1, 1, positions or more]
     keys: &mut Tensor<F>,               // [batch, kv_heads, capacity, head_dim]
     values: &mut Tensor<F>,             // the same
@@ -53,12 +58,11 @@ fn one_position_kernel<F: Float, O: Float, B: Int>(
     group: u32,
     len: u32,
     scale: f32,
-    #[comptime] half: usize,
     #[comptime] split: bool,
     #[comptime] parts: usize,
     #[comptime] max_keys: usize,
     #[comptime] max_features: usize,
-    #[define(F, O, B)] _dtypes: [ElemType; 3],
+    #[define(F, T, O, B)] _dtypes: [ElemType; 4],
 ) {
     let unit = UNIT_POS_X as usize;
     let units = CUBE_DIM_X as usize;
@@ -87,7 +91,7 @@ fn one_position_kernel<F: Float, O: Float, B: Int>(
         let mut feature = unit;
         while feature < head_dim {
             let key =
-                F::cast_from(rotated::<F>(qkv, cos, sin, row_at + (heads + kv_head) * head_stride, feature, half));
+                F::cast_from(rotated::<F, T>(qkv, &cos, &sin, len, row_at + (heads + kv_head) * head_stride, feature));
             let value = qkv[row_at + (heads + kv_heads + kv_head) * head_stride + feature * qkv.stride(2)];
             keys[k_at + len * k_position + feature * k_feature] = key;
             values[v_at + len * v_position + feature * v_feature] = value;
@@ -105,7 +109,7 @@ fn one_position_kernel<F: Float, O: Float, B: Int>(
         let mut feature = unit;
         while feature < head_dim {
             // In the type of the tensors, as on the plain path.
-            let x = F::cast_from(rotated::<F>(qkv, cos, sin, row_at + head * head_stride, feature, half));
+            let x = F::cast_from(rotated::<F, T>(qkv, &cos, &sin, len, row_at + head * head_stride, feature));
             query[feature] = f32::cast_from(x);
             feature += units;
         }
@@ -147,7 +151,7 @@ fn one_position_kernel<F: Float, O: Float, B: Int>(
             }
             sync_cube();
         }
-        let (largest, total) = largest_and_total(&scores, n_keys);
+        let (largest, total) = weigh(&mut scores, n_keys);
         let mut output_at = (batch * heads + head) * head_dim;
         if comptime!(split) {
             output_at = ((batch * heads + head) * CUBE_COUNT_Y as usize + part) * (head_dim + 2);
@@ -161,7 +165,7 @@ fn one_position_kernel<F: Float, O: Float, B: Int>(
                 } else {
                     new_value[feature]
                 };
-                sum += (scores[key] - largest).exp() * y;
+                sum += scores[key] * y;
             }
             if comptime!(!split) {
                 sum /= total;
@@ -222,35 +226,42 @@ pub(crate) fn launch(
     let own = |x: CubeTensor| if x.can_mut() && x.is_nonoverlapping() { x } else { x.copy() };
     let PositionInputs { qkv, cos, sin, hidden, keys, values } = inputs;
     let [keys, values] = [keys, values].map(own);
-    let (half, [cos, sin]) = match (cos, sin) {
-        (Optional::Some(cos), Optional::Some(sin)) => (cos.shape()[3], [cos, sin]),
-        _ => (0, [qkv.clone(), qkv.clone()]), // nobody looks at them
+    let optional = |x: Optional<CubeBackend>| match x {
+        Optional::None => None,
+        Optional::Some(x) => Some(x),
     };
+    let [cos, sin] = [cos, sin].map(optional);
     let hidden = match hidden {
         OptionalBool::None => None,
         OptionalBool::Some(hidden) => Some(hidden),
     };
     let [batch, kv_heads, _, head_dim] = keys.shape().dims::<4>();
     let (client, device, dtype) = (qkv.client.clone(), qkv.device.clone(), qkv.dtype);
-    let output = empty_device_dtype(client.clone(), device.clone(), Shape::new([batch, 1, n_heads * head_dim]), dtype);
+    let output = empty_device_contiguous_dtype(
+        client.clone(),
+        device.clone(),
+        Shape::new([batch, 1, n_heads * head_dim]),
+        dtype,
+    );
     let parts = (len + 1).div_ceil(MAX_KEYS);
     let split = parts > 1;
     let mixed = match split {
         true => {
             let shape = Shape::new([batch * n_heads, parts, head_dim + 2]);
-            empty_device_dtype(client.clone(), device, shape, DType::F32)
+            empty_device_contiguous_dtype(client.clone(), device, shape, DType::F32)
         }
         false => output.clone(),
     };
     let units = CubeDim::new_1d(units_for(head_dim, &qkv));
+    let table_type = cos.as_ref().map_or(dtype, |cos| cos.dtype);
     let bool_type = hidden.as_ref().map_or(DType::U32, |hidden| hidden.dtype);
     one_position_kernel::launch(
         &client,
         CubeCount::Static((batch * kv_heads) as u32, parts as u32, 1),
         units,
         qkv.into_tensor_arg(),
-        cos.into_tensor_arg(),
-        sin.into_tensor_arg(),
+        cos.map(CubeTensor::into_tensor_arg).into(),
+        sin.map(CubeTensor::into_tensor_arg).into(),
         hidden.map(CubeTensor::into_tensor_arg).into(),
         keys.clone().into_tensor_arg(),
         values.clone().into_tensor_arg(),
@@ -258,12 +269,11 @@ pub(crate) fn launch(
         (n_heads / kv_heads) as u32,
         len as u32,
         (head_dim as f32).powf(-0.5),
-        half,
         split,
         PARTS,
         (len + 1).next_power_of_two().clamp(16, MAX_KEYS),
         head_dim,
-        [dtype, mixed.dtype, bool_type].map(dtype_to_storage_type),
+        [dtype, table_type, mixed.dtype, bool_type].map(dtype_to_storage_type),
     );
     if split {
         together_kernel::launch(

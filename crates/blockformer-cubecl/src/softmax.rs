@@ -35,16 +35,23 @@ pub(crate) fn add_parts(
     sync_cube();
 }
 
-/// The largest of `n` scores, and the sum of what they weigh beside it. Every unit needs both.
+/// Turns `n` scores into what they weigh beside the largest; returns the largest, and the sum of the weights.
 #[cube]
-pub(crate) fn largest_and_total(scores: &Shared<[f32]>, n: usize) -> (f32, f32) {
+pub(crate) fn weigh(scores: &mut Shared<[f32]>, n: usize) -> (f32, f32) {
     let mut largest = scores[0];
     for key in 1..n {
         largest = max(largest, scores[key]);
     }
+    sync_cube();
+    let mut key = UNIT_POS_X as usize;
+    while key < n {
+        scores[key] = (scores[key] - largest).exp();
+        key += CUBE_DIM_X as usize;
+    }
+    sync_cube();
     let mut total = 0.0f32;
     for key in 0..n {
-        total += (scores[key] - largest).exp();
+        total += scores[key];
     }
     (largest, total)
 }

@@ -138,12 +138,13 @@ fn check_one_position(sizes: &Sizes, half: usize, lens: &[usize], hide: bool, dt
     let cache = |salt| tensor(&numbers(shape.iter().product(), salt), shape, dtype);
     let (mut keys, mut values_) = (cache(30), cache(31));
     let mut held: [Vec<f64>; 2] = [values(cache(30)), values(cache(31))];
+    // In float32, whatever the rest is in.
+    let table = |salt| tensor(&numbers(capacity * half, salt), [capacity, half], DType::F32);
+    let tables = (half > 0).then(|| (table(50), table(90)));
     for len in lens.iter().copied() {
         let qkv = tensor(&numbers(batch * width, len as u64), [batch, 1, width], dtype).mul_scalar(2.0);
-        let table = |salt| tensor(&numbers(half, salt + len as u64), [1, 1, 1, half], dtype);
-        let tables = (half > 0).then(|| (table(50), table(90)));
         let [cos, sin]: [Vec<f64>; 2] = match &tables {
-            Some((cos, sin)) => [values(cos.clone()), values(sin.clone())],
+            Some((cos, sin)) => [cos, sin].map(|table| values(table.clone())[len * half..][..half].to_vec()),
             None => [vec![], vec![]],
         };
         let rows = values(qkv.clone());

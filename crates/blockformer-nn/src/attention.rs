@@ -39,8 +39,10 @@ pub struct Attention {
 
 /// What the layers of one forward pass share.
 pub(crate) struct AttentionContext {
+    /// Rotary tables, if there are any.
+    tables: Option<RotaryTable>,
     /// How queries and keys are rotated, if they are.
-    rotation: Option<Rotation>,
+    rotation: Lazy<Rotation>,
     /// What new positions see; with a paged cache, one list a sequence, one entry for each piece of its new positions.
     sight: Vec<Vec<Sight>>,
 }
@@ -60,11 +62,14 @@ struct Sight {
     plain_causal: bool,
 }
 
-/// What is hidden, made for the first layer that asks: kernels look at less of it than plain operations.
-type Hidden = LazyCell<Option<Tensor<4, Bool>>, Box<dyn FnOnce() -> Option<Tensor<4, Bool>>>>;
+/// What the first layer that asks makes: kernels ask for less of it than plain operations.
+type Lazy<T> = LazyCell<Option<T>, Box<dyn FnOnce() -> Option<T>>>;
 
-fn lazily(hidden: impl FnOnce() -> Option<Tensor<4, Bool>> + 'static) -> Hidden {
-    LazyCell::new(Box::new(hidden))
+/// See [`Sight::hidden`].
+type Hidden = Lazy<Tensor<4, Bool>>;
+
+fn lazily<T>(make: impl FnOnce() -> Option<T> + 'static) -> Lazy<T> {
+    LazyCell::new(Box::new(make))
 }
 
 impl AttentionContext {
@@ -88,8 +93,7 @@ impl AttentionContext {
         });
         let hidden_held = lazily(move || of_held.0.hidden(positions, held, &of_held.1));
         let sight = Sight { queries: 0..positions, n_keys, hidden, hidden_held, fused, plain_causal };
-        let rotation = rotary.map(|rotary| rotary.rotation(&[start], positions, x.dtype()));
-        Self { rotation, sight: vec![vec![sight]] }
+        Self::with_sight(vec![vec![sight]], rotary, vec![start], x)
     }
 
     /// For new positions of the sequences of a paged cache. Each piece is attended to by itself, so that neither the
@@ -110,8 +114,23 @@ impl AttentionContext {
             };
             batch.pieces(row).into_iter().map(piece).collect()
         };
-        let rotation = rotary.map(|rotary| rotary.rotation(&starts, x.dims()[1], x.dtype()));
-        Self { rotation, sight: starts.iter().enumerate().map(sight).collect() }
+        let sight = starts.iter().enumerate().map(sight).collect();
+        Self::with_sight(sight, rotary, starts, x)
+    }
+
+    /// # Panics
+    /// If positions lie beyond the rotary tables.
+    fn with_sight(sight: Vec<Vec<Sight>>, rotary: Option<&RotaryTable>, starts: Vec<usize>, x: &Tensor<3>) -> Self {
+        let (positions, dtype) = (x.dims()[1], x.dtype());
+        if let Some(rotary) = rotary {
+            rotary.assert_reach(&starts, positions);
+        }
+        let tables = rotary.cloned();
+        let rotation = lazily({
+            let tables = tables.clone();
+            move || tables.map(|tables| tables.rotation(&starts, positions, dtype))
+        });
+        Self { tables, rotation, sight }
     }
 }
 
@@ -169,7 +188,7 @@ impl Attention {
         let qkv = qkv.reshape([batch, positions, heads + 2 * kv_heads, head_dim]).swap_dims(1, 2); // [batch, heads + 2 kv_heads, positions, head_dim]
         let mut qk = qkv.clone().slice(s![.., 0..heads + kv_heads, .., ..]);
         let values = qkv.slice(s![.., heads + kv_heads.., .., ..]);
-        if let Some(rotation) = &context.rotation {
+        if let Some(rotation) = &*context.rotation {
             qk = rotation.forward(qk);
         }
         let queries = qk.clone().slice(s![.., 0..heads, .., ..]);
@@ -195,7 +214,7 @@ impl Attention {
         if sight.queries.len() != 1 || sight.fused || !has_kernels(qkv) {
             return None;
         }
-        let rotation = context.rotation.as_ref().map(Rotation::tables);
+        let rotation = context.tables.as_ref().map(RotaryTable::tables);
         let attend = |keys: &mut Tensor<4>, values: &mut Tensor<4>, len| {
             let position =
                 OnePosition { qkv, rotation, n_heads: self.n_heads, len, hidden: sight.hidden_held.as_ref() };

@@ -47,18 +47,24 @@ impl RotaryTable {
         self.rotation(&[start], x.dims()[2], x.dtype()).forward(x)
     }
 
+    /// # Panics
+    /// If the last of `positions` positions from `starts` on lies beyond the tables.
+    pub(crate) fn assert_reach(&self, starts: &[usize], positions: usize) {
+        let (end, max) = (starts.iter().max().map_or(0, |start| start + positions), self.max_positions());
+        assert!(end <= max, "position {end} is beyond the {max} rotary positions");
+    }
+
+    /// Cosine and sine of all positions, `[max_positions, rotary_dim / 2]`.
+    pub(crate) fn tables(&self) -> (&Tensor<2>, &Tensor<2>) {
+        (&self.cos, &self.sin)
+    }
+
     /// The rotation of `positions` positions from `starts[i]` on in sequence `i`; one start serves all sequences.
     ///
     /// # Panics
     /// If the last position lies beyond the tables.
     pub(crate) fn rotation(&self, starts: &[usize], positions: usize, dtype: DType) -> Rotation {
-        let end = starts.iter().max().map_or(0, |start| start + positions);
-        assert!(
-            end <= self.max_positions(),
-            "position {} is beyond the {} rotary positions",
-            end,
-            self.max_positions()
-        );
+        self.assert_reach(starts, positions);
         let half = self.cos.dims()[1];
         let rows = |table: &Tensor<2>| {
             let rows = match starts {
@@ -84,11 +90,6 @@ pub(crate) struct Rotation {
 }
 
 impl Rotation {
-    /// Cosine and sine, `[sequences or 1, 1, positions, rotary_dim / 2]`.
-    pub(crate) fn tables(&self) -> (&Tensor<4>, &Tensor<4>) {
-        (&self.cos, &self.sin)
-    }
-
     /// # Shapes
     /// - `x`: `[sequences, heads, positions, head_dim]`, returns the same.
     pub(crate) fn forward(&self, x: Tensor<4>) -> Tensor<4> {

@@ -93,7 +93,11 @@ fn row(
     let (repeats, decoding) = (run.arguments.throughput.repeats, blockformer::decoding(&run.device));
     let options = MeasureOptions { batch, repeats, warm_up: 1, seed: 0, decoding };
     let measured = time(&subject, workload, &options, &run.device)?;
-    let kernels = step_kernels(&subject, workload, &options, &run.device)?;
+    // What was measured stands, whatever becomes of this.
+    let (kernels, no_kernels) = match step_kernels(&subject, workload, &options, &run.device) {
+        Ok(kernels) => (kernels, None),
+        Err(error) => (None, Some(error.to_string())),
+    };
     let bytes = (DType::from(dtype(precision)).size(), measured.kv_bytes);
     let work = Work::of((config, model), workload, batch, bytes);
     let shares = shares(run, &measured, &work, precision);
@@ -114,6 +118,7 @@ fn row(
         "measured": measured,
         "shares": shares,
         "step_kernels": kernels,
+        "no_step_kernels": no_kernels,
         "device_bytes": device_bytes(&run.device),
     }))
 }
