@@ -10,8 +10,8 @@ use burn_cubecl::CubeBackend;
 use cubecl::ir::HardwareProperties;
 
 use crate::{
-    Choice, FewRows, KERNELS_OFF_VARIABLE, OnePosition, RowActivation, RowNorm, attention, drawing, few_rows,
-    one_position,
+    Choice, FewRows, KERNELS_OFF_VARIABLE, NewPositions, RowActivation, RowNorm, attention, drawing, few_rows,
+    new_positions,
 };
 
 /// A tensor, or none: the macros know no [`Option`] of tensors.
@@ -30,7 +30,7 @@ pub(crate) enum OptionalBool<B: Backend> {
     Some(BoolTensor<B>),
 }
 
-/// What a position takes, see [`OnePosition`]; cosine and sine are there or not, both.
+/// What new positions take, see [`NewPositions`]; cosine and sine are there or not, both.
 #[derive(Debug, Clone, ExtensionType)]
 #[extension_type(fusion)]
 pub(crate) struct PositionInputs<B: Backend> {
@@ -72,13 +72,23 @@ pub(crate) trait DecodingOps: Backend {
     #[fusion(dtype = q, shape = q)]
     fn local_attention(q: FloatTensor<Self>, k: FloatTensor<Self>, v: FloatTensor<Self>) -> FloatTensor<Self>;
 
-    /// See [`crate::attend_one`]: mixed values, keys and values.
-    #[fusion(meta = one_position_specs)]
-    fn one_position(
+    /// See [`crate::attend_new`]: mixed values, keys and values.
+    #[fusion(meta = new_positions_specs)]
+    fn new_positions(
         #[extension_type] inputs: PositionInputs<Self>,
         n_heads: usize,
         len: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`crate::norm`].
+    #[fusion(dtype = x, shape = x)]
+    fn norm(
+        x: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        #[extension_type] shift: Optional<Self>,
+        centred: bool,
+        epsilon: f32,
+    ) -> FloatTensor<Self>;
 
     /// See [`crate::product`].
     #[fusion(meta = product_spec)]
@@ -104,13 +114,13 @@ pub(crate) trait DecodingOps: Backend {
     ) -> IntTensor<Self>;
 }
 
-fn one_position_specs(
+fn new_positions_specs(
     inputs: &PositionInputsMetadata,
     n_heads: &usize,
     _len: &usize,
 ) -> (TensorSpec, TensorSpec, TensorSpec) {
     let PositionInputsMetadata { qkv, keys, values, .. } = inputs;
-    let shape = Shape::new([qkv.shape[0], 1, n_heads * keys.shape[3]]);
+    let shape = Shape::new([qkv.shape[0], qkv.shape[1], n_heads * keys.shape[3]]);
     (TensorSpec::new(shape, qkv.dtype), keys.clone(), values.clone())
 }
 
@@ -133,12 +143,22 @@ impl DecodingOps for CubeBackend {
         attention::launch(q, k, v)
     }
 
-    fn one_position(
+    fn new_positions(
         inputs: PositionInputs<Self>,
         n_heads: usize,
         len: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        one_position::launch(inputs, n_heads, len)
+        new_positions::launch(inputs, n_heads, len)
+    }
+
+    fn norm(
+        x: FloatTensor<Self>,
+        scale: FloatTensor<Self>,
+        shift: Optional<Self>,
+        centred: bool,
+        epsilon: f32,
+    ) -> FloatTensor<Self> {
+        few_rows::launch_norm(x, scale, shift, centred, epsilon)
     }
 
     fn product(
@@ -178,7 +198,7 @@ pub(crate) fn has_kernels<const D: usize>(x: &Tensor<D>) -> bool {
 
 /// Whether [`KERNELS_OFF_VARIABLE`] leaves a kernel out.
 fn is_off(kernel: &str) -> bool {
-    const KERNELS: [&str; 4] = ["product", "attend_one", "local_attention", "draw"];
+    const KERNELS: [&str; 5] = ["norm", "product", "attend_new", "local_attention", "draw"];
     static OFF: OnceLock<Vec<&str>> = OnceLock::new();
     let off = OFF.get_or_init(|| {
         let given = std::env::var(KERNELS_OFF_VARIABLE).unwrap_or_default();
@@ -203,9 +223,13 @@ pub(crate) fn local_attention(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>) -> Op
     Some(Tensor::from_dispatch(<Dispatch as DecodingOps>::local_attention(q, k, v)))
 }
 
-pub(crate) fn attend_one(position: OnePosition<'_>, keys: &mut Tensor<4>, values: &mut Tensor<4>) -> Option<Tensor<3>> {
-    let OnePosition { qkv, rotation, n_heads, len, hidden } = position;
-    let served = !is_off("attend_one")
+pub(crate) fn attend_new(
+    position: NewPositions<'_>,
+    keys: &mut Tensor<4>,
+    values: &mut Tensor<4>,
+) -> Option<Tensor<3>> {
+    let NewPositions { qkv, rotation, n_heads, len, hidden } = position;
+    let served = !is_off("attend_new")
         && has_kernels(qkv)
         && has_kernels(keys)
         && has_kernels(values)
@@ -226,7 +250,7 @@ pub(crate) fn attend_one(position: OnePosition<'_>, keys: &mut Tensor<4>, values
         values.inplace(|values| {
             let (keys, values) = (keys.into_dispatch(), values.into_dispatch());
             let inputs = PositionInputs { qkv, cos, sin, hidden, keys, values };
-            let (output, keys, values) = <Dispatch as DecodingOps>::one_position(inputs, n_heads, len);
+            let (output, keys, values) = <Dispatch as DecodingOps>::new_positions(inputs, n_heads, len);
             (mixed, written) = (Some(Tensor::from_dispatch(output)), Some(Tensor::from_dispatch(keys)));
             Tensor::from_dispatch(values)
         });
@@ -236,12 +260,21 @@ pub(crate) fn attend_one(position: OnePosition<'_>, keys: &mut Tensor<4>, values
     mixed
 }
 
+pub(crate) fn norm(x: &Tensor<3>, norm: RowNorm<'_>) -> Option<Tensor<3>> {
+    let (scale, shift, epsilon) = norm.parts();
+    if is_off("norm") || !has_kernels(x) || !has_kernels(scale) || !shift.is_none_or(has_kernels) {
+        return None;
+    }
+    let (x, scale, shift) = (x.clone().into_dispatch(), scale.clone().into_dispatch(), optional(shift));
+    let normed = <Dispatch as DecodingOps>::norm(x, scale, shift, norm.centres(), epsilon as f32);
+    Some(Tensor::from_dispatch(normed))
+}
+
 pub(crate) fn product(x: &Tensor<3>, of: &FewRows<'_>) -> Option<Tensor<3>> {
     let FewRows { map, gate, activation, norm, residual } = *of;
-    let (scale, shift) = match norm {
-        Some(RowNorm::Layer { scale, shift, .. }) => (Some(scale), shift),
-        Some(RowNorm::Rms { scale, .. }) => (Some(scale), None),
-        None => (None, None),
+    let (scale, shift, epsilon) = match norm.map(RowNorm::parts) {
+        Some((scale, shift, epsilon)) => (Some(scale), shift, epsilon as f32),
+        None => (None, None, 0.0),
     };
     let vectors = [map.bias, gate.and_then(|gate| gate.bias), scale, shift];
     let fits = !is_off("product")
@@ -263,11 +296,7 @@ pub(crate) fn product(x: &Tensor<3>, of: &FewRows<'_>) -> Option<Tensor<3>> {
         shift,
         residual: optional(residual),
     };
-    let centred = matches!(norm, Some(RowNorm::Layer { .. }));
-    let epsilon = match norm {
-        Some(RowNorm::Layer { epsilon, .. } | RowNorm::Rms { epsilon, .. }) => epsilon as f32,
-        None => 0.0,
-    };
+    let centred = norm.is_some_and(RowNorm::centres);
     Some(Tensor::from_dispatch(<Dispatch as DecodingOps>::product(inputs, centred, epsilon, activation)))
 }
 

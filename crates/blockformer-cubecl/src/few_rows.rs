@@ -377,6 +377,68 @@ pub(crate) fn launch(
     output
 }
 
+#[cube(launch)]
+fn norm_kernel<F: Float>(
+    x: &[F],                     // [rows, features]
+    scale: &[F],                 // [features]
+    shift: ComptimeOption<&[F]>, // [features]
+    output: &mut [F],            // [rows, features]
+    features: u32,
+    epsilon: f32,
+    #[comptime] spec: Spec,
+    #[define(F)] _dtype: ElemType,
+) {
+    let features = features as usize;
+    let at = CUBE_POS_X as usize * features;
+    let row = &x[at..at + features];
+    let mut mean = Array::<f32>::new(1usize);
+    let mut inverse = Array::<f32>::new(1usize);
+    normalise::<F>(row, &mut mean, &mut inverse, features, epsilon, spec);
+    let mut k = UNIT_POS_X as usize;
+    while k < features {
+        let mut y = (f32::cast_from(row[k]) - mean[0]) * inverse[0] * f32::cast_from(scale[k]);
+        #[comptime]
+        if let ComptimeOption::Some(shift) = &shift {
+            y += f32::cast_from(shift[k]);
+        }
+        output[at + k] = F::cast_from(y);
+        k += comptime!(spec.units);
+    }
+}
+
+/// Launches it, a cube for each row; shapes have been checked.
+pub(crate) fn launch_norm(
+    x: CubeTensor,
+    scale: CubeTensor,
+    shift: Optional<CubeBackend>,
+    centred: bool,
+    epsilon: f32,
+) -> CubeTensor {
+    let shift = match shift {
+        Optional::None => None,
+        Optional::Some(shift) => Some(into_contiguous(shift)),
+    };
+    let (x, scale) = (into_contiguous(x), into_contiguous(scale));
+    let [batch, positions, features] = x.shape().dims::<3>();
+    let (client, dtype) = (x.client.clone(), x.dtype);
+    let output = empty_device_contiguous_dtype(client.clone(), x.device.clone(), x.shape(), dtype);
+    let units = fitting_units(&client.properties().hardware, [1, 1], [true, false]);
+    norm_kernel::launch(
+        &client,
+        CubeCount::Static((batch * positions) as u32, 1, 1),
+        CubeDim::new_1d(units as u32),
+        x.into_buffer_arg(),
+        scale.into_buffer_arg(),
+        shift.map(CubeTensor::into_buffer_arg).into(),
+        output.clone().into_buffer_arg(),
+        features as u32,
+        epsilon,
+        Spec { centred, activation: None, rows: 1, lanes: 1, units },
+        dtype_to_storage_type(dtype),
+    );
+    output
+}
+
 /// A power of two of units, for which the shared memory suffices.
 fn fitting_units(hardware: &HardwareProperties, [rows, vector]: [usize; 2], [normed, gated]: [bool; 2]) -> usize {
     let floats = |units: usize| {

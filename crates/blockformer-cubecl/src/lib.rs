@@ -1,7 +1,8 @@
 //! Kernels for decoding on GPUs: what takes many small launches in plain tensor operations, in one.
 //!
 //! - [`local_attention`]: a few queries over a short cache, such as that of a Block Transformer's token decoder;
-//! - [`attend_one`]: the same for the one new position of a decoding step, from the projections on, writing the cache;
+//! - [`attend_new`]: the same for the new positions of a decoding step, from the projections on, writing the cache;
+//! - [`norm`]: a norm of some rows;
 //! - [`product`]: a product of a few rows with weights, and the norm, bias, activation and residual around it;
 //! - [`draw`]: a token of every row of logits, by an inverse cumulative distribution, without sorting.
 //!
@@ -37,15 +38,15 @@ mod extension;
 #[cfg(feature = "_kernels")]
 mod few_rows;
 #[cfg(feature = "_kernels")]
-mod observation;
+mod new_positions;
 #[cfg(feature = "_kernels")]
-mod one_position;
+mod observation;
 #[cfg(feature = "_kernels")]
 mod softmax;
 
 use std::time::Duration;
 
-use burn::tensor::{Bool, Int, Tensor};
+use burn::tensor::{Bool, DType, Int, Tensor};
 
 /// The environment variable that leaves kernels to plain operations, for comparisons: their functions' names, separated by
 /// commas, `all` or `none`. Another name is a panic at the first decision, lest something else be compared.
@@ -71,7 +72,7 @@ const MAX_CUBES: usize = 65_535;
 /// The most keys that [`local_attention`] attends to, as every unit of a cube looks at all scores.
 pub const MAX_KEYS: usize = 64;
 
-/// The most keys that [`attend_one`] attends to.
+/// The most keys that [`attend_new`] attends to.
 pub const MAX_HELD: usize = 1 << 14;
 
 /// The most queries of one sequence in a launch.
@@ -105,47 +106,53 @@ pub fn local_attention(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>) -> Option<Te
     None
 }
 
-/// One new position of every sequence.
+/// New positions of every sequence.
 #[derive(Debug, Clone, Copy)]
-pub struct OnePosition<'a> {
-    /// Its queries, keys and values, heads one after another, `[batch, 1, (n_heads + 2 · n_kv_heads) · head_dim]`.
+pub struct NewPositions<'a> {
+    /// Their queries, keys and values, heads one after another, `[batch, new, (n_heads + 2 · n_kv_heads) · head_dim]`.
     pub qkv: &'a Tensor<3>,
-    /// Cosine and sine of the rotary embedding in its half-split form, `[positions, rotated features / 2]`, of which row
-    /// `len` turns queries and keys; the features behind them stay. `None` where nothing is rotated.
+    /// Cosine and sine of the rotary embedding in its half-split form, `[positions, rotated features / 2]`, of which rows
+    /// from `len` on turn queries and keys; the features behind them stay. `None` where nothing is rotated.
     pub rotation: Option<(&'a Tensor<2>, &'a Tensor<2>)>,
     /// Query heads.
     pub n_heads: usize,
     /// Positions that the cache holds of every sequence.
     pub len: usize,
-    /// True for positions that are not looked at, those held and the new one, `[batch or 1, 1, 1, len + 1]` or longer; one
-    /// at least has to be seen in each sequence.
+    /// True for positions that a single new position does not look at, those held and its own, `[batch or 1, 1, 1, len + 1]`
+    /// or longer; one at least has to be seen in each sequence.
     pub hidden: Option<&'a Tensor<4, Bool>>,
 }
 
-/// Attention of one new position of every sequence, in one launch, or two for more than [`MAX_KEYS`] keys: queries and keys are rotated, key and value written
-/// into the cache behind the `len` positions it holds, and each query attends to all of them and to its own. A cache that
-/// nobody else holds is written in place.
+/// Attention of new positions of every sequence, in one launch, or two for more than [`MAX_KEYS`] keys: queries and keys are
+/// rotated, keys and values written into the cache behind the `len` positions it holds, and each query attends to all of
+/// them and to the new ones up to its own. A cache that nobody else holds is written in place.
 ///
 /// # Shapes
 /// - `keys`, `values`: `[batch, n_kv_heads, capacity, head_dim]`
-/// - returns: `[batch, 1, n_heads · head_dim]`; `None`, with the cache as it was, where there is no kernel: on backends
-///   other than CubeCL's, under autodiff, for more than [`MAX_HELD`] keys or 65,535 query heads of all sequences, and for shapes
-///   that do not fit
-pub fn attend_one(position: OnePosition<'_>, keys: &mut Tensor<4>, values: &mut Tensor<4>) -> Option<Tensor<3>> {
-    let OnePosition { qkv, rotation, n_heads, len, hidden } = position;
-    let [batch, n_kv_heads, capacity, head_dim] = keys.dims();
+/// - returns: `[batch, new, n_heads · head_dim]`; `None`, with the cache as it was, where there is no kernel: on backends
+///   other than CubeCL's, under autodiff, for more than [`MAX_HELD`] keys, or [`MAX_KEYS`] with several new positions, for
+///   more than [`MAX_QUERIES`] new positions or 65,535 query heads of all sequences, and for shapes that do not fit
+pub fn attend_new(position: NewPositions<'_>, keys: &mut Tensor<4>, values: &mut Tensor<4>) -> Option<Tensor<3>> {
+    let NewPositions { qkv, rotation, n_heads, len, hidden } = position;
+    let ([batch, n_kv_heads, capacity, head_dim], new) = (keys.dims(), qkv.dims()[1]);
+    let most = if new == 1 { MAX_HELD } else { MAX_KEYS };
     let tables_fit = rotation.is_none_or(|(cos, sin)| {
         let [positions, half] = cos.dims();
-        sin.dims() == cos.dims() && sin.dtype() == cos.dtype() && len < positions && half > 0 && 2 * half <= head_dim
+        sin.dims() == cos.dims()
+            && sin.dtype() == cos.dtype()
+            && len + new <= positions
+            && half > 0
+            && 2 * half <= head_dim
     });
     let fits = values.dims() == keys.dims()
-        && qkv.dims() == [batch, 1, (n_heads + 2 * n_kv_heads) * head_dim]
+        && (1..=MAX_QUERIES).contains(&new)
+        && qkv.dims() == [batch, new, (n_heads + 2 * n_kv_heads) * head_dim]
         && n_heads.is_multiple_of(n_kv_heads)
-        && len < capacity.min(MAX_HELD)
+        && len + new <= capacity.min(most)
         && batch * n_heads <= MAX_CUBES
         && hidden.is_none_or(|hidden| {
             let [rows, heads, queries, positions] = hidden.dims();
-            [1, batch].contains(&rows) && [heads, queries] == [1, 1] && positions > len
+            new == 1 && [1, batch].contains(&rows) && [heads, queries] == [1, 1] && positions > len
         })
         && tables_fit;
     if !fits || qkv.dtype() != keys.dtype() || qkv.dtype() != values.dtype() {
@@ -153,7 +160,7 @@ pub fn attend_one(position: OnePosition<'_>, keys: &mut Tensor<4>, values: &mut 
     }
     #[cfg(feature = "_kernels")]
     {
-        extension::attend_one(position, keys, values)
+        extension::attend_new(position, keys, values)
     }
     #[cfg(not(feature = "_kernels"))]
     None
@@ -193,6 +200,49 @@ pub enum RowNorm<'a> {
         /// Added to the mean of the squares.
         epsilon: f64,
     },
+}
+
+impl<'a> RowNorm<'a> {
+    /// Scale, shift and epsilon.
+    fn parts(self) -> (&'a Tensor<1>, Option<&'a Tensor<1>>, f64) {
+        match self {
+            Self::Layer { scale, shift, epsilon } => (scale, shift, epsilon),
+            Self::Rms { scale, epsilon } => (scale, None, epsilon),
+        }
+    }
+
+    /// Whether rows are centred before they are scaled.
+    #[cfg(feature = "_kernels")]
+    fn centres(self) -> bool {
+        matches!(self, Self::Layer { .. })
+    }
+
+    fn fits(self, features: usize, dtype: DType) -> bool {
+        let (scale, shift, _) = self.parts();
+        [Some(scale), shift].into_iter().flatten().all(|x| x.dims() == [features] && x.dtype() == dtype)
+    }
+}
+
+/// The most rows of a [`norm`].
+pub const MAX_NORM_ROWS: usize = 1024;
+
+/// `norm(x)` in one launch, computed in float32.
+///
+/// # Shapes
+/// - `x`: `[batch, positions, features]`, returns the same; `None` where there is no kernel: on backends other than CubeCL's,
+///   under autodiff, for more than [`MAX_NORM_ROWS`] positions of all sequences, and for shapes that do not fit
+pub fn norm(x: &Tensor<3>, norm: RowNorm<'_>) -> Option<Tensor<3>> {
+    let [batch, positions, features] = x.dims();
+    let fits = (1..=MAX_NORM_ROWS).contains(&(batch * positions)) && features > 0 && norm.fits(features, x.dtype());
+    if !fits {
+        return None;
+    }
+    #[cfg(feature = "_kernels")]
+    {
+        extension::norm(x, norm)
+    }
+    #[cfg(not(feature = "_kernels"))]
+    None
 }
 
 /// A non-linearity.
@@ -261,11 +311,7 @@ pub fn product(x: &Tensor<3>, of: &FewRows<'_>) -> Option<Tensor<3>> {
         && d_out > 0
         && maps(map)
         && gate.as_ref().is_none_or(maps)
-        && match norm {
-            None => true,
-            Some(RowNorm::Layer { scale, shift, .. }) => vector(Some(scale), d_in) && vector(*shift, d_in),
-            Some(RowNorm::Rms { scale, .. }) => vector(Some(scale), d_in),
-        }
+        && norm.is_none_or(|norm| norm.fits(d_in, dtype))
         && residual.is_none_or(|x| x.dims() == [batch, positions, d_out] && x.dtype() == dtype);
     if !fits {
         return None;

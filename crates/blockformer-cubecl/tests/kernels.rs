@@ -3,8 +3,8 @@
 #![cfg(any(feature = "wgpu", feature = "cuda"))]
 
 use blockformer_cubecl::{
-    Choice, FewRows, Filters, MAX_HELD, MAX_KEYS, MAX_QUERIES, MAX_ROWS, Observe, OnePosition, RowActivation, RowMap,
-    RowNorm, attend_one, draw, local_attention, observe_kernels, product,
+    Choice, FewRows, Filters, MAX_HELD, MAX_KEYS, MAX_QUERIES, MAX_ROWS, NewPositions, Observe, RowActivation, RowMap,
+    RowNorm, attend_new, draw, local_attention, norm, observe_kernels, product,
 };
 use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
 
@@ -131,7 +131,7 @@ fn rotate(head: &[f64], [cos, sin]: [&[f64]; 2]) -> Vec<f64> {
 /// Decodes position after position and compares what is mixed, and what the cache holds, with the definition.
 /// Writes and attends behind each of `lens` positions. With `hide`, a third of the keys are hidden, and more of the last
 /// sequence, but never the newest.
-fn check_one_position(sizes: &Sizes, half: usize, lens: &[usize], hide: bool, dtype: DType, tolerance: f64) {
+fn check_new_positions(sizes: &Sizes, half: usize, lens: &[usize], hide: bool, dtype: DType, tolerance: f64) {
     let Sizes { batch, heads, kv_heads, keys: capacity, head_dim, .. } = *sizes;
     let width = (heads + 2 * kv_heads) * head_dim;
     let shape = [batch, kv_heads, capacity, head_dim];
@@ -173,8 +173,8 @@ fn check_one_position(sizes: &Sizes, half: usize, lens: &[usize], hide: bool, dt
 
         let before = (len == 1).then(|| (keys.clone(), values(keys.clone())));
         let rotation = tables.as_ref().map(|(cos, sin)| (cos, sin));
-        let position = OnePosition { qkv: &qkv, rotation, n_heads: heads, len, hidden: hide.then_some(&mask) };
-        let mixed = attend_one(position, &mut keys, &mut values_).expect("there is a kernel");
+        let position = NewPositions { qkv: &qkv, rotation, n_heads: heads, len, hidden: hide.then_some(&mask) };
+        let mixed = attend_new(position, &mut keys, &mut values_).expect("there is a kernel");
         assert_eq!(mixed.dims(), [batch, 1, heads * head_dim]);
         let close = |got: Vec<f64>, expected: &[f64], what: &str| {
             let error = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
@@ -190,7 +190,7 @@ fn check_one_position(sizes: &Sizes, half: usize, lens: &[usize], hide: bool, dt
 }
 
 #[test]
-fn one_position_after_the_other_is_rotated_written_and_attended_to() {
+fn new_positions_after_the_other_is_rotated_written_and_attended_to() {
     let sizes = |batch, heads, kv_heads, keys, head_dim| Sizes { batch, heads, kv_heads, queries: 1, keys, head_dim };
     for (sizes, half) in [
         (sizes(2, 3, 3, 5, 17), 4),
@@ -199,11 +199,11 @@ fn one_position_after_the_other_is_rotated_written_and_attended_to() {
         (sizes(2, 2, 2, 3, 200), 25),
     ] {
         let lens: Vec<usize> = (0..sizes.keys).collect();
-        check_one_position(&sizes, half, &lens, false, DType::F32, 2e-5);
-        check_one_position(&sizes, half, &lens[1..], true, DType::F32, 2e-5);
+        check_new_positions(&sizes, half, &lens, false, DType::F32, 2e-5);
+        check_new_positions(&sizes, half, &lens[1..], true, DType::F32, 2e-5);
         for (dtype, tolerance) in [(DType::F16, 8e-3), (DType::BF16, 6e-2)] {
             if device().supports_dtype(dtype) {
-                check_one_position(&sizes, half, &lens, false, dtype, tolerance);
+                check_new_positions(&sizes, half, &lens, false, dtype, tolerance);
             }
         }
     }
@@ -215,10 +215,63 @@ fn parts_of_a_long_cache_are_put_together() {
     // The last key of a part, the first of the next, and all that fit.
     let lens = [MAX_KEYS - 1, MAX_KEYS, 2 * MAX_KEYS - 1, 2 * MAX_KEYS, sizes.keys - 1];
     for hide in [false, true] {
-        check_one_position(&sizes, 5, &lens, hide, DType::F32, 2e-5);
+        check_new_positions(&sizes, 5, &lens, hide, DType::F32, 2e-5);
         for (dtype, tolerance) in [(DType::F16, 8e-3), (DType::BF16, 6e-2)] {
             if device().supports_dtype(dtype) {
-                check_one_position(&sizes, 5, &lens, hide, dtype, tolerance);
+                check_new_positions(&sizes, 5, &lens, hide, dtype, tolerance);
+            }
+        }
+    }
+}
+
+#[test]
+fn several_positions_are_one_after_the_other() {
+    let (batch, heads, kv_heads, head_dim, new) = (2, 4, 2, 20, 3);
+    let width = (heads + 2 * kv_heads) * head_dim;
+    for (held, dtype) in [(0, DType::F32), (4, DType::F32), (MAX_KEYS - new, DType::F32), (2, DType::F16)] {
+        if !device().supports_dtype(dtype) {
+            continue;
+        }
+        let qkv = tensor(&numbers(batch * new * width, 9), [batch, new, width], dtype);
+        let table = |salt| tensor(&numbers(MAX_KEYS * 5, salt), [MAX_KEYS, 5], DType::F32);
+        let (cos, sin) = (table(50), table(90));
+        let shape = [batch, kv_heads, MAX_KEYS, head_dim];
+        let cache = |salt| tensor(&numbers(shape.iter().product(), salt), shape, dtype);
+        let attend = |qkv: &Tensor<3>, len, keys: &mut Tensor<4>, values: &mut Tensor<4>| {
+            let of = NewPositions { qkv, rotation: Some((&cos, &sin)), n_heads: heads, len, hidden: None };
+            attend_new(of, keys, values).expect("there is a kernel")
+        };
+        let (mut keys, mut values_) = (cache(30), cache(31));
+        let singly = (0..new).map(|i| attend(&qkv.clone().narrow(1, i, 1), held + i, &mut keys, &mut values_));
+        let singly = Tensor::cat(singly.collect(), 1);
+        let (mut keys_too, mut values_too) = (cache(30), cache(31));
+        let together = attend(&qkv, held, &mut keys_too, &mut values_too);
+        assert_eq!(values(together), values(singly), "behind {held} in {dtype:?}");
+        assert_eq!(values(keys_too), values(keys), "behind {held} in {dtype:?}");
+        assert_eq!(values(values_too), values(values_), "behind {held} in {dtype:?}");
+    }
+}
+
+#[test]
+fn norms_are_those_of_float64() {
+    for (rows, features) in [(1, 1), (3, 40), (2, 1000), (70, 7)] {
+        for centred in [false, true] {
+            let x = tensor(&numbers(rows * features, 1), [rows, 1, features], DType::F32).add_scalar(0.5);
+            let (scale, shift) = (numbers(features, 2), numbers(features, 3));
+            let [s, t] = [&scale, &shift].map(|x| tensor(x, [features], DType::F32));
+            let of = match centred {
+                true => RowNorm::Layer { scale: &s, shift: Some(&t), epsilon: EPSILON },
+                false => RowNorm::Rms { scale: &s, epsilon: EPSILON },
+            };
+            let got = values(norm(&x, of).expect("there is a kernel"));
+            for (got, x) in got.chunks(features).zip(values(x).chunks(features)) {
+                let mean = if centred { x.iter().sum::<f64>() / features as f64 } else { 0.0 };
+                let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / features as f64;
+                for (k, got) in got.iter().enumerate() {
+                    let shift = if centred { f64::from(shift[k]) } else { 0.0 };
+                    let expected = (x[k] - mean) / (variance + EPSILON).sqrt() * f64::from(scale[k]) + shift;
+                    assert!((got - expected).abs() < 2e-5, "{got} instead of {expected}, {rows} x {features}");
+                }
             }
         }
     }
@@ -230,12 +283,12 @@ fn a_position_without_a_kernel_leaves_the_cache_alone() {
     let qkv = Tensor::<3>::ones([1, 1, 3 * 8], &device);
     let mut keys = Tensor::<4>::zeros([1, 1, MAX_HELD + 2, 8], &device);
     let mut values_ = keys.clone();
-    let position = |len| OnePosition { qkv: &qkv, rotation: None, n_heads: 1, len, hidden: None };
-    assert!(attend_one(position(MAX_HELD), &mut keys, &mut values_).is_none());
+    let position = |len| NewPositions { qkv: &qkv, rotation: None, n_heads: 1, len, hidden: None };
+    assert!(attend_new(position(MAX_HELD), &mut keys, &mut values_).is_none());
     let hidden = Tensor::<4>::zeros([1, 1, 1, 5], &device).bool();
-    assert!(attend_one(OnePosition { hidden: Some(&hidden), ..position(5) }, &mut keys, &mut values_).is_none());
+    assert!(attend_new(NewPositions { hidden: Some(&hidden), ..position(5) }, &mut keys, &mut values_).is_none());
     assert_eq!(values(keys.clone()).iter().sum::<f64>(), 0.0);
-    assert!(attend_one(position(MAX_HELD - 1), &mut keys, &mut values_).is_some());
+    assert!(attend_new(position(MAX_HELD - 1), &mut keys, &mut values_).is_some());
     assert_eq!(values(keys).iter().sum::<f64>(), 8.0);
 }
 
@@ -385,6 +438,25 @@ fn products_are_those_of_float64() {
             if device().supports_dtype(dtype) {
                 check_product(shape, arounds[i % 3], dtype, tolerance);
             }
+        }
+    }
+}
+
+/// Rows of weights may lie apart, as CUDA lays them out where they are no multiple of 512 bytes; or be columns.
+#[test]
+fn weights_are_read_as_they_lie() {
+    let (d_in, d_out) = (24, 40);
+    let x = tensor(&numbers(2 * d_in, 1), [2, 1, d_in], DType::F32);
+    let wide = tensor(&numbers(d_in * 64, 2), [d_in, 64], DType::F32);
+    let across = tensor(&numbers(d_in * d_out, 2), [d_out, d_in], DType::F32).transpose();
+    for weight in [wide.clone().narrow(1, 8, d_out), wide.narrow(1, 3, d_out), across] {
+        let of = FewRows::new(RowMap { weight: &weight, bias: None });
+        let got = values(product(&x, &of).expect("there is a kernel"));
+        let (x, weight) = (values(x.clone()), values(weight));
+        for (at, got) in got.iter().enumerate() {
+            let (row, column) = (at / d_out, at % d_out);
+            let expected: f64 = (0..d_in).map(|k| x[row * d_in + k] * weight[k * d_out + column]).sum();
+            assert!((got - expected).abs() < 1e-5, "{got} instead of {expected} at {at}");
         }
     }
 }

@@ -113,20 +113,21 @@ impl LayerCache {
         Ok((self.view(&self.keys), self.view(&self.values)))
     }
 
-    /// Lets `write` put keys and values of one new position behind those held: it is given both tensors and the number of
+    /// Lets `write` put keys and values of `new` positions behind those held: it is given both tensors and the number of
     /// positions they hold, and answers nothing if it has left them as they were.
     ///
     /// # Errors
     /// [`CacheError::Full`]; the cache is then unchanged.
-    pub fn write_one<T>(
+    pub fn write_new<T>(
         &mut self,
+        new: usize,
         write: impl FnOnce(&mut Tensor<4>, &mut Tensor<4>, usize) -> Option<T>,
     ) -> Result<Option<T>, CacheError> {
-        if self.remaining() == 0 {
-            return Err(CacheError::Full { len: self.len, capacity: self.capacity(), requested: 1 });
+        if new > self.remaining() {
+            return Err(CacheError::Full { len: self.len, capacity: self.capacity(), requested: new });
         }
         let written = write(&mut self.keys, &mut self.values, self.len);
-        self.len += usize::from(written.is_some());
+        self.len += if written.is_some() { new } else { 0 };
         Ok(written)
     }
 
@@ -223,9 +224,9 @@ mod tests {
     fn a_position_that_somebody_else_wrote_is_held() {
         let mut cache = cache(2);
         cache.append(positions(&[1.0]), positions(&[-1.0])).unwrap();
-        let declined = cache.write_one(|_, _, len| (len > 1).then_some(())).unwrap();
+        let declined = cache.write_new(1, |_, _, len| (len > 1).then_some(())).unwrap();
         assert_eq!((declined, cache.len()), (None, 1));
-        let written = cache.write_one(|keys, values, len| {
+        let written = cache.write_new(1, |keys, values, len| {
             let at = s![.., .., len..len + 1, ..];
             keys.inplace(|held| held.slice_assign(at, positions(&[2.0])));
             values.inplace(|held| held.slice_assign(at, positions(&[-2.0])));
@@ -234,7 +235,7 @@ mod tests {
         assert_eq!((written, cache.len()), (Ok(Some(1)), 2));
         cache.view(&cache.keys).into_data().assert_eq(&positions(&[1.0, 2.0]).into_data(), true);
         cache.view(&cache.values).into_data().assert_eq(&positions(&[-1.0, -2.0]).into_data(), true);
-        let refused = cache.write_one(|_, _, _| Some(()));
+        let refused = cache.write_new(1, |_, _, _| Some(()));
         assert_eq!(refused, Err(CacheError::Full { len: 2, capacity: 2, requested: 1 }));
     }
 

@@ -7,7 +7,7 @@
 use core::cell::LazyCell;
 use core::ops::Range;
 
-use blockformer_cubecl::{OnePosition, attend_one, has_kernels, local_attention};
+use blockformer_cubecl::{MAX_QUERIES, NewPositions, attend_new, has_kernels, local_attention};
 use blockformer_kv_cache::{KvCache, LayerCache, PagedBatch};
 use burn::module::Module;
 use burn::nn::Linear;
@@ -16,7 +16,7 @@ use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Bool, Device, Tensor, s};
 
-use crate::linear::{PreNorm, linear_behind, linear_onto};
+use crate::linear::{FullNorm, linear_behind, linear_onto};
 use crate::rotary::Rotation;
 use crate::{AttentionMask, RotaryTable, TransformerConfig, linear_init};
 
@@ -173,7 +173,7 @@ impl Attention {
     pub(crate) fn add_to(
         &self,
         x: Tensor<3>,
-        norm: Option<PreNorm<'_>>,
+        norm: Option<FullNorm<'_>>,
         context: &AttentionContext,
         mut kv: LayerKv<'_, '_>,
     ) -> Tensor<3> {
@@ -181,7 +181,7 @@ impl Attention {
         let (heads, kv_heads, head_dim) = (self.n_heads, self.n_kv_heads, self.head_dim);
         let qkv = linear_behind(norm, &self.qkv, x.clone()); // [batch, positions, (heads + 2 kv_heads) · head_dim]
         if let LayerKv::Contiguous(cache) = &mut kv
-            && let Some(mixed) = self.attend_one(&qkv, context, cache)
+            && let Some(mixed) = self.attend_new(&qkv, context, cache)
         {
             return linear_onto(&self.output, mixed, x);
         }
@@ -208,19 +208,19 @@ impl Attention {
         self.project(mixed, x)
     }
 
-    /// One new position, by a kernel if there is one: `[batch, 1, heads · head_dim]`.
-    fn attend_one(&self, qkv: &Tensor<3>, context: &AttentionContext, cache: &mut LayerCache) -> Option<Tensor<3>> {
+    /// Few new positions, by a kernel if there is one: `[batch, positions, heads · head_dim]`.
+    fn attend_new(&self, qkv: &Tensor<3>, context: &AttentionContext, cache: &mut LayerCache) -> Option<Tensor<3>> {
         let sight = &context.sight[0][0];
-        if sight.queries.len() != 1 || sight.fused || !has_kernels(qkv) {
+        let new = sight.queries.len();
+        if (new != 1 && !sight.plain_causal) || new > MAX_QUERIES || sight.fused || !has_kernels(qkv) {
             return None;
         }
+        let hidden = if new == 1 { sight.hidden_held.as_ref() } else { None };
         let rotation = context.tables.as_ref().map(RotaryTable::tables);
         let attend = |keys: &mut Tensor<4>, values: &mut Tensor<4>, len| {
-            let position =
-                OnePosition { qkv, rotation, n_heads: self.n_heads, len, hidden: sight.hidden_held.as_ref() };
-            attend_one(position, keys, values)
+            attend_new(NewPositions { qkv, rotation, n_heads: self.n_heads, len, hidden }, keys, values)
         };
-        match cache.write_one(attend) {
+        match cache.write_new(new, attend) {
             Ok(mixed) => mixed,
             Err(error) => panic!("attention with a cache: {error}"),
         }

@@ -245,6 +245,7 @@ impl TransformerConfig {
             n_kv_heads: self.n_kv_heads,
             head_dim: self.head_dim,
             d_model: self.d_model,
+            norm_epsilon: self.norm_eps,
         }
     }
 }

@@ -8,7 +8,7 @@ use burn::nn::Linear;
 use burn::tensor::activation::{gelu, gelu_approximate, relu, silu};
 use burn::tensor::{Device, Tensor};
 
-use crate::linear::{Around, PreNorm, few_rows, linear_onto, normed};
+use crate::linear::{Around, FullNorm, few_rows, linear_onto, normed};
 use crate::{Activation, TransformerConfig, host, linear, linear_init};
 
 impl Activation {
@@ -67,12 +67,12 @@ impl FeedForward {
     }
 
     /// `residual + forward(norm(x))`.
-    pub(crate) fn add_to(&self, residual: Tensor<3>, norm: Option<PreNorm<'_>>, x: Tensor<3>) -> Tensor<3> {
+    pub(crate) fn add_to(&self, residual: Tensor<3>, norm: Option<FullNorm<'_>>, x: Tensor<3>) -> Tensor<3> {
         linear_onto(&self.down, self.inner(norm, x), residual)
     }
 
     /// `[batch, positions, d_ff]`.
-    fn inner(&self, norm: Option<PreNorm<'_>>, x: Tensor<3>) -> Tensor<3> {
+    fn inner(&self, norm: Option<FullNorm<'_>>, x: Tensor<3>) -> Tensor<3> {
         let (gate, activation) = (self.gate.as_ref(), Some(self.activation));
         if let Some(inner) = few_rows(&self.up, &x, Around { norm, gate, activation, residual: None }) {
             return inner;

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
 use crate::attention::{AttentionContext, LayerKv};
-use crate::linear::PreNorm;
+use crate::linear::FullNorm;
 use crate::{Attention, FeedForward, Norm, NormPosition, Residual, TransformerConfig};
 
 /// Attention and feed-forward network, each behind its norm, added to the residual stream.
@@ -44,15 +44,15 @@ impl Layer {
     /// # Shapes
     /// - `x`: `[batch, positions, d_model]`, returns the same.
     pub(crate) fn forward(&self, x: Tensor<3>, context: &AttentionContext, kv: LayerKv<'_, '_>) -> Tensor<3> {
+        let norm = |norm| FullNorm { norm, epsilon: self.norm_epsilon };
         if self.norm_position == NormPosition::Post {
-            let x = self.attention_norm.forward(self.attention.add_to(x, None, context, kv));
+            let x = norm(&self.attention_norm).forward(self.attention.add_to(x, None, context, kv));
             let fed = self.feed_forward.add_to(x.clone(), None, x);
-            return self.feed_forward_norm.forward(fed);
+            return norm(&self.feed_forward_norm).forward(fed);
         }
-        let behind = |norm| Some(PreNorm { norm, epsilon: self.norm_epsilon });
         let given = (self.residual == Residual::Parallel).then(|| x.clone());
-        let attended = self.attention.add_to(x, behind(&self.attention_norm), context, kv);
+        let attended = self.attention.add_to(x, Some(norm(&self.attention_norm)), context, kv);
         let fed_from = given.unwrap_or_else(|| attended.clone());
-        self.feed_forward.add_to(attended, behind(&self.feed_forward_norm), fed_from)
+        self.feed_forward.add_to(attended, Some(norm(&self.feed_forward_norm)), fed_from)
     }
 }

@@ -1,6 +1,8 @@
 //! Linear maps and embeddings with the initialisation the paper's models use.
 
-use blockformer_cubecl::{FewRows, MAX_ROWS, RowActivation, RowMap, RowNorm, has_kernels, product};
+use blockformer_cubecl::{
+    FewRows, MAX_NORM_ROWS, MAX_ROWS, RowActivation, RowMap, RowNorm, has_kernels, norm, product,
+};
 use burn::module::Param;
 use burn::nn::{Embedding, EmbeddingConfig, Initializer, Linear};
 use burn::tensor::{Device, Tensor};
@@ -44,15 +46,56 @@ pub(crate) fn linear_onto(map: &Linear, x: Tensor<3>, residual: Tensor<3>) -> Te
     }
 }
 
-/// A norm in front of a linear map, and its epsilon, which Burn's layer norm keeps to itself.
+/// A norm and its epsilon, which Burn's layer norm keeps to itself.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct PreNorm<'a> {
+pub(crate) struct FullNorm<'a> {
     pub(crate) norm: &'a Norm,
     pub(crate) epsilon: f64,
 }
 
+impl FullNorm<'_> {
+    /// Normalises the features, in one launch where there is a kernel.
+    pub(crate) fn forward(self, x: Tensor<3>) -> Tensor<3> {
+        match self.of_few_rows(&x) {
+            Some(y) => y,
+            None => self.norm.forward(x),
+        }
+    }
+
+    fn of_few_rows(self, x: &Tensor<3>) -> Option<Tensor<3>> {
+        let [batch, positions, _] = x.dims();
+        if batch * positions > MAX_NORM_ROWS || !has_kernels(x) {
+            return None;
+        }
+        let parameters = Parameters::of(self.norm);
+        norm(x, parameters.rows(self.epsilon))
+    }
+}
+
+/// What a norm learned.
+enum Parameters {
+    Layer { scale: Tensor<1>, shift: Option<Tensor<1>> },
+    Rms { scale: Tensor<1> },
+}
+
+impl Parameters {
+    fn of(norm: &Norm) -> Self {
+        match norm {
+            Norm::LayerNorm(norm) => Self::Layer { scale: norm.gamma.val(), shift: norm.beta.as_ref().map(Param::val) },
+            Norm::RmsNorm(norm) => Self::Rms { scale: norm.gamma.val() },
+        }
+    }
+
+    fn rows(&self, epsilon: f64) -> RowNorm<'_> {
+        match self {
+            Self::Layer { scale, shift } => RowNorm::Layer { scale, shift: shift.as_ref(), epsilon },
+            Self::Rms { scale } => RowNorm::Rms { scale, epsilon },
+        }
+    }
+}
+
 /// `linear(map, norm(x))`.
-pub(crate) fn linear_behind(norm: Option<PreNorm<'_>>, map: &Linear, x: Tensor<3>) -> Tensor<3> {
+pub(crate) fn linear_behind(norm: Option<FullNorm<'_>>, map: &Linear, x: Tensor<3>) -> Tensor<3> {
     match few_rows(map, &x, Around { norm, ..Around::default() }) {
         Some(y) => y,
         None => linear(map, normed(norm, x)),
@@ -60,9 +103,9 @@ pub(crate) fn linear_behind(norm: Option<PreNorm<'_>>, map: &Linear, x: Tensor<3
 }
 
 /// `norm(x)`, or `x` where there is none.
-pub(crate) fn normed(norm: Option<PreNorm<'_>>, x: Tensor<3>) -> Tensor<3> {
+pub(crate) fn normed(norm: Option<FullNorm<'_>>, x: Tensor<3>) -> Tensor<3> {
     match norm {
-        Some(norm) => norm.norm.forward(x),
+        Some(norm) => norm.forward(x),
         None => x,
     }
 }
@@ -71,7 +114,7 @@ pub(crate) fn normed(norm: Option<PreNorm<'_>>, x: Tensor<3>) -> Tensor<3> {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Around<'a> {
     /// Before it.
-    pub(crate) norm: Option<PreNorm<'a>>,
+    pub(crate) norm: Option<FullNorm<'a>>,
     /// Beside it; its activated output is multiplied with the map's.
     pub(crate) gate: Option<&'a Linear>,
     /// Of the gate if there is one, otherwise of the map's output.
@@ -87,15 +130,8 @@ pub(crate) fn few_rows(map: &Linear, x: &Tensor<3>, around: Around<'_>) -> Optio
         return None;
     }
     let parts = |map: &Linear| (map.weight.val(), map.bias.as_ref().map(Param::val));
-    let (scale, shift) = match around.norm.map(|norm| norm.norm) {
-        Some(Norm::LayerNorm(norm)) => (Some(norm.gamma.val()), norm.beta.as_ref().map(Param::val)),
-        Some(Norm::RmsNorm(norm)) => (Some(norm.gamma.val()), None),
-        None => (None, None),
-    };
-    let norm = around.norm.zip(scale.as_ref()).map(|(PreNorm { norm, epsilon }, scale)| match norm {
-        Norm::LayerNorm(_) => RowNorm::Layer { scale, shift: shift.as_ref(), epsilon },
-        Norm::RmsNorm(_) => RowNorm::Rms { scale, epsilon },
-    });
+    let learned = around.norm.map(|norm| Parameters::of(norm.norm));
+    let norm = around.norm.zip(learned.as_ref()).map(|(norm, learned)| learned.rows(norm.epsilon));
     let (weight, bias) = parts(map);
     let gate = around.gate.map(parts);
     let of = FewRows {

@@ -5,6 +5,7 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
 use crate::attention::{AttentionContext, LayerKv};
+use crate::linear::FullNorm;
 use crate::{AttentionMask, Layer, Norm, RotaryTable};
 
 /// Layers, rotary tables and a final norm: embeddings in, hidden states out. Made by
@@ -19,6 +20,7 @@ pub struct Transformer {
     pub(crate) n_kv_heads: usize,
     pub(crate) head_dim: usize,
     pub(crate) d_model: usize,
+    pub(crate) norm_epsilon: f64,
 }
 
 impl Transformer {
@@ -60,7 +62,7 @@ impl Transformer {
             x = layer.forward(x, context, kv.layer(index));
         }
         match &self.final_norm {
-            Some(norm) => norm.forward(x),
+            Some(norm) => FullNorm { norm, epsilon: self.norm_epsilon }.forward(x),
             None => x,
         }
     }

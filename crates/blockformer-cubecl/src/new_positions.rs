@@ -1,7 +1,7 @@
-//! Attention of one new position of every sequence, from its projections to the mixed values.
+//! Attention of new positions of every sequence, from their projections to the mixed values.
 //!
-//! A cube serves one key head: it rotates the new key, writes key and value behind those of the cache, and then attends for
-//! each query head of the group, its units sharing the scores, eight of them a key, and then the features. Of a cache that
+//! A cube serves one key head: it rotates the new keys, writes keys and values behind those of the cache, and then attends for
+//! each position and query head of the group, its units sharing the scores, eight of them a key, and then the features. Of a cache that
 //! is longer than [`MAX_KEYS`], a cube has so many keys, and a second kernel puts the parts together.
 
 use burn::backend::TensorMetadata;
@@ -47,17 +47,18 @@ fn rotated<F: Float, T: Float>(
 }
 
 #[cube(launch)]
-fn one_position_kernel<F: Float, T: Float, O: Float, B: Int>(
-    qkv: &Tensor<F>,                    // [batch, 1, (heads + 2 kv_heads) · head_dim]
+fn new_positions_kernel<F: Float, T: Float, O: Float, B: Int>(
+    qkv: &Tensor<F>,                    // [batch, new, (heads + 2 kv_heads) · head_dim]
     cos: ComptimeOption<&Tensor<T>>,    // [positions, half]
     sin: ComptimeOption<&Tensor<T>>,    // the same
     hidden: ComptimeOption<&Tensor<B>>, // [batch or 1, 1, 1, positions or more]
     keys: &mut Tensor<F>,               // [batch, kv_heads, capacity, head_dim]
     values: &mut Tensor<F>,             // the same
-    output: &mut [O],                   // [batch, heads, head_dim], or [batch, heads, parts, head_dim + 2]
+    output: &mut [O],                   // [batch, new, heads, head_dim], or [batch, heads, parts, head_dim + 2]
     group: u32,
     len: u32,
     scale: f32,
+    #[comptime] new: usize,
     #[comptime] split: bool,
     #[comptime] parts: usize,
     #[comptime] max_keys: usize,
@@ -75,41 +76,45 @@ fn one_position_kernel<F: Float, T: Float, O: Float, B: Int>(
     // This cube's keys.
     let part = CUBE_POS_Y as usize;
     let from = part * max_keys;
-    let n_keys = min(len + 1 - from, max_keys);
 
-    let row_at = batch * qkv.stride(0);
     let head_stride = head_dim * qkv.stride(2);
     let (k_position, k_feature) = (keys.stride(2), keys.stride(3));
     let (v_position, v_feature) = (values.stride(2), values.stride(3));
     let k_at = batch * keys.stride(0) + kv_head * keys.stride(1);
     let v_at = batch * values.stride(0) + kv_head * values.stride(1);
 
-    // The new key and value, for the cache and for this position.
-    let mut new_key = Shared::<[f32]>::new_slice(max_features);
-    let mut new_value = Shared::<[f32]>::new_slice(max_features);
-    if from + n_keys == len + 1 {
-        let mut feature = unit;
-        while feature < head_dim {
-            let key =
-                F::cast_from(rotated::<F, T>(qkv, &cos, &sin, len, row_at + (heads + kv_head) * head_stride, feature));
+    // The new keys and values, for the cache and for these positions.
+    let mut new_key = Shared::<[f32]>::new_slice(comptime!(new * max_features));
+    let mut new_value = Shared::<[f32]>::new_slice(comptime!(new * max_features));
+    if part + 1 == CUBE_COUNT_Y as usize {
+        let mut i = unit;
+        while i < new * head_dim {
+            let (position, feature) = (i / head_dim, i % head_dim);
+            let row_at = batch * qkv.stride(0) + position * qkv.stride(1);
+            let key_at = row_at + (heads + kv_head) * head_stride;
+            let key = F::cast_from(rotated::<F, T>(qkv, &cos, &sin, len + position, key_at, feature));
             let value = qkv[row_at + (heads + kv_heads + kv_head) * head_stride + feature * qkv.stride(2)];
-            keys[k_at + len * k_position + feature * k_feature] = key;
-            values[v_at + len * v_position + feature * v_feature] = value;
-            new_key[feature] = f32::cast_from(key);
-            new_value[feature] = f32::cast_from(value);
-            feature += units;
+            keys[k_at + (len + position) * k_position + feature * k_feature] = key;
+            values[v_at + (len + position) * v_position + feature * v_feature] = value;
+            new_key[position * max_features + feature] = f32::cast_from(key);
+            new_value[position * max_features + feature] = f32::cast_from(value);
+            i += units;
         }
     }
 
     let mut query = Shared::<[f32]>::new_slice(max_features);
     let mut partial = Shared::<[f32]>::new_slice(parts * max_keys);
     let mut scores = Shared::<[f32]>::new_slice(max_keys);
-    for member in 0..group {
-        let head = kv_head * group + member;
+    for query_of in 0..new * group {
+        let (position, head) = (query_of / group, kv_head * group + query_of % group);
+        let row_at = batch * qkv.stride(0) + position * qkv.stride(1);
+        // Those held, and of the new ones those up to its own.
+        let n_keys = min(len + position + 1 - from, max_keys);
         let mut feature = unit;
         while feature < head_dim {
             // In the type of the tensors, as on the plain path.
-            let x = F::cast_from(rotated::<F, T>(qkv, &cos, &sin, len, row_at + head * head_stride, feature));
+            let x =
+                F::cast_from(rotated::<F, T>(qkv, &cos, &sin, len + position, row_at + head * head_stride, feature));
             query[feature] = f32::cast_from(x);
             feature += units;
         }
@@ -125,7 +130,7 @@ fn one_position_kernel<F: Float, T: Float, O: Float, B: Int>(
                 let y = if key < len {
                     f32::cast_from(keys[k_at + key * k_position + feature * k_feature])
                 } else {
-                    new_key[feature]
+                    new_key[(key - len) * max_features + feature]
                 };
                 sum += query[feature] * y;
                 feature += parts;
@@ -152,7 +157,7 @@ fn one_position_kernel<F: Float, T: Float, O: Float, B: Int>(
             sync_cube();
         }
         let (largest, total) = weigh(&mut scores, n_keys);
-        let mut output_at = (batch * heads + head) * head_dim;
+        let mut output_at = ((batch * new + position) * heads + head) * head_dim;
         if comptime!(split) {
             output_at = ((batch * heads + head) * CUBE_COUNT_Y as usize + part) * (head_dim + 2);
         }
@@ -163,7 +168,7 @@ fn one_position_kernel<F: Float, T: Float, O: Float, B: Int>(
                 let y = if from + key < len {
                     f32::cast_from(values[v_at + (from + key) * v_position + feature * v_feature])
                 } else {
-                    new_value[feature]
+                    new_value[(from + key - len) * max_features + feature]
                 };
                 sum += scores[key] * y;
             }
@@ -235,15 +240,15 @@ pub(crate) fn launch(
         OptionalBool::None => None,
         OptionalBool::Some(hidden) => Some(hidden),
     };
-    let [batch, kv_heads, _, head_dim] = keys.shape().dims::<4>();
+    let ([batch, kv_heads, _, head_dim], new) = (keys.shape().dims::<4>(), qkv.shape()[1]);
     let (client, device, dtype) = (qkv.client.clone(), qkv.device.clone(), qkv.dtype);
     let output = empty_device_contiguous_dtype(
         client.clone(),
         device.clone(),
-        Shape::new([batch, 1, n_heads * head_dim]),
+        Shape::new([batch, new, n_heads * head_dim]),
         dtype,
     );
-    let parts = (len + 1).div_ceil(MAX_KEYS);
+    let parts = (len + new).div_ceil(MAX_KEYS);
     let split = parts > 1;
     let mixed = match split {
         true => {
@@ -255,7 +260,7 @@ pub(crate) fn launch(
     let units = CubeDim::new_1d(units_for(head_dim, &qkv));
     let table_type = cos.as_ref().map_or(dtype, |cos| cos.dtype);
     let bool_type = hidden.as_ref().map_or(DType::U32, |hidden| hidden.dtype);
-    one_position_kernel::launch(
+    new_positions_kernel::launch(
         &client,
         CubeCount::Static((batch * kv_heads) as u32, parts as u32, 1),
         units,
@@ -269,9 +274,10 @@ pub(crate) fn launch(
         (n_heads / kv_heads) as u32,
         len as u32,
         (head_dim as f32).powf(-0.5),
+        new,
         split,
         PARTS,
-        (len + 1).next_power_of_two().clamp(16, MAX_KEYS),
+        (len + new).next_power_of_two().clamp(16, MAX_KEYS),
         head_dim,
         [dtype, table_type, mixed.dtype, bool_type].map(dtype_to_storage_type),
     );
