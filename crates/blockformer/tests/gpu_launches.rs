@@ -3,6 +3,7 @@
 #![cfg(any(feature = "wgpu", feature = "cuda"))]
 
 use blockformer::bench::{MeasureOptions, Subject, Workload, measure, step_kernels};
+use blockformer::cubecl::KERNELS_OFF_VARIABLE;
 use blockformer::embedder::EmbedderConfig;
 use blockformer::model::{AnyModel, BlockTransformerConfig, VanillaTransformerConfig, presets};
 use blockformer::nn::TransformerConfig;
@@ -55,23 +56,26 @@ fn launches(model: AnyModel, device: &Device) -> f64 {
 fn a_layer_launches_few_kernels() {
     let device = device();
     // A layer's step: the projection to queries, keys and values, attention, the projection back, and two of the
-    // feed-forward network. What a block begins with is a pass of two positions, and a step of the block decoder.
+    // feed-forward network. Four of them in the token decoder are a block, and one in the block decoder.
     let of_step = 5.0;
-    let of_block = |start: f64| (3.0 * of_step + start + of_step) / 4.0;
+    let of_block = 5.0 / 4.0 * of_step;
     for (name, one, two, most) in [
         ("vanilla", vanilla_model(1), vanilla_model(2), of_step),
         (
             "gpt-neox",
             block_model(1, TransformerConfig::gpt_neox),
             block_model(2, TransformerConfig::gpt_neox),
-            of_block(13.0),
+            of_block,
         ),
-        ("llama", block_model(1, TransformerConfig::llama), block_model(2, TransformerConfig::llama), of_block(13.0)),
+        ("llama", block_model(1, TransformerConfig::llama), block_model(2, TransformerConfig::llama), of_block),
     ] {
         let (one, two) = (launches(one, &device), launches(two, &device));
         println!("{name}: {one} launches a step with one layer, {two} with two");
+        if std::env::var_os(KERNELS_OFF_VARIABLE).is_some() {
+            continue; // somebody compares
+        }
         // Of operations between the kernels, which Burn fuses as it sees fit, a few may come or go.
-        assert!(two - one <= most + 0.5, "{name}: a layer adds {} launches, not {most}", two - one);
-        assert!(one - most <= 12.0, "{name}: what is no layer launches {}", one - most);
+        assert!(two - one <= most + 0.25, "{name}: a layer adds {} launches, not {most}", two - one);
+        assert!(one - most <= 9.0, "{name}: what is no layer launches {}", one - most);
     }
 }
