@@ -6,10 +6,10 @@ use std::ops::ControlFlow;
 use blockformer::embedder::EmbedderConfig;
 use blockformer::generate::{Decoding, GenerateOptions, Sampling, generate};
 use blockformer::model::{AnyModel, BlockTransformerConfig, VanillaTransformerConfig, presets};
-use blockformer::nn::TransformerConfig;
+use blockformer::nn::{AttentionMask, Residual, Transformer, TransformerConfig};
 use blockformer::token_decoder::TokenDecoderConfig;
 use burn::module::Module;
-use burn::tensor::Device;
+use burn::tensor::{Bool, Device, Distribution, Tensor, TensorData};
 
 fn device() -> Device {
     let name = std::env::var("BLOCKFORMER_TEST_DEVICE");
@@ -65,6 +65,47 @@ fn the_device_draws_what_the_host_draws_and_finds_what_the_cpu_finds() {
                     "the CPU computes other tokens"
                 );
             }
+        }
+    }
+}
+
+/// A few rows at a time, as in decoding, behind more rows than kernels take at once.
+#[test]
+fn layers_compute_what_they_compute_on_the_cpu() {
+    let device = device();
+    let style = |config: TransformerConfig| TransformerConfig { initializer_range: 0.3, norm_eps: 0.1, ..config };
+    let neox = TransformerConfig::gpt_neox(32, 2, 4);
+    for (name, config) in [
+        ("parallel", style(neox.clone())),
+        ("sequential", style(TransformerConfig { residual: Residual::Sequential, ..neox })),
+        ("post-norm", style(TransformerConfig::roberta(32, 2, 4))),
+        ("gated, grouped queries", style(TransformerConfig::llama(32, 2, 4).with_n_kv_heads(2))),
+    ] {
+        let on_cpu = config.init(&Device::flex());
+        let on_device = on_cpu.clone().to_device(&device);
+        let (batch, held, positions) = (2, 70, 75);
+        let x = Tensor::<3>::random([batch, positions, 32], Distribution::Normal(0.0, 1.0), &Device::flex());
+        // The second sequence begins with padding.
+        let real = |n: usize, device: &Device| {
+            let real: Vec<bool> = (0..batch * n).map(|i| i < n || i % n >= 5).collect();
+            Tensor::<2, Bool>::from_data(TensorData::new(real, [batch, n]), device)
+        };
+        let run = |stack: &Transformer, device: &Device, padded: bool| {
+            let mut cache = stack.new_cache(batch, positions, device);
+            let cuts = [0, held, held + 1, held + 2, held + 4, positions];
+            let parts = cuts.windows(2).map(|cut| {
+                let keys = padded.then(|| real(cut[1], device));
+                let mask = AttentionMask::causal().with_keys(keys);
+                let x = x.clone().narrow(1, cut[0], cut[1] - cut[0]).to_device(device);
+                stack.forward(x, &mask, Some(&mut cache)).to_device(&Device::flex())
+            });
+            Tensor::cat(parts.collect(), 1).narrow(1, 5, positions - 5)
+        };
+        for padded in [false, true] {
+            let (expected, got) = (run(&on_cpu, &Device::flex(), padded), run(&on_device, &device, padded));
+            let error: f32 = (got - expected.clone()).abs().max().into_scalar();
+            let largest: f32 = expected.abs().max().into_scalar();
+            assert!(error < 2e-5 * largest, "{name}, padded {padded}: {error} beside {largest}");
         }
     }
 }
