@@ -131,7 +131,7 @@ fn normalise<F: Float>(
         add_up(&mine, mean, &mut partial, &mut fewer, rows, units, adders);
         #[unroll]
         for row in 0..rows {
-            mean[row] = mean[row] / f32::cast_from(d_in);
+            mean[row] /= f32::cast_from(d_in);
         }
     }
     #[unroll]

@@ -69,7 +69,8 @@ pub fn has_kernels<const D: usize>(x: &Tensor<D>) -> bool {
 /// The most cubes along an axis of a launch: what WebGPU promises.
 const MAX_CUBES: usize = 65_535;
 
-/// The most keys that [`local_attention`] attends to, as every unit of a cube looks at all scores.
+/// The most keys that [`local_attention`] attends to, and a part of [`attend_new`], as every unit of a cube looks at all
+/// scores.
 pub const MAX_KEYS: usize = 64;
 
 /// The most keys that [`attend_new`] attends to.

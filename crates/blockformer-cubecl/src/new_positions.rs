@@ -178,11 +178,9 @@ fn new_positions_kernel<F: Float, T: Float, O: Float, B: Int>(
             output[output_at + feature] = O::cast_from(sum);
             feature += units;
         }
-        if comptime!(split) {
-            if unit == 0 {
-                output[output_at + head_dim] = O::cast_from(largest);
-                output[output_at + head_dim + 1] = O::cast_from(total);
-            }
+        if comptime!(split) && unit == 0 {
+            output[output_at + head_dim] = O::cast_from(largest);
+            output[output_at + head_dim + 1] = O::cast_from(total);
         }
         sync_cube();
     }

@@ -165,7 +165,7 @@ fn check_new_positions(sizes: &Sizes, half: usize, lens: &[usize], hide: bool, d
         let now = Sizes { batch, heads, kv_heads, queries: 1, keys: len + 1, head_dim };
         let hidden = |row: usize, key: usize| {
             let row = if alike { 0 } else { row };
-            hide && key < len && ((row + key) % 3 == 0 || (row + 1 == batch && key < capacity / 2))
+            hide && key < len && ((row + key).is_multiple_of(3) || (row + 1 == batch && key < capacity / 2))
         };
         let seen = |row: usize, key: usize| !hidden(row, key);
         let expected = attention_of([&queries, &known(&held[0]), &known(&held[1])], &now, seen);
@@ -193,7 +193,7 @@ fn check_new_positions(sizes: &Sizes, half: usize, lens: &[usize], hide: bool, d
 }
 
 #[test]
-fn new_positions_after_the_other_is_rotated_written_and_attended_to() {
+fn one_position_after_the_other_is_rotated_written_and_attended_to() {
     let sizes = |batch, heads, kv_heads, keys, head_dim| Sizes { batch, heads, kv_heads, queries: 1, keys, head_dim };
     for (sizes, half) in [
         (sizes(2, 3, 3, 5, 17), 4),
