@@ -22,6 +22,15 @@ pub(crate) enum Optional<B: Backend> {
     Some(FloatTensor<B>),
 }
 
+impl<B: Backend> Optional<B> {
+    pub(crate) fn into_option(self) -> Option<FloatTensor<B>> {
+        match self {
+            Self::None => None,
+            Self::Some(x) => Some(x),
+        }
+    }
+}
+
 /// A tensor of truths, or none.
 #[derive(Debug, Clone, ExtensionType)]
 #[extension_type(fusion)]
@@ -261,21 +270,17 @@ pub(crate) fn attend_new(
 }
 
 pub(crate) fn norm(x: &Tensor<3>, norm: RowNorm<'_>) -> Option<Tensor<3>> {
-    let (scale, shift, epsilon) = norm.parts();
+    let RowNorm { centred, scale, shift, epsilon } = norm;
     if is_off("norm") || !has_kernels(x) || !has_kernels(scale) || !shift.is_none_or(has_kernels) {
         return None;
     }
     let (x, scale, shift) = (x.clone().into_dispatch(), scale.clone().into_dispatch(), optional(shift));
-    let normed = <Dispatch as DecodingOps>::norm(x, scale, shift, norm.centres(), epsilon as f32);
-    Some(Tensor::from_dispatch(normed))
+    Some(Tensor::from_dispatch(<Dispatch as DecodingOps>::norm(x, scale, shift, centred, epsilon as f32)))
 }
 
 pub(crate) fn product(x: &Tensor<3>, of: &FewRows<'_>) -> Option<Tensor<3>> {
     let FewRows { map, gate, activation, norm, residual } = *of;
-    let (scale, shift, epsilon) = match norm.map(RowNorm::parts) {
-        Some((scale, shift, epsilon)) => (Some(scale), shift, epsilon as f32),
-        None => (None, None, 0.0),
-    };
+    let (scale, shift) = (norm.map(|norm| norm.scale), norm.and_then(|norm| norm.shift));
     let vectors = [map.bias, gate.and_then(|gate| gate.bias), scale, shift];
     let fits = !is_off("product")
         && has_kernels(x)
@@ -296,7 +301,7 @@ pub(crate) fn product(x: &Tensor<3>, of: &FewRows<'_>) -> Option<Tensor<3>> {
         shift,
         residual: optional(residual),
     };
-    let centred = norm.is_some_and(RowNorm::centres);
+    let (centred, epsilon) = norm.map_or((false, 0.0), |norm| (norm.centred, norm.epsilon as f32));
     Some(Tensor::from_dispatch(<Dispatch as DecodingOps>::product(inputs, centred, epsilon, activation)))
 }
 

@@ -329,15 +329,11 @@ pub(crate) fn launch(
     epsilon: f32,
     activation: Option<RowActivation>,
 ) -> CubeTensor {
-    let optional = |x: Optional<CubeBackend>| match x {
-        Optional::None => None,
-        Optional::Some(x) => Some(x),
-    };
     // Rows of weights may lie apart, as some memory is laid out; a copy at every step would cost as much as the product.
     let in_rows = |x: CubeTensor| if x.meta.strides()[1] == 1 { x } else { into_contiguous(x) };
-    let (x, weight, gate) = (into_contiguous(inputs.x), in_rows(inputs.weight), optional(inputs.gate).map(in_rows));
+    let (x, weight, gate) = (into_contiguous(inputs.x), in_rows(inputs.weight), inputs.gate.into_option().map(in_rows));
     let vectors = [inputs.bias, inputs.gate_bias, inputs.scale, inputs.shift, inputs.residual];
-    let [bias, gate_bias, scale, shift, residual] = vectors.map(|x| optional(x).map(into_contiguous));
+    let [bias, gate_bias, scale, shift, residual] = vectors.map(|x| x.into_option().map(into_contiguous));
     let ([batch, positions, d_in], [_, d_out]) = (x.shape().dims::<3>(), weight.shape().dims::<2>());
     let (client, dtype) = (x.client.clone(), x.dtype);
     let shape = Shape::new([batch, positions, d_out]);
@@ -414,11 +410,7 @@ pub(crate) fn launch_norm(
     centred: bool,
     epsilon: f32,
 ) -> CubeTensor {
-    let shift = match shift {
-        Optional::None => None,
-        Optional::Some(shift) => Some(into_contiguous(shift)),
-    };
-    let (x, scale) = (into_contiguous(x), into_contiguous(scale));
+    let (x, scale, shift) = (into_contiguous(x), into_contiguous(scale), shift.into_option().map(into_contiguous));
     let [batch, positions, features] = x.shape().dims::<3>();
     let (client, dtype) = (x.client.clone(), x.dtype);
     let output = empty_device_contiguous_dtype(client.clone(), x.device.clone(), x.shape(), dtype);

@@ -182,45 +182,22 @@ pub struct RowMap<'a> {
     pub bias: Option<&'a Tensor<1>>,
 }
 
-/// A norm over the features of a row, computed in float32.
+/// A norm over the features of a row, computed in float32: a layer norm if rows are centred, otherwise an RMS norm.
 #[derive(Debug, Clone, Copy)]
-pub enum RowNorm<'a> {
-    /// Layer norm.
-    Layer {
-        /// `[d_in]`
-        scale: &'a Tensor<1>,
-        /// `[d_in]`
-        shift: Option<&'a Tensor<1>>,
-        /// Added to the variance.
-        epsilon: f64,
-    },
-    /// RMS norm.
-    Rms {
-        /// `[d_in]`
-        scale: &'a Tensor<1>,
-        /// Added to the mean of the squares.
-        epsilon: f64,
-    },
+pub struct RowNorm<'a> {
+    /// Whether the mean of a row is taken off first.
+    pub centred: bool,
+    /// `[d_in]`
+    pub scale: &'a Tensor<1>,
+    /// `[d_in]`
+    pub shift: Option<&'a Tensor<1>>,
+    /// Added to the mean of the squares.
+    pub epsilon: f64,
 }
 
-impl<'a> RowNorm<'a> {
-    /// Scale, shift and epsilon.
-    fn parts(self) -> (&'a Tensor<1>, Option<&'a Tensor<1>>, f64) {
-        match self {
-            Self::Layer { scale, shift, epsilon } => (scale, shift, epsilon),
-            Self::Rms { scale, epsilon } => (scale, None, epsilon),
-        }
-    }
-
-    /// Whether rows are centred before they are scaled.
-    #[cfg(feature = "_kernels")]
-    fn centres(self) -> bool {
-        matches!(self, Self::Layer { .. })
-    }
-
+impl RowNorm<'_> {
     fn fits(self, features: usize, dtype: DType) -> bool {
-        let (scale, shift, _) = self.parts();
-        [Some(scale), shift].into_iter().flatten().all(|x| x.dims() == [features] && x.dtype() == dtype)
+        [Some(self.scale), self.shift].into_iter().flatten().all(|x| x.dims() == [features] && x.dtype() == dtype)
     }
 }
 
@@ -302,7 +279,7 @@ pub fn product(x: &Tensor<3>, of: &FewRows<'_>) -> Option<Tensor<3>> {
         gate.is_some(),
         gate.is_some_and(|gate| gate.bias.is_some()),
         norm.is_some(),
-        matches!(norm, Some(RowNorm::Layer { shift: Some(_), .. })),
+        norm.is_some_and(|norm| norm.shift.is_some()),
         residual.is_some(),
     ];
     let n_tensors = 3 + optional.into_iter().filter(|there| *there).count();

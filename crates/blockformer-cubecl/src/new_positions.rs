@@ -229,11 +229,7 @@ pub(crate) fn launch(
     let own = |x: CubeTensor| if x.can_mut() && x.is_nonoverlapping() { x } else { x.copy() };
     let PositionInputs { qkv, cos, sin, hidden, keys, values } = inputs;
     let [keys, values] = [keys, values].map(own);
-    let optional = |x: Optional<CubeBackend>| match x {
-        Optional::None => None,
-        Optional::Some(x) => Some(x),
-    };
-    let [cos, sin] = [cos, sin].map(optional);
+    let [cos, sin] = [cos, sin].map(Optional::into_option);
     let hidden = match hidden {
         OptionalBool::None => None,
         OptionalBool::Some(hidden) => Some(hidden),

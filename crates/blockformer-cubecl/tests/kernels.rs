@@ -128,8 +128,8 @@ fn rotate(head: &[f64], [cos, sin]: [&[f64]; 2]) -> Vec<f64> {
     rotated
 }
 
-/// Decodes position after position and compares what is mixed, and what the cache holds, with the definition.
-/// Writes and attends behind each of `lens` positions. With `hide`, a third of the keys are hidden, and more of the last
+/// Writes and attends behind each of `lens` positions, and compares what is mixed, and what the cache holds, with the
+/// definition. With `hide`, a third of the keys are hidden, and more of the last
 /// sequence, but never the newest.
 fn check_new_positions(sizes: &Sizes, half: usize, lens: &[usize], hide: bool, dtype: DType, tolerance: f64) {
     let Sizes { batch, heads, kv_heads, keys: capacity, head_dim, .. } = *sizes;
@@ -263,8 +263,8 @@ fn norms_are_those_of_float64() {
             let (scale, shift) = (numbers(features, 2), numbers(features, 3));
             let [s, t] = [&scale, &shift].map(|x| tensor(x, [features], DType::F32));
             let of = match centred {
-                true => RowNorm::Layer { scale: &s, shift: Some(&t), epsilon: EPSILON },
-                false => RowNorm::Rms { scale: &s, epsilon: EPSILON },
+                true => RowNorm { centred, scale: &s, shift: Some(&t), epsilon: EPSILON },
+                false => RowNorm { centred, scale: &s, shift: None, epsilon: EPSILON },
             };
             let got = values(norm(&x, of).expect("there is a kernel"));
             for (got, x) in got.chunks(features).zip(values(x).chunks(features)) {
@@ -327,7 +327,7 @@ fn what_the_kernels_were_not_made_for_is_left_to_others() {
     );
     let map = RowMap { weight: &square, bias: Some(&ones) };
     let all = FewRows {
-        norm: Some(RowNorm::Layer { scale: &ones, shift: Some(&ones), epsilon: EPSILON }),
+        norm: Some(RowNorm { centred: true, scale: &ones, shift: Some(&ones), epsilon: EPSILON }),
         gate: Some(map),
         residual: Some(&x),
         ..FewRows::new(map)
@@ -387,8 +387,8 @@ fn check_product([batch, positions, d_in, d_out]: [usize; 4], around: Around, dt
     let of = FewRows {
         map: RowMap { weight: &weight, bias: around.biased.then_some(&bias) },
         norm: around.centred.map(|centred| match centred {
-            true => RowNorm::Layer { scale: &scale, shift: around.biased.then_some(&shift), epsilon: EPSILON },
-            false => RowNorm::Rms { scale: &scale, epsilon: EPSILON },
+            true => RowNorm { centred, scale: &scale, shift: around.biased.then_some(&shift), epsilon: EPSILON },
+            false => RowNorm { centred, scale: &scale, shift: None, epsilon: EPSILON },
         }),
         gate: around.gated.then_some(RowMap { weight: &gate, bias: around.biased.then_some(&gate_bias) }),
         activation: around.activation,

@@ -67,30 +67,22 @@ impl FullNorm<'_> {
         if batch * positions > MAX_NORM_ROWS || !has_kernels(x) {
             return None;
         }
-        let parameters = Parameters::of(self.norm);
-        norm(x, parameters.rows(self.epsilon))
+        let (scale, shift) = self.learned();
+        norm(x, self.of_rows(&scale, shift.as_ref()))
     }
-}
 
-/// What a norm learned.
-enum Parameters {
-    Layer { scale: Tensor<1>, shift: Option<Tensor<1>> },
-    Rms { scale: Tensor<1> },
-}
-
-impl Parameters {
-    fn of(norm: &Norm) -> Self {
-        match norm {
-            Norm::LayerNorm(norm) => Self::Layer { scale: norm.gamma.val(), shift: norm.beta.as_ref().map(Param::val) },
-            Norm::RmsNorm(norm) => Self::Rms { scale: norm.gamma.val() },
+    /// Scale and shift.
+    fn learned(self) -> (Tensor<1>, Option<Tensor<1>>) {
+        match self.norm {
+            Norm::LayerNorm(norm) => (norm.gamma.val(), norm.beta.as_ref().map(Param::val)),
+            Norm::RmsNorm(norm) => (norm.gamma.val(), None),
         }
     }
 
-    fn rows(&self, epsilon: f64) -> RowNorm<'_> {
-        match self {
-            Self::Layer { scale, shift } => RowNorm::Layer { scale, shift: shift.as_ref(), epsilon },
-            Self::Rms { scale } => RowNorm::Rms { scale, epsilon },
-        }
+    /// With what it [learned](Self::learned), for kernels.
+    fn of_rows<'a>(self, scale: &'a Tensor<1>, shift: Option<&'a Tensor<1>>) -> RowNorm<'a> {
+        let centred = matches!(self.norm, Norm::LayerNorm(_));
+        RowNorm { centred, scale, shift, epsilon: self.epsilon }
     }
 }
 
@@ -130,8 +122,8 @@ pub(crate) fn few_rows(map: &Linear, x: &Tensor<3>, around: Around<'_>) -> Optio
         return None;
     }
     let parts = |map: &Linear| (map.weight.val(), map.bias.as_ref().map(Param::val));
-    let learned = around.norm.map(|norm| Parameters::of(norm.norm));
-    let norm = around.norm.zip(learned.as_ref()).map(|(norm, learned)| learned.rows(norm.epsilon));
+    let learned = around.norm.map(FullNorm::learned);
+    let norm = around.norm.zip(learned.as_ref()).map(|(norm, (scale, shift))| norm.of_rows(scale, shift.as_ref()));
     let (weight, bias) = parts(map);
     let gate = around.gate.map(parts);
     let of = FewRows {

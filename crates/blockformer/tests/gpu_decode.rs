@@ -1,39 +1,16 @@
 //! Decoding on a GPU (Mesa's software device will do), kernels included: against the CPU, and against drawing on the host.
 #![cfg(any(feature = "wgpu", feature = "cuda"))]
 
+mod gpu_models;
+
 use std::ops::ControlFlow;
 
-use blockformer::embedder::EmbedderConfig;
 use blockformer::generate::{Decoding, GenerateOptions, Sampling, generate};
-use blockformer::model::{AnyModel, BlockTransformerConfig, VanillaTransformerConfig, presets};
+use blockformer::model::AnyModel;
 use blockformer::nn::{AttentionMask, Residual, Transformer, TransformerConfig};
-use blockformer::token_decoder::TokenDecoderConfig;
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Distribution, Tensor, TensorData};
-
-fn device() -> Device {
-    let name = std::env::var("BLOCKFORMER_TEST_DEVICE");
-    let name = name.as_deref().unwrap_or(if cfg!(feature = "cuda") { "cuda:0" } else { "wgpu" });
-    blockformer::device(name).expect("the device is there")
-}
-
-/// Small enough for a device in software.
-fn block_model(transformer: TransformerConfig) -> AnyModel {
-    let config = presets::block("block_main_b4_5").expect("a preset");
-    let mut config = BlockTransformerConfig { vocab_size: 96, max_length: 64, ..config };
-    config.block_decoder = transformer.clone();
-    let TokenDecoderConfig::Prefix(prefix) = &mut config.token_decoder else { panic!("a prefix decoder") };
-    prefix.transformer = transformer;
-    let EmbedderConfig::Lookup(lookup) = &mut config.embedder else { panic!("a lookup embedder") };
-    lookup.d_embedding = 8;
-    AnyModel::Block(config.init(&Device::flex()).expect("a configuration that fits"))
-}
-
-fn vanilla_model(transformer: TransformerConfig) -> AnyModel {
-    let config = presets::vanilla("vanilla_31").expect("a preset");
-    let config = VanillaTransformerConfig { vocab_size: 96, max_length: 64, transformer, ..config };
-    AnyModel::Vanilla(config.init(&Device::flex()).expect("a configuration that fits"))
-}
+use gpu_models::{block_model, device, vanilla_model};
 
 fn run(model: &AnyModel, device: &Device, sampling: &Sampling, decoding: Decoding) -> Vec<Vec<u32>> {
     let prompts: [&[u32]; 3] = [&[5, 9, 60, 2, 33, 70], &[1, 2, 3], &[95, 4, 8, 15, 16, 23, 42, 7]];
@@ -52,7 +29,7 @@ fn the_device_draws_what_the_host_draws_and_finds_what_the_cpu_finds() {
     let device = device();
     let on_device = blockformer::decoding(&device);
     assert_ne!(on_device, Decoding::Host);
-    for on_cpu in [block_model(neox), block_model(llama.clone()), vanilla_model(llama)] {
+    for on_cpu in [block_model(neox, 64), block_model(llama.clone(), 64), vanilla_model(llama, 64)] {
         let model = on_cpu.clone().to_device(&device);
         for sampling in [&Sampling::greedy(), &sampled] {
             let drawn = run(&model, &device, sampling, on_device);

@@ -2,39 +2,15 @@
 //! kernels they launch. One test alone: launches of the whole process are counted.
 #![cfg(any(feature = "wgpu", feature = "cuda"))]
 
+mod gpu_models;
+
 use blockformer::bench::{MeasureOptions, Subject, Workload, measure, step_kernels};
 use blockformer::cubecl::KERNELS_OFF_VARIABLE;
-use blockformer::embedder::EmbedderConfig;
-use blockformer::model::{AnyModel, BlockTransformerConfig, VanillaTransformerConfig, presets};
+use blockformer::model::AnyModel;
 use blockformer::nn::TransformerConfig;
-use blockformer::token_decoder::TokenDecoderConfig;
 use burn::module::Module;
 use burn::tensor::Device;
-
-fn device() -> Device {
-    let name = std::env::var("BLOCKFORMER_TEST_DEVICE");
-    let name = name.as_deref().unwrap_or(if cfg!(feature = "cuda") { "cuda:0" } else { "wgpu" });
-    blockformer::device(name).expect("the device is there")
-}
-
-/// With as many layers in each decoder.
-fn block_model(n_layers: usize, style: fn(usize, usize, usize) -> TransformerConfig) -> AnyModel {
-    let config = presets::block("block_main_b4_5").expect("a preset");
-    let mut config = BlockTransformerConfig { vocab_size: 96, max_length: 128, ..config };
-    config.block_decoder = style(32, n_layers, 4);
-    let TokenDecoderConfig::Prefix(prefix) = &mut config.token_decoder else { panic!("a prefix decoder") };
-    prefix.transformer = style(32, n_layers, 4);
-    let EmbedderConfig::Lookup(lookup) = &mut config.embedder else { panic!("a lookup embedder") };
-    lookup.d_embedding = 8;
-    AnyModel::Block(config.init(&Device::flex()).expect("a configuration that fits"))
-}
-
-fn vanilla_model(n_layers: usize) -> AnyModel {
-    let config = presets::vanilla("vanilla_31").expect("a preset");
-    let transformer = TransformerConfig::gpt_neox(32, n_layers, 4);
-    let config = VanillaTransformerConfig { vocab_size: 96, max_length: 128, transformer, ..config };
-    AnyModel::Vanilla(config.init(&Device::flex()).expect("a configuration that fits"))
-}
+use gpu_models::{block_model, device, vanilla_model};
 
 /// Kernels launched a step, when all is compiled and tuned.
 fn launches(model: AnyModel, device: &Device) -> f64 {
@@ -59,15 +35,12 @@ fn a_layer_launches_few_kernels() {
     // feed-forward network. Four of them in the token decoder are a block, and one in the block decoder.
     let of_step = 5.0;
     let of_block = 5.0 / 4.0 * of_step;
-    for (name, one, two, most) in [
-        ("vanilla", vanilla_model(1), vanilla_model(2), of_step),
-        (
-            "gpt-neox",
-            block_model(1, TransformerConfig::gpt_neox),
-            block_model(2, TransformerConfig::gpt_neox),
-            of_block,
-        ),
-        ("llama", block_model(1, TransformerConfig::llama), block_model(2, TransformerConfig::llama), of_block),
+    let neox = |n_layers| TransformerConfig::gpt_neox(32, n_layers, 4);
+    let llama = |n_layers| TransformerConfig::llama(32, n_layers, 4);
+    for (name, [one, two], most) in [
+        ("vanilla", [1, 2].map(|n_layers| vanilla_model(neox(n_layers), 128)), of_step),
+        ("gpt-neox", [1, 2].map(|n_layers| block_model(neox(n_layers), 128)), of_block),
+        ("llama", [1, 2].map(|n_layers| block_model(llama(n_layers), 128)), of_block),
     ] {
         let (one, two) = (launches(one, &device), launches(two, &device));
         println!("{name}: {one} launches a step with one layer, {two} with two");
