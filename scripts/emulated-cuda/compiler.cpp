@@ -1,0 +1,173 @@
+// NVRTC for the emulated device of driver.cpp: `libnvrtc.so` that compiles CubeCL's CUDA C++ for this machine's CPU, with g++ and
+// kernel.h. What it gives instead of PTX names a shared library, which is kept for the next time.
+//
+// EMULATED_CUDA_KERNELS=DIRECTORY   where they are kept (needed)
+// EMULATED_CUDA_HEADER=FILE         kernel.h (needed)
+// EMULATED_CUDA_NVRTC=FILE          NVIDIA's own libnvrtc.so: each kernel is compiled by it, too, and fails if that fails; its PTX
+//                                   lies beside the libraries
+// EMULATED_CUDA_NVRTC_ARCH=sm_90a   for which GPU it does that; the emulated device's if not given
+// EMULATED_CUDA_ONLY_NVRTC=1        leave out g++: kernels compute nothing
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <dlfcn.h>
+#include <fstream>
+#include <iterator>
+#include <regex>
+#include <sstream>
+#include <string>
+#include <vector>
+
+namespace {
+
+enum Status { success = 0, out_of_memory = 1, invalid_program = 4, compilation = 6, internal = 11 };
+
+struct Program {
+    std::string source, log, image;
+};
+
+std::string setting(const char *name) {
+    const char *value = getenv(name);
+    return value ? value : "";
+}
+
+std::string contents(const std::string &path) {
+    std::ifstream file(path);
+    return {std::istreambuf_iterator<char>(file), {}};
+}
+
+void write(const std::string &path, const std::string &text) { std::ofstream(path) << text; }
+
+std::string hash(const std::string &text) {
+    uint64_t value = 14695981039346656037u;
+    for (unsigned char byte : text) value = (value ^ byte) * 1099511628211u;
+    char hex[17];
+    snprintf(hex, sizeof hex, "%016llx", (unsigned long long)value);
+    return hex;
+}
+
+// CUDA C++ as CubeCL writes it, for g++.
+std::string for_host(const std::string &source) {
+    static const std::regex shared(R"(extern __shared__ __align__\(\d+\) char (\w+)\[\];)");
+    static const std::regex atom(R"re(asm volatile\("atom\.relaxed\.(add|min|max)\.[a-z0-9]+ %0, \[%1\], %2;" : "=\w"\(result\) : "\w"\((\w+)\), "\w"\((\w+)\)\s*\);)re");
+    std::istringstream lines(source);
+    std::ostringstream out;
+    for (std::string line; std::getline(lines, line);) {
+        if (line.rfind("#include", 0) == 0) continue;
+        line = std::regex_replace(line, shared, "char* const $1 = emulated_shared();");
+        line = std::regex_replace(line, atom, "result = emulated_atom<emulated_$1>($2, $3);");
+        out << line << '\n';
+    }
+    return out.str();
+}
+
+// A command without a shell; what it prints goes to a file.
+bool run(const std::vector<std::string> &command, const std::string &output) {
+    std::vector<char *> arguments;
+    for (const std::string &argument : command) arguments.push_back(const_cast<char *>(argument.c_str()));
+    arguments.push_back(nullptr);
+    const pid_t child = fork();
+    if (child == 0) {
+        if (!freopen(output.c_str(), "w", stderr)) _exit(127);
+        execvp(arguments[0], arguments.data());
+        _exit(127);
+    }
+    int status = 0;
+    return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
+// NVIDIA's compiler on the same source.
+bool check(const std::string &source, const std::vector<std::string> &given, const std::string &ptx, std::string &log) {
+    static void *library = dlopen(setting("EMULATED_CUDA_NVRTC").c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND);
+    if (!library) return log = dlerror(), false;
+    auto function = [](const char *name) { return dlsym(library, name); };
+    auto create = (int (*)(void **, const char *, const char *, int, const char *const *, const char *const *))function("nvrtcCreateProgram");
+    auto compile = (int (*)(void *, int, const char *const *))function("nvrtcCompileProgram");
+    auto log_size = (int (*)(void *, size_t *))function("nvrtcGetProgramLogSize");
+    auto get_log = (int (*)(void *, char *))function("nvrtcGetProgramLog");
+    auto ptx_size = (int (*)(void *, size_t *))function("nvrtcGetPTXSize");
+    auto get_ptx = (int (*)(void *, char *))function("nvrtcGetPTX");
+    auto destroy = (int (*)(void **))function("nvrtcDestroyProgram");
+    std::vector<std::string> options = given;
+    if (const std::string arch = setting("EMULATED_CUDA_NVRTC_ARCH"); !arch.empty())
+        for (std::string &option : options)
+            if (option.rfind("--gpu-architecture=", 0) == 0) option = "--gpu-architecture=" + arch;
+    std::vector<const char *> pointers;
+    for (const std::string &option : options) pointers.push_back(option.c_str());
+    void *program;
+    if (create(&program, source.c_str(), nullptr, 0, nullptr, nullptr)) return log = "nvrtcCreateProgram failed", false;
+    const bool good = compile(program, (int)pointers.size(), pointers.data()) == 0;
+    size_t size = 0;
+    log_size(program, &size);
+    log.resize(size);
+    get_log(program, log.data());
+    if (good) {
+        std::string text;
+        ptx_size(program, &size);
+        text.resize(size);
+        get_ptx(program, text.data());
+        write(ptx, text.c_str());
+    }
+    destroy(&program);
+    return good;
+}
+
+Status compile(Program &program, const std::vector<std::string> &options) {
+    const std::string folder = setting("EMULATED_CUDA_KERNELS"), header = setting("EMULATED_CUDA_HEADER");
+    if (folder.empty() || header.empty()) return program.log = "EMULATED_CUDA_KERNELS and EMULATED_CUDA_HEADER are not set", compilation;
+    std::smatch name;
+    static const std::regex entry(R"(__global__ void __launch_bounds__\(\d+\)\s+(\w+)\()");
+    if (!std::regex_search(program.source, name, entry)) return program.log = "no kernel in the source", compilation;
+    static const std::string version = hash(contents(header));
+    const std::string base = folder + "/" + hash(program.source) + "-" + version;
+    const std::string library = base + ".so", unit = base + ".cpp", own = base + "." + std::to_string(getpid());
+    write(base + ".cu", program.source);
+    if (!setting("EMULATED_CUDA_NVRTC").empty() && access((base + ".ptx").c_str(), R_OK) &&
+        !check(program.source, options, base + ".ptx", program.log)) {
+        fprintf(stderr, "emulated CUDA: NVRTC refuses %s.cu: %s\n", base.c_str(), program.log.c_str());
+        return compilation;
+    }
+    if (access(library.c_str(), R_OK)) {
+        std::string source = setting("EMULATED_CUDA_ONLY_NVRTC").empty()
+            ? for_host(program.source) + "\nEMULATED_ENTRY(" + name[1].str() + ")\n"
+            : "extern \"C\" void emulated_run(void **) {}\nextern \"C\" size_t emulated_parameter(size_t) { return ~(size_t)0; }\n"
+              "extern \"C\" void emulated_enter(EmulatedBlock *) {}\n";
+        write(unit, "#include \"" + header + "\"\n" + source);
+        const std::string made = own + ".so";
+        if (!run({"g++", "-std=c++17", "-O1", "-march=native", "-fno-strict-aliasing", "-fPIC", "-shared", "-w", unit, "-o", made, "-lm"},
+                 own + ".log")) {
+            program.log = "g++: " + contents(own + ".log");
+            unlink((own + ".log").c_str());
+            return compilation;
+        }
+        unlink((own + ".log").c_str());
+        if (rename(made.c_str(), library.c_str())) return program.log = "cannot write " + library, compilation;
+    }
+    program.image = "emulated " + library + "\n" + name[1].str();
+    return success;
+}
+
+} // namespace
+
+#define API extern "C" __attribute__((visibility("default"))) int
+
+API nvrtcVersion(int *major, int *minor) { return *major = 12, *minor = 9, success; }
+extern "C" __attribute__((visibility("default"))) const char *nvrtcGetErrorString(int status) {
+    return status == success ? "NVRTC_SUCCESS" : status == compilation ? "NVRTC_ERROR_COMPILATION" : "NVRTC_ERROR_INTERNAL_ERROR";
+}
+API nvrtcCreateProgram(Program **program, const char *source, const char *, int, const char *const *, const char *const *) {
+    return *program = new Program{source, "", ""}, success;
+}
+API nvrtcDestroyProgram(Program **program) { return delete *program, *program = nullptr, success; }
+API nvrtcCompileProgram(Program *program, int count, const char *const *options) {
+    return compile(*program, {options, options + count});
+}
+API nvrtcGetProgramLogSize(Program *program, size_t *size) { return *size = program->log.size() + 1, success; }
+API nvrtcGetProgramLog(Program *program, char *log) { return strcpy(log, program->log.c_str()), success; }
+API nvrtcGetPTXSize(Program *program, size_t *size) { return *size = program->image.size() + 1, success; }
+API nvrtcGetPTX(Program *program, char *image) { return strcpy(image, program->image.c_str()), success; }
