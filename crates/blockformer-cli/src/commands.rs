@@ -13,3 +13,14 @@ pub(crate) mod uptrain;
 pub(crate) mod verify;
 #[cfg(feature = "remote")]
 pub(crate) mod worker;
+
+use blockformer::generate::{Decoding, DeviceDecoding};
+use burn::tensor::Device;
+
+/// Where tokens are drawn, and whether a device records blocks.
+pub(crate) fn decoding(device: &Device, recorded: bool) -> Decoding {
+    match blockformer::decoding(device) {
+        Decoding::Device(decoding) => Decoding::Device(DeviceDecoding { recorded, ..decoding }),
+        host => host,
+    }
+}

@@ -10,7 +10,7 @@ use burn_cubecl::CubeBackend;
 use cubecl::ir::HardwareProperties;
 
 use crate::{
-    Choice, FewRows, KERNELS_OFF_VARIABLE, NewPositions, RowActivation, RowNorm, attention, drawing, few_rows,
+    Choice, FewRows, KERNELS_OFF_VARIABLE, NewPositions, RowActivation, RowNorm, attention, copying, drawing, few_rows,
     new_positions,
 };
 
@@ -108,6 +108,10 @@ pub(crate) trait DecodingOps: Backend {
         activation: Option<RowActivation>,
     ) -> FloatTensor<Self>;
 
+    /// The same numbers in `target`, a tensor that this operation gave, or in one of their own whose rows follow each other.
+    #[fusion(dtype = source, shape = source)]
+    fn copied(source: FloatTensor<Self>, #[extension_type] target: Optional<Self>) -> FloatTensor<Self>;
+
     /// See [`crate::draw`]; `uniform` is not looked at if the likeliest are wanted. 0 or, for shares, 1 switches a filter
     /// off.
     #[fusion(dtype = DType::I32, shape = column(logits))]
@@ -177,6 +181,10 @@ impl DecodingOps for CubeBackend {
         activation: Option<RowActivation>,
     ) -> FloatTensor<Self> {
         few_rows::launch(inputs, centred, epsilon, activation)
+    }
+
+    fn copied(source: FloatTensor<Self>, target: Optional<Self>) -> FloatTensor<Self> {
+        copying::launch(source, target)
     }
 
     fn draw(
@@ -333,4 +341,17 @@ pub(crate) fn draw(logits: &Tensor<2>, uniform: Option<&Tensor<2>>, choice: Choi
         _ => <Dispatch as DecodingOps>::draw(x.clone(), x, true, 1.0, 0, 1.0, 0.0),
     };
     Some(Tensor::from_dispatch(drawn))
+}
+
+/// A tensor of its own with the numbers of `source`, for [`write_over`]; there have to be [kernels](has_kernels).
+pub(crate) fn held<const D: usize>(source: &Tensor<D>) -> Tensor<D> {
+    Tensor::from_dispatch(<Dispatch as DecodingOps>::copied(source.clone().into_dispatch(), Optional::None))
+}
+
+/// Writes other numbers into the memory of a tensor that [`held`] gave.
+pub(crate) fn write_over<const D: usize>(held: &mut Tensor<D>, source: &Tensor<D>) {
+    held.inplace(|held| {
+        let target = Optional::Some(held.into_dispatch());
+        Tensor::from_dispatch(<Dispatch as DecodingOps>::copied(source.clone().into_dispatch(), target))
+    });
 }

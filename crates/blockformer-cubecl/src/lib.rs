@@ -6,7 +6,8 @@
 //! - [`product`]: a product of a few rows with weights, and the norm, bias, activation and residual around it;
 //! - [`draw`]: a token of every row of logits, by an inverse cumulative distribution, without sorting.
 //!
-//! [`observe_kernels`] tells which kernels something launches, its own and Burn's, and how long they take.
+//! [`Recording`] repeats by one call what was launched kernel by kernel before. [`observe_kernels`] tells which kernels
+//! something launches, its own and Burn's, and how long they take.
 //!
 //! They are written in CubeCL, so that one source serves CUDA, Vulkan, Metal and WebGPU, and join the streams of Burn's
 //! fusion. A function answers `None` where it has no kernel: on other backends, under autodiff, for shapes it was not
@@ -32,6 +33,8 @@
 #[cfg(feature = "_kernels")]
 mod attention;
 #[cfg(feature = "_kernels")]
+mod copying;
+#[cfg(feature = "_kernels")]
 mod drawing;
 #[cfg(feature = "_kernels")]
 mod extension;
@@ -41,12 +44,15 @@ mod few_rows;
 mod new_positions;
 #[cfg(feature = "_kernels")]
 mod observation;
+mod recording;
 #[cfg(feature = "_kernels")]
 mod softmax;
 
 use std::time::Duration;
 
 use burn::tensor::{Bool, DType, Int, Tensor};
+
+pub use recording::{Recording, RecordingInput};
 
 /// The environment variable that leaves kernels to plain operations, for comparisons: their functions' names, separated by
 /// commas, `all` or `none`. Another name is a panic at the first decision, lest something else be compared.

@@ -6,7 +6,7 @@ use blockformer_model::{BlockLayout, BlockTransformer, BlockedPrompts, real_bloc
 use blockformer_token_decoder::{TokenCache, TokenDecoder, TokenInput};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
-use crate::LanguageModel;
+use crate::{BlockByBlock, LanguageModel, TokenSteps};
 
 /// The state of a Block Transformer that generates.
 #[derive(Debug, Clone)]
@@ -92,6 +92,29 @@ impl<E: Embedder, T: TokenDecoder> LanguageModel for BlockTransformer<E, T> {
         let recent = state.recent.as_ref().map_or(0, |recent| recent.shape().num_elements() * recent.dtype().size());
         state.blocks.bytes() + state.tokens.bytes() + recent
     }
+
+    fn block_by_block(&self) -> Option<&dyn BlockByBlock<Self::State>> {
+        Some(self)
+    }
+}
+
+impl<E: Embedder, T: TokenDecoder> BlockByBlock<BlockState<T::Cache>> for BlockTransformer<E, T> {
+    fn take_block(&self, state: &mut BlockState<T::Cache>, block: Tensor<2, Int>) -> Tensor<3> {
+        let (batch, length) = (state.padded_blocks.len(), self.layout().block_length);
+        assert_eq!(block.dims(), [batch, length], "a whole block a sequence");
+        state.current.clear();
+        next_context(self, state, self.embedder.forward(block.reshape([batch, 1, length]), None), None)
+    }
+
+    fn begin_block(&self, state: &mut BlockState<T::Cache>, context: Tensor<3>) -> Tensor<2> {
+        let hidden = self.token_decoder.forward(TokenInput::start(context), Some(&mut state.tokens)); // [batch, 1, d_model]
+        self.logits(hidden).squeeze_dim(1)
+    }
+
+    fn token_steps<'a>(&'a self, state: &BlockState<T::Cache>) -> TokenSteps<'a> {
+        let mut cache = self.token_decoder.new_cache(state.padded_blocks.len(), &state.device);
+        Box::new(move |input| self.logits(self.token_decoder.forward(input, Some(&mut cache))).squeeze_dim(1))
+    }
 }
 
 /// Takes in whole blocks, of which `real` are not padding, and begins the next one: logits of its first token.
@@ -101,13 +124,23 @@ fn take_in<E: Embedder, T: TokenDecoder>(
     blocks: Tensor<4>,
     real: Option<Tensor<2, Bool>>,
 ) -> Tensor<2> {
+    let context = next_context(model, state, blocks, real);
+    model.begin_block(state, context)
+}
+
+/// Takes in whole blocks, of which `real` are not padding: the context embeddings that begin the next one.
+fn next_context<E: Embedder, T: TokenDecoder>(
+    model: &BlockTransformer<E, T>,
+    state: &mut BlockState<T::Cache>,
+    blocks: Tensor<4>,
+    real: Option<Tensor<2, Bool>>,
+) -> Tensor<3> {
     state.n_blocks += blocks.dims()[1];
     let mask = state.block_mask();
     let contexts = model.block_decoder.forward(blocks, mask, Some(&mut state.blocks));
     let (window, recent) = model.context_ends.last_window(contexts, real, state.recent.take());
     state.recent = recent;
-    let hidden = model.token_decoder.forward(TokenInput::start(window), Some(&mut state.tokens)); // [batch, 1, d_model]
-    model.logits(hidden).squeeze_dim(1)
+    window
 }
 
 pub(crate) fn id_tensor<'a, const D: usize>(

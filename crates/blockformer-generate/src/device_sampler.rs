@@ -95,9 +95,9 @@ impl DeviceSampler {
     pub(crate) fn draw(&mut self, logits: Tensor<2>, uniform: Option<Tensor<2>>) -> Drawn {
         let logits = logits.cast(FloatDType::F32);
         let (ids, checked) = match &self.adjustments {
-            None => self.choose(logits, uniform),
+            None => choose(&self.sampling, logits, uniform),
             Some(adjustments) => {
-                let (ids, checked) = self.choose(adjustments.apply(logits.clone()), uniform);
+                let (ids, checked) = choose(&self.sampling, adjustments.apply(logits.clone()), uniform);
                 let checked = checked.clone().mask_fill(checked.lower_elem(0), NOTHING_ALLOWED);
                 let (_, sound) = weights(logits, 1.0);
                 (ids, checked.mask_fill(sound.bool_not(), NOT_A_NUMBER))
@@ -109,45 +109,58 @@ impl DeviceSampler {
         Drawn { ids, checked }
     }
 
-    /// A token of every sequence, and the same with [`NOT_A_NUMBER`] where there is none, `[batch, 1]` both.
-    fn choose(&self, logits: Tensor<2>, uniform: Option<Tensor<2>>) -> (Tensor<2, Int>, Tensor<2, Int>) {
-        if let Some(drawn) = blockformer_cubecl::draw(&logits, uniform.as_ref(), self.choice()) {
-            return (drawn.clone().clamp_min(0), drawn);
-        }
-        let (ids, sound) = self.choose_plainly(logits, uniform);
-        let checked = ids.clone().mask_fill(sound.bool_not(), NOT_A_NUMBER);
-        (ids, checked)
+    /// What [`draw`](Self::draw) does, if it does the same for every token: without counts of those before.
+    pub(crate) fn without_counts(&self) -> Option<impl Fn(Tensor<2>, Option<Tensor<2>>) -> Drawn + 'static> {
+        let sampling = self.adjustments.is_none().then(|| self.sampling.clone())?;
+        Some(move |logits: Tensor<2>, uniform| {
+            let (ids, checked) = choose(&sampling, logits.cast(FloatDType::F32), uniform);
+            Drawn { ids, checked }
+        })
     }
+}
 
-    /// A token of every sequence, and whether there is one, `[batch, 1]` both.
-    fn choose_plainly(&self, logits: Tensor<2>, uniform: Option<Tensor<2>>) -> (Tensor<2, Int>, Tensor<2, Bool>) {
-        let Some(uniform) = uniform else {
-            let likeliest = logits.clone().argmax(1);
-            return (likeliest, weights(logits, 1.0).1);
-        };
-        let (mut weights, sound) = weights(logits, 1.0 / self.sampling.temperature as f32);
-        let Sampling { top_k, top_p, min_p, .. } = self.sampling;
-        let vocab_size = weights.dims()[1];
-        if let Some(k) = top_k.filter(|k| *k < vocab_size) {
-            weights = keep_likeliest(weights, k);
-        }
-        if let Some(p) = top_p.filter(|p| *p < 1.0) {
-            weights = keep_nucleus(weights, p);
-        }
-        if let Some(p) = min_p.filter(|p| *p > 0.0) {
-            weights = keep_above(weights, p);
-        }
-        (draw(weights, uniform), sound)
+/// A token of every sequence, and the same with [`NOT_A_NUMBER`] where there is none, `[batch, 1]` both.
+fn choose(sampling: &Sampling, logits: Tensor<2>, uniform: Option<Tensor<2>>) -> (Tensor<2, Int>, Tensor<2, Int>) {
+    if let Some(drawn) = blockformer_cubecl::draw(&logits, uniform.as_ref(), choice(sampling)) {
+        return (drawn.clone().clamp_min(0), drawn);
     }
+    let (ids, sound) = choose_plainly(sampling, logits, uniform);
+    let checked = ids.clone().mask_fill(sound.bool_not(), NOT_A_NUMBER);
+    (ids, checked)
+}
 
-    /// The same for a kernel.
-    fn choice(&self) -> Choice {
-        if self.sampling.is_greedy() {
-            return Choice::Likeliest;
-        }
-        let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
-        Choice::Sampled(Filters { temperature, top_k, top_p, min_p })
+/// A token of every sequence, and whether there is one, `[batch, 1]` both.
+fn choose_plainly(
+    sampling: &Sampling,
+    logits: Tensor<2>,
+    uniform: Option<Tensor<2>>,
+) -> (Tensor<2, Int>, Tensor<2, Bool>) {
+    let Some(uniform) = uniform else {
+        let likeliest = logits.clone().argmax(1);
+        return (likeliest, weights(logits, 1.0).1);
+    };
+    let (mut weights, sound) = weights(logits, 1.0 / sampling.temperature as f32);
+    let &Sampling { top_k, top_p, min_p, .. } = sampling;
+    let vocab_size = weights.dims()[1];
+    if let Some(k) = top_k.filter(|k| *k < vocab_size) {
+        weights = keep_likeliest(weights, k);
     }
+    if let Some(p) = top_p.filter(|p| *p < 1.0) {
+        weights = keep_nucleus(weights, p);
+    }
+    if let Some(p) = min_p.filter(|p| *p > 0.0) {
+        weights = keep_above(weights, p);
+    }
+    (draw(weights, uniform), sound)
+}
+
+/// The same for a kernel.
+fn choice(sampling: &Sampling) -> Choice {
+    if sampling.is_greedy() {
+        return Choice::Likeliest;
+    }
+    let &Sampling { temperature, top_k, top_p, min_p, .. } = sampling;
+    Choice::Sampled(Filters { temperature, top_k, top_p, min_p })
 }
 
 /// The weight of each token, 1 for the likeliest, `[batch, vocab_size]`; and whether all logits of a row are numbers

@@ -13,7 +13,8 @@ use burn::tensor::{Device, Int, Tensor};
 use models::{all_models, block_model, prompt};
 
 fn device(tokens_per_read: Option<usize>, static_shapes: bool) -> Decoding {
-    Decoding::Device(DeviceDecoding { tokens_per_read: tokens_per_read.and_then(NonZeroUsize::new), static_shapes })
+    let tokens_per_read = tokens_per_read.and_then(NonZeroUsize::new);
+    Decoding::Device(DeviceDecoding { tokens_per_read, static_shapes, recorded: false })
 }
 
 fn sampled(seed: u64) -> Sampling {

@@ -12,7 +12,7 @@ pub fn decoding(device: &Device) -> Decoding {
     if is_cpu(device) {
         return Decoding::Host;
     }
-    Decoding::Device(DeviceDecoding { tokens_per_read: None, static_shapes: true })
+    Decoding::Device(DeviceDecoding { tokens_per_read: None, static_shapes: true, recorded: false })
 }
 
 #[cfg(all(test, feature = "flex"))]

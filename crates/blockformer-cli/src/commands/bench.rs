@@ -13,6 +13,7 @@ use blockformer::model::{AnyModel, ModelConfig, presets};
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
 
+use crate::commands::decoding;
 use crate::error::CliError;
 use crate::precision::{self, Choice};
 
@@ -63,6 +64,9 @@ pub(crate) struct Arguments {
     /// Where to compute: cpu, cuda:0, wgpu, …
     #[arg(long, default_value = "cpu")]
     device: String,
+    /// On GPUs, record what decodes the tokens of a block once and repeat it by one call (CUDA graphs)
+    #[arg(long)]
+    recorded: bool,
     /// A model's loss in nats a token, for the picture of throughput and loss
     #[arg(long, value_name = "NAME=LOSS", value_parser = loss)]
     loss: Vec<(String, f64)>,
@@ -118,7 +122,7 @@ fn all_batches(
     device: &Device,
     report: &mut Report,
 ) -> Result<(), CliError> {
-    let decoding = blockformer::decoding(device);
+    let decoding = decoding(device, arguments.recorded);
     let batches = match arguments.memory_budget {
         None => arguments.batch.clone(),
         Some(gib) => {

@@ -12,6 +12,7 @@ use blockformer::generate::{FinishReason, GenerateOptions, Generation, LanguageM
 use burn::tensor::Device;
 use clap::Args;
 
+use crate::commands::decoding;
 use crate::error::CliError;
 use crate::interrupt::Interrupt;
 use crate::precision::{self, Choice};
@@ -27,6 +28,9 @@ pub(crate) struct Arguments {
     /// Where to compute: cpu, cuda:0, wgpu, …
     #[arg(long, default_value = "cpu")]
     device: String,
+    /// On GPUs, record what decodes the tokens of a block once and repeat it by one call (CUDA graphs)
+    #[arg(long)]
+    recorded: bool,
     /// How weights are stored; plain runs on Burn's operations, as devices other than CPUs always do. By default f32
     #[arg(long, value_enum)]
     precision: Option<Choice>,
@@ -85,7 +89,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode, CliError> {
         max_new_tokens: arguments.max_new_tokens,
         sampling,
         stop_tokens: config.eos_token_id().into_iter().collect(),
-        decoding: blockformer::decoding(&device),
+        decoding: decoding(&device, arguments.recorded),
     };
     match precision::prepare(&config, model, arguments.precision, (&device, &arguments.device))? {
         ServingModel::Plain(model) => stream(&model, &tokenizer, &ids, &options, &device),

@@ -134,6 +134,7 @@ fn settings(arguments: &Arguments, device: &Device) -> Value {
         "product size": limits.product_size,
         "scale": throughput.scale,
         "repeats": throughput.repeats,
+        "recorded": throughput.recorded,
         "memory": throughput.memory,
         "most sequences": throughput.most_sequences,
         "training batch": training.training_batch,

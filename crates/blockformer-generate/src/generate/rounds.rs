@@ -1,15 +1,20 @@
 //! Rounds of tokens that are decoded without a look at them.
 
+use blockformer_cubecl::Recording;
 use blockformer_model::{BlockLayout, BlockedPrompts};
+use blockformer_token_decoder::TokenInput;
 use burn::tensor::{Device, Int, Tensor, s};
 
 use super::prepare;
 use crate::device_sampler::{DeviceSampler, token};
 use crate::read_back::read_tokens;
-use crate::{DeviceDecoding, GenerateError, GenerateOptions, LanguageModel, Sampler};
+use crate::{BlockByBlock, DeviceDecoding, GenerateError, GenerateOptions, LanguageModel, Sampler};
 
 /// Cached positions are attended to in multiples of this where shapes are static.
 const POSITIONS: usize = 64;
+
+/// Recording decodes some blocks for nothing: worth it if so many are left.
+const WORTH_RECORDING: usize = 8;
 
 /// Decodes a batch on its device, some tokens of all sequences at a time: what
 /// [`Decoding::Device`](crate::Decoding::Device) does inside [`generate`](crate::generate()), for programs that measure it
@@ -25,7 +30,21 @@ pub struct Rounds<'a, M: LanguageModel> {
     /// Tokens of the next round that have been decoded by themselves.
     ahead: usize,
     left: usize,
+    repeated: Option<Repeated<'a, M::State>>,
+    device: Device,
 }
+
+/// Blocks whose tokens a device decodes by repeating what it recorded.
+struct Repeated<'a, S> {
+    model: &'a dyn BlockByBlock<S>,
+    block_length: usize,
+    /// Tokens of the block that is decoded step by step, `[batch, 1]` each.
+    block: Vec<Tensor<2, Int>>,
+    /// From what begins a block and the random numbers of its tokens to their ids, `[batch, block_length]`.
+    recording: Option<BlockRecording<'a>>,
+}
+
+type BlockRecording<'a> = Recording<'a, (Tensor<3>, Option<Tensor<2>>), Tensor<2, Int>>;
 
 /// What the next token comes from.
 enum Next {
@@ -33,6 +52,8 @@ enum Next {
     Logits(Tensor<2>),
     /// The token before it, `[batch, 1]`.
     Token(Tensor<2, Int>),
+    /// The block before it, `[batch, block_length]`.
+    Block(Tensor<2, Int>),
 }
 
 impl<'a, M: LanguageModel> Rounds<'a, M> {
@@ -105,8 +126,19 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
         }
         let [batch, vocab_size] = logits.dims();
         let sampler = DeviceSampler::new(samplers, batch, vocab_size, device);
-        let tokens_per_read = decoding.tokens_per_read(&layout);
-        Self { model, state, next: Next::Logits(logits), sampler, n_sequences, tokens_per_read, ahead: 0, left }
+        let (tokens_per_read, block_length) = (decoding.tokens_per_read(&layout), layout.block_length);
+        let by_block = model.block_by_block().filter(|_| decoding.recorded && tokens_per_read == block_length);
+        let by_block = by_block.filter(|_| sampler.without_counts().is_some());
+        let repeated = by_block.map(|model| Repeated { model, block_length, block: vec![], recording: None });
+        let (next, device) = (Next::Logits(logits), device.clone());
+        Self { model, state, next, sampler, n_sequences, tokens_per_read, ahead: 0, left, repeated, device }
+    }
+
+    /// Whether the device repeats what it recorded: from the second block on, if [it was asked to](DeviceDecoding::recorded)
+    /// and can.
+    pub fn is_recorded(&self) -> bool {
+        let recording = self.repeated.as_ref().and_then(|repeated| repeated.recording.as_ref());
+        recording.is_some_and(Recording::is_recorded)
     }
 
     /// Enqueues the next tokens of all sequences, `[sequences, tokens]`, for [`token`](crate::device_sampler::token) to
@@ -119,21 +151,79 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
     /// Enqueues `n` tokens of all sequences, or as many as are left.
     fn round_of(&mut self, n: usize) -> Option<Tensor<2, Int>> {
         let n = n.min(self.left);
+        if n == 0 {
+            return None;
+        }
         self.left -= n;
-        let uniforms = (n > 0).then(|| self.sampler.uniforms(n))?;
+        let round = match self.repeated_round(n) {
+            Some(round) => round,
+            None => self.stepped_round(n),
+        };
+        Some(round.slice(s![0..self.n_sequences, ..]))
+    }
+
+    /// Token by token.
+    fn stepped_round(&mut self, n: usize) -> Tensor<2, Int> {
+        let uniforms = self.sampler.uniforms(n);
         let mut tokens = Vec::with_capacity(n);
         for place in 0..n {
-            let logits = match &self.next {
-                Next::Logits(logits) => logits.clone(),
-                Next::Token(ids) => self.model.step_on_device(&mut self.state, ids.clone()),
+            let logits = match (&self.next, &self.repeated) {
+                (Next::Logits(logits), _) => logits.clone(),
+                (Next::Token(ids), _) => self.model.step_on_device(&mut self.state, ids.clone()),
+                (Next::Block(ids), Some(Repeated { model, .. })) => {
+                    let context = model.take_block(&mut self.state, ids.clone());
+                    model.begin_block(&mut self.state, context)
+                }
+                (Next::Block(_), None) => unreachable!("blocks are kept to be repeated"),
             };
-            let uniform = uniforms.as_ref().map(|uniforms| uniforms.clone().slice(s![.., place..place + 1]));
-            let drawn = self.sampler.draw(logits, uniform);
+            let drawn = self.sampler.draw(logits, column(uniforms.as_ref(), place));
             tokens.push(drawn.checked);
-            self.next = Next::Token(drawn.ids);
+            self.next = Next::Token(drawn.ids.clone());
+            if let Some(Repeated { block, block_length, .. }) = &mut self.repeated {
+                block.push(drawn.ids);
+                if block.len() == *block_length {
+                    self.next = Next::Block(Tensor::cat(std::mem::take(block), 1));
+                }
+            }
         }
-        Some(Tensor::cat(tokens, 1).slice(s![0..self.n_sequences, ..]))
+        Tensor::cat(tokens, 1)
     }
+
+    /// The next block, or as much of it as is left, by repeating what was recorded.
+    fn repeated_round(&mut self, n: usize) -> Option<Tensor<2, Int>> {
+        let (Some(repeated), Next::Block(ids)) = (&mut self.repeated, &self.next) else { return None };
+        let length = repeated.block_length;
+        let worth = repeated.recording.is_some() || n + self.left >= WORTH_RECORDING * length;
+        if !worth || (n < length && self.left > 0) {
+            return None;
+        }
+        let inputs = (repeated.model.take_block(&mut self.state, ids.clone()), self.sampler.uniforms(length));
+        let recording = match &mut repeated.recording {
+            Some(recording) => recording,
+            none => {
+                let mut steps = repeated.model.token_steps(&self.state);
+                let draw = self.sampler.without_counts()?;
+                none.insert(Recording::new(&self.device, inputs.clone(), move |(context, uniforms)| {
+                    let mut tokens = Vec::with_capacity(length);
+                    let mut input = TokenInput::start(context);
+                    for place in 0..length {
+                        let drawn = draw(steps(input), column(uniforms.as_ref(), place));
+                        tokens.push(drawn.checked);
+                        input = TokenInput::next(drawn.ids);
+                    }
+                    Tensor::cat(tokens, 1)
+                }))
+            }
+        };
+        let tokens = recording.repeat(inputs).clone();
+        self.next = Next::Block(tokens.clone().clamp_min(0)); // those that are none stand for any
+        Some(tokens.slice(s![.., 0..n]))
+    }
+}
+
+/// The random numbers of one place.
+fn column(uniforms: Option<&Tensor<2>>, place: usize) -> Option<Tensor<2>> {
+    uniforms.map(|uniforms| uniforms.clone().slice(s![.., place..place + 1]))
 }
 
 /// Fills batch and blocks up to sizes of which there are few; and the new tokens to make room for, so that caches have

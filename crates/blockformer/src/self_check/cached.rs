@@ -235,7 +235,8 @@ pub(super) fn likeliest_on_device(subject: &Subject) -> Answer {
     ]
 }
 
-const ON_DEVICE: Decoding = Decoding::Device(DeviceDecoding { tokens_per_read: None, static_shapes: true });
+const ON_DEVICE: Decoding =
+    Decoding::Device(DeviceDecoding { tokens_per_read: None, static_shapes: true, recorded: false });
 
 /// Which tokens that a device drew are not those that the host draws, with the same random numbers, from the logits of
 /// passes without caches: 1 for each.

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::work::Work;
 use super::{Precision, Run, Section, dtype, limits, value_name};
 use crate::commands::bench::{LARGEST_BATCH, open};
+use crate::commands::decoding;
 use crate::error::CliError;
 
 #[derive(clap::Args)]
@@ -36,6 +37,9 @@ pub(super) struct Arguments {
     /// Memory that the largest batch may fill; nine tenths of the card's if NVIDIA's driver tells
     #[arg(long, value_name = "GIB")]
     pub(super) memory: Option<f64>,
+    /// On GPUs, record what decodes the tokens of a block once and repeat it by one call (CUDA graphs)
+    #[arg(long)]
+    pub(super) recorded: bool,
     /// The largest batch that is looked for
     #[arg(long, value_name = "N", default_value_t = LARGEST_BATCH)]
     pub(super) most_sequences: usize,
@@ -90,7 +94,8 @@ fn row(
 ) -> Result<Value, CliError> {
     let subject = Subject::new(name, model);
     let batch = if largest { find_largest(run, &subject, workload)? } else { 1 };
-    let (repeats, decoding) = (run.arguments.throughput.repeats, blockformer::decoding(&run.device));
+    let Arguments { repeats, recorded, .. } = run.arguments.throughput;
+    let decoding = decoding(&run.device, recorded);
     let options = MeasureOptions { batch, repeats, warm_up: 1, seed: 0, decoding };
     let measured = time(&subject, workload, &options, &run.device)?;
     // What was measured stands, whatever becomes of this.
@@ -158,12 +163,13 @@ fn shares(run: &Run<'_>, measured: &Measurement, work: &Work, precision: Precisi
 fn find_largest(run: &Run<'_>, subject: &Subject<'_>, workload: &Workload) -> Result<usize, CliError> {
     let most = run.arguments.throughput.most_sequences;
     let device = &run.device;
+    let decoding = decoding(device, run.arguments.throughput.recorded);
     let Some(budget) = run.memory_budget() else {
         let reason = "needed for the largest batch: no driver tells how much memory this device has".into();
         return Err(CliError::Option { option: "--memory", reason });
     };
     let needed = |batch: usize| -> Result<usize, BenchError> {
-        let options = MeasureOptions { batch, decoding: blockformer::decoding(device), ..MeasureOptions::default() };
+        let options = MeasureOptions { batch, decoding, ..MeasureOptions::default() };
         match needed_bytes(subject, workload, &options, device) {
             Err(BenchError::Device { .. }) if computes(device) => Ok(usize::MAX),
             needed => needed,
