@@ -84,6 +84,12 @@ impl BlockDecoder {
         self.transformer.new_cache(batch, n_blocks * self.n_embedding_tokens, device)
     }
 
+    /// Whether the device may count the positions of a cache for passes of one new block: [`Transformer::takes_counts`], where
+    /// a block is one position.
+    pub fn takes_counts(&self, cache: &KvCache) -> bool {
+        self.n_embedding_tokens == 1 && self.transformer.takes_counts(cache)
+    }
+
     /// Embedding tokens a block.
     pub fn n_embedding_tokens(&self) -> usize {
         self.n_embedding_tokens

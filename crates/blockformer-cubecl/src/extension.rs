@@ -10,8 +10,8 @@ use burn_cubecl::CubeBackend;
 use cubecl::ir::HardwareProperties;
 
 use crate::{
-    Choice, FewRows, KERNELS_OFF_VARIABLE, NewPositions, RowActivation, RowNorm, attention, copying, drawing, few_rows,
-    new_positions,
+    Choice, FewRows, KERNELS_OFF_VARIABLE, MAX_TENSORS, NewPositions, RowActivation, RowNorm, attention, copying,
+    drawing, few_rows, new_positions,
 };
 
 /// A tensor, or none: the macros know no [`Option`] of tensors.
@@ -50,6 +50,8 @@ pub(crate) struct PositionInputs<B: Backend> {
     pub(crate) sin: Optional<B>,
     #[extension_type]
     pub(crate) hidden: OptionalBool<B>,
+    #[extension_type]
+    pub(crate) count: Optional<B>,
     pub(crate) keys: FloatTensor<B>,
     pub(crate) values: FloatTensor<B>,
 }
@@ -245,12 +247,13 @@ pub(crate) fn attend_new(
     keys: &mut Tensor<4>,
     values: &mut Tensor<4>,
 ) -> Option<Tensor<3>> {
-    let NewPositions { qkv, rotation, n_heads, len, hidden } = position;
+    let NewPositions { qkv, rotation, n_heads, len, hidden, count } = position;
     let served = !is_off("attend_new")
         && has_kernels(qkv)
         && has_kernels(keys)
         && has_kernels(values)
         && rotation.is_none_or(|(cos, sin)| has_kernels(cos) && has_kernels(sin))
+        && count.is_none_or(has_kernels)
         && hidden.is_none_or(|hidden| matches!(hidden.device().as_dispatch(), DispatchDevice::Cube(_)));
     if !served {
         return None;
@@ -260,13 +263,13 @@ pub(crate) fn attend_new(
         None => OptionalBool::None,
         Some(hidden) => OptionalBool::Some(hidden.clone().into_dispatch()),
     };
-    let qkv = qkv.clone().into_dispatch();
+    let (qkv, count) = (qkv.clone().into_dispatch(), optional(count));
     let mut mixed = None;
     keys.inplace(|keys| {
         let mut written = None;
         values.inplace(|values| {
             let (keys, values) = (keys.into_dispatch(), values.into_dispatch());
-            let inputs = PositionInputs { qkv, cos, sin, hidden, keys, values };
+            let inputs = PositionInputs { qkv, cos, sin, hidden, count: count.clone(), keys, values };
             let (output, keys, values) = <Dispatch as DecodingOps>::new_positions(inputs, n_heads, len);
             (mixed, written) = (Some(Tensor::from_dispatch(output)), Some(Tensor::from_dispatch(keys)));
             Tensor::from_dispatch(values)
@@ -275,6 +278,15 @@ pub(crate) fn attend_new(
         keys
     });
     mixed
+}
+
+/// Whether [`attend_new`] takes a count, for tensors like `x`: with it there is one buffer more than WebGPU promises.
+pub(crate) fn takes_counts<const D: usize>(x: &Tensor<D>) -> bool {
+    let device = x.device();
+    let DispatchDevice::Cube(device) = device.as_dispatch() else { return false };
+    !is_off("attend_new")
+        && has_kernels(x)
+        && device.client().properties().hardware.max_bindings > MAX_TENSORS as u32 + 1
 }
 
 pub(crate) fn norm(x: &Tensor<3>, norm: RowNorm<'_>) -> Option<Tensor<3>> {

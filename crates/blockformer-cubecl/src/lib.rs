@@ -52,7 +52,7 @@ use std::time::Duration;
 
 use burn::tensor::{Bool, DType, Int, Tensor};
 
-pub use recording::{Recording, RecordingInput};
+pub use recording::{Recordable, Recording};
 
 /// The environment variable that leaves kernels to plain operations, for comparisons: their functions' names, separated by
 /// commas, `all` or `none`. Another name is a panic at the first decision, lest something else be compared.
@@ -123,11 +123,14 @@ pub struct NewPositions<'a> {
     pub rotation: Option<(&'a Tensor<2>, &'a Tensor<2>)>,
     /// Query heads.
     pub n_heads: usize,
-    /// Positions that the cache holds of every sequence.
+    /// Positions that the cache holds of every sequence, or the most that it may hold if the device counts them.
     pub len: usize,
     /// True for positions that a single new position does not look at, those held and its own, `[batch or 1, 1, 1, len + 1]`
     /// or longer; one at least has to be seen in each sequence.
     pub hidden: Option<&'a Tensor<4, Bool>>,
+    /// The number of positions held, `[1]` in float32, for one new position: what is launched is then the same for every
+    /// number up to `len`. Only where [`takes_counts`] says so.
+    pub count: Option<&'a Tensor<1>>,
 }
 
 /// Attention of new positions of every sequence, in one launch, or two for more than [`MAX_KEYS`] keys: queries and keys are
@@ -140,7 +143,7 @@ pub struct NewPositions<'a> {
 ///   other than CubeCL's, under autodiff, for more than [`MAX_HELD`] keys, or [`MAX_KEYS`] with several new positions, for
 ///   more than [`MAX_QUERIES`] new positions or 65,535 query heads of all sequences, and for shapes that do not fit
 pub fn attend_new(position: NewPositions<'_>, keys: &mut Tensor<4>, values: &mut Tensor<4>) -> Option<Tensor<3>> {
-    let NewPositions { qkv, rotation, n_heads, len, hidden } = position;
+    let NewPositions { qkv, rotation, n_heads, len, hidden, count } = position;
     let ([batch, n_kv_heads, capacity, head_dim], new) = (keys.dims(), qkv.dims()[1]);
     let most = if new == 1 { MAX_HELD } else { MAX_KEYS };
     let tables_fit = rotation.is_none_or(|(cos, sin)| {
@@ -161,6 +164,7 @@ pub fn attend_new(position: NewPositions<'_>, keys: &mut Tensor<4>, values: &mut
             let [rows, heads, queries, positions] = hidden.dims();
             new == 1 && [1, batch].contains(&rows) && [heads, queries] == [1, 1] && positions > len
         })
+        && count.is_none_or(|count| new == 1 && count.dims() == [1] && count.dtype() == DType::F32)
         && tables_fit;
     if !fits || qkv.dtype() != keys.dtype() || qkv.dtype() != values.dtype() {
         return None;
@@ -171,6 +175,20 @@ pub fn attend_new(position: NewPositions<'_>, keys: &mut Tensor<4>, values: &mut
     }
     #[cfg(not(feature = "_kernels"))]
     None
+}
+
+/// Whether [`attend_new`] can be given a count of positions by the device, for tensors like `x`, so many query heads of all
+/// sequences and a cache of so many positions.
+pub fn takes_counts<const D: usize>(x: &Tensor<D>, heads: usize, capacity: usize) -> bool {
+    #[cfg(feature = "_kernels")]
+    {
+        heads <= MAX_CUBES && capacity <= MAX_HELD && extension::takes_counts(x)
+    }
+    #[cfg(not(feature = "_kernels"))]
+    {
+        let _ = (x, heads, capacity);
+        false
+    }
 }
 
 /// The most rows of a [`product`]: with more of them, arithmetic begins to count beside the reading of weights.

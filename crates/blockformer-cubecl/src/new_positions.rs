@@ -52,6 +52,7 @@ fn new_positions_kernel<F: Float, T: Float, O: Float, B: Int>(
     cos: ComptimeOption<&Tensor<T>>,    // [positions, half]
     sin: ComptimeOption<&Tensor<T>>,    // the same
     hidden: ComptimeOption<&Tensor<B>>, // [batch or 1, 1, 1, positions or more]
+    count: ComptimeOption<&[f32]>,      // [1]
     keys: &mut Tensor<F>,               // [batch, kv_heads, capacity, head_dim]
     values: &mut Tensor<F>,             // the same
     output: &mut [O],                   // [batch, new, heads, head_dim], or [batch, heads, parts, head_dim + 2]
@@ -67,7 +68,12 @@ fn new_positions_kernel<F: Float, T: Float, O: Float, B: Int>(
 ) {
     let unit = UNIT_POS_X as usize;
     let units = CUBE_DIM_X as usize;
-    let (group, len) = (group as usize, len as usize);
+    let group = group as usize;
+    let mut len = len as usize;
+    #[comptime]
+    if let ComptimeOption::Some(count) = &count {
+        len = usize::cast_from(count[0]);
+    }
     let kv_heads = keys.shape(1);
     let head_dim = keys.shape(3);
     let heads = kv_heads * group;
@@ -86,7 +92,7 @@ fn new_positions_kernel<F: Float, T: Float, O: Float, B: Int>(
     // The new keys and values, for the cache and for these positions.
     let mut new_key = Shared::<[f32]>::new_slice(comptime!(new * max_features));
     let mut new_value = Shared::<[f32]>::new_slice(comptime!(new * max_features));
-    if part + 1 == CUBE_COUNT_Y as usize {
+    if part == len / max_keys {
         let mut i = unit;
         while i < new * head_dim {
             let (position, feature) = (i / head_dim, i % head_dim);
@@ -108,8 +114,9 @@ fn new_positions_kernel<F: Float, T: Float, O: Float, B: Int>(
     for query_of in 0..new * group {
         let (position, head) = (query_of / group, kv_head * group + query_of % group);
         let row_at = batch * qkv.stride(0) + position * qkv.stride(1);
-        // Those held, and of the new ones those up to its own.
-        let n_keys = min(len + position + 1 - from, max_keys);
+        // Those held, and of the new ones those up to its own; none where the device counts fewer than there are cubes for.
+        let end = len + position + 1;
+        let n_keys = select(end > from, min(max(end, from) - from, max_keys), 0usize);
         let mut feature = unit;
         while feature < head_dim {
             // In the type of the tensors, as on the plain path.
@@ -156,7 +163,10 @@ fn new_positions_kernel<F: Float, T: Float, O: Float, B: Int>(
             }
             sync_cube();
         }
-        let (largest, total) = weigh(&mut scores, n_keys);
+        let (mut largest, total) = weigh(&mut scores, n_keys);
+        if n_keys == 0 {
+            largest = f32::min_value();
+        }
         let mut output_at = ((batch * new + position) * heads + head) * head_dim;
         if comptime!(split) {
             output_at = ((batch * heads + head) * CUBE_COUNT_Y as usize + part) * (head_dim + 2);
@@ -227,9 +237,9 @@ pub(crate) fn launch(
     len: usize,
 ) -> (CubeTensor, CubeTensor, CubeTensor) {
     let own = |x: CubeTensor| if x.can_mut() && x.is_nonoverlapping() { x } else { x.copy() };
-    let PositionInputs { qkv, cos, sin, hidden, keys, values } = inputs;
+    let PositionInputs { qkv, cos, sin, hidden, count, keys, values } = inputs;
     let [keys, values] = [keys, values].map(own);
-    let [cos, sin] = [cos, sin].map(Optional::into_option);
+    let [cos, sin, count] = [cos, sin, count].map(Optional::into_option);
     let hidden = match hidden {
         OptionalBool::None => None,
         OptionalBool::Some(hidden) => Some(hidden),
@@ -262,6 +272,7 @@ pub(crate) fn launch(
         cos.map(CubeTensor::into_tensor_arg).into(),
         sin.map(CubeTensor::into_tensor_arg).into(),
         hidden.map(CubeTensor::into_tensor_arg).into(),
+        count.map(CubeTensor::into_buffer_arg).into(),
         keys.clone().into_tensor_arg(),
         values.clone().into_tensor_arg(),
         mixed.clone().into_buffer_arg(),

@@ -9,8 +9,8 @@ use burn::tensor::{Device, Graph, Tensor, capture};
 
 use crate::has_kernels;
 
-/// What goes into [`Recording`]s: tensors, one or several.
-pub trait RecordingInput: Clone {
+/// What goes into [`Recording`]s and comes out of them: tensors, one or several.
+pub trait Recordable: Clone {
     /// Whether a device can write others over these.
     fn can_be_held(&self) -> bool;
     /// The same numbers in memory of their own.
@@ -19,7 +19,7 @@ pub trait RecordingInput: Clone {
     fn write_over(&mut self, others: &Self);
 }
 
-impl<const D: usize> RecordingInput for Tensor<D> {
+impl<const D: usize> Recordable for Tensor<D> {
     fn can_be_held(&self) -> bool {
         has_kernels(self)
     }
@@ -40,7 +40,7 @@ impl<const D: usize> RecordingInput for Tensor<D> {
     }
 }
 
-impl<T: RecordingInput> RecordingInput for Option<T> {
+impl<T: Recordable> Recordable for Option<T> {
     fn can_be_held(&self) -> bool {
         self.as_ref().is_none_or(T::can_be_held)
     }
@@ -58,7 +58,7 @@ impl<T: RecordingInput> RecordingInput for Option<T> {
     }
 }
 
-impl<T: RecordingInput, U: RecordingInput> RecordingInput for (T, U) {
+impl<T: Recordable, U: Recordable> Recordable for (T, U) {
     fn can_be_held(&self) -> bool {
         self.0.can_be_held() && self.1.can_be_held()
     }
@@ -90,10 +90,10 @@ type Closure<'a, T> = Box<dyn FnMut() -> T + 'a>;
 
 enum Work<'a, T> {
     Recorded(Box<Graph<T, Closure<'a, T>>>),
-    Done { each_time: Closure<'a, T>, output: Option<T> },
+    Done(Closure<'a, T>),
 }
 
-impl<'a, I: RecordingInput + 'a, T: 'a> Recording<'a, I, T> {
+impl<'a, I: Recordable + 'a, T: Recordable + 'a> Recording<'a, I, T> {
     /// Does `work` some times, for kernels to be tuned and memory to be found, and records it. `inputs` are of the sizes
     /// that all later ones have.
     pub fn new(device: &Device, inputs: I, mut work: impl FnMut(I) -> T + 'a) -> Self {
@@ -104,11 +104,7 @@ impl<'a, I: RecordingInput + 'a, T: 'a> Recording<'a, I, T> {
             let inputs = given.borrow().clone();
             work(inputs)
         });
-        let work = if on_device {
-            Work::Recorded(Box::new(capture(device, each_time)))
-        } else {
-            Work::Done { each_time, output: None }
-        };
+        let work = if on_device { Work::Recorded(Box::new(capture(device, each_time))) } else { Work::Done(each_time) };
         Self { inputs, work, _on_this_thread: PhantomData }
     }
 
@@ -117,12 +113,11 @@ impl<'a, I: RecordingInput + 'a, T: 'a> Recording<'a, I, T> {
         matches!(&self.work, Work::Recorded(graph) if graph.is_hardware())
     }
 
-    /// Does the work for these inputs. Where it is recorded, what it gives are the same tensors each time: the next inputs
-    /// change what they hold.
+    /// Does the work for these inputs.
     ///
     /// # Panics
     /// If inputs are of other sizes, or if the device fails.
-    pub fn repeat(&mut self, inputs: I) -> &T {
+    pub fn repeat(&mut self, inputs: I) -> T {
         match &mut self.work {
             Work::Recorded(graph) => {
                 if graph.is_hardware() {
@@ -135,11 +130,12 @@ impl<'a, I: RecordingInput + 'a, T: 'a> Recording<'a, I, T> {
                 // work only borrows outlives `'a`, and CubeCL guards the pages of what it computed in between. It is
                 // repeated on the thread that recorded it, as neither can be sent, so it is in order with what writes its
                 // inputs and reads its output.
-                unsafe { graph.replay() }
+                // The next time changes what the output's memory holds.
+                unsafe { graph.replay() }.held()
             }
-            Work::Done { each_time, output } => {
+            Work::Done(each_time) => {
                 *self.inputs.borrow_mut() = inputs;
-                output.insert(each_time())
+                each_time()
             }
         }
     }

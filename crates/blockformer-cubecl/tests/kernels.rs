@@ -4,7 +4,7 @@
 
 use blockformer_cubecl::{
     Choice, FewRows, Filters, MAX_HELD, MAX_KEYS, MAX_QUERIES, MAX_ROWS, NewPositions, Observe, RowActivation, RowMap,
-    RowNorm, attend_new, draw, local_attention, norm, observe_kernels, product,
+    RowNorm, attend_new, draw, local_attention, norm, observe_kernels, product, takes_counts,
 };
 use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
 
@@ -169,14 +169,18 @@ fn check_new_positions(sizes: &Sizes, half: usize, lens: &[usize], hide: bool, d
         };
         let seen = |row: usize, key: usize| !hidden(row, key);
         let expected = attention_of([&queries, &known(&held[0]), &known(&held[1])], &now, seen);
-        // Longer than it need be, as that of a view of the cache may be.
-        let rows = if alike { 1 } else { batch };
-        let mask: Vec<bool> = (0..rows * (len + 2)).map(|i| hidden(i / (len + 2), i % (len + 2))).collect();
-        let mask = Tensor::<4, Bool>::from_data(TensorData::new(mask, [rows, 1, 1, len + 2]), &device());
+        let mask = |n: usize| {
+            let rows = if alike { 1 } else { batch };
+            let mask: Vec<bool> = (0..rows * n).map(|i| hidden(i / n, i % n)).collect();
+            hide.then(|| Tensor::<4, Bool>::from_data(TensorData::new(mask, [rows, 1, 1, n]), &device()))
+        };
+        // Longer than it need be, as that of a view of the cache may be; and for all positions.
+        let (mask, whole_mask) = (mask(len + 2), mask(capacity));
 
         let before = (len == 1).then(|| (keys.clone(), values(keys.clone())));
         let rotation = tables.as_ref().map(|(cos, sin)| (cos, sin));
-        let position = NewPositions { qkv: &qkv, rotation, n_heads: heads, len, hidden: hide.then_some(&mask) };
+        let position = NewPositions { qkv: &qkv, rotation, n_heads: heads, len, hidden: mask.as_ref(), count: None };
+        let (mut keys_too, mut values_too) = (keys.clone().mul_scalar(1.0), values_.clone().mul_scalar(1.0));
         let mixed = attend_new(position, &mut keys, &mut values_).expect("there is a kernel");
         assert_eq!(mixed.dims(), [batch, 1, heads * head_dim]);
         let close = |got: Vec<f64>, expected: &[f64], what: &str| {
@@ -186,6 +190,15 @@ fn check_new_positions(sizes: &Sizes, half: usize, lens: &[usize], hide: bool, d
         close(values(mixed), &expected, "mixed values");
         close(values(keys.clone()), &held[0], "keys");
         close(values(values_.clone()), &held[1], "values");
+        if takes_counts(&qkv, batch * heads, capacity) {
+            let count = tensor(&[len as f32], [1], DType::F32);
+            let (hidden, count) = (whole_mask.as_ref(), Some(&count));
+            let position = NewPositions { len: capacity - 1, hidden, count, ..position };
+            let mixed = attend_new(position, &mut keys_too, &mut values_too).expect("there is a kernel");
+            close(values(mixed), &expected, "mixed values of a counted cache");
+            close(values(keys_too), &held[0], "keys of a counted cache");
+            close(values(values_too), &held[1], "values of a counted cache");
+        }
         if let Some((clone, numbers)) = before {
             assert_eq!(values(clone), numbers, "somebody else's cache was written");
         }
@@ -241,7 +254,7 @@ fn several_positions_are_one_after_the_other() {
         let shape = [batch, kv_heads, MAX_KEYS, head_dim];
         let cache = |salt| tensor(&numbers(shape.iter().product(), salt), shape, dtype);
         let attend = |qkv: &Tensor<3>, len, keys: &mut Tensor<4>, values: &mut Tensor<4>| {
-            let of = NewPositions { qkv, rotation: Some((&cos, &sin)), n_heads: heads, len, hidden: None };
+            let of = NewPositions { qkv, rotation: Some((&cos, &sin)), n_heads: heads, len, hidden: None, count: None };
             attend_new(of, keys, values).expect("there is a kernel")
         };
         let (mut keys, mut values_) = (cache(30), cache(31));
@@ -286,7 +299,7 @@ fn a_position_without_a_kernel_leaves_the_cache_alone() {
     let qkv = Tensor::<3>::ones([1, 1, 3 * 8], &device);
     let mut keys = Tensor::<4>::zeros([1, 1, MAX_HELD + 2, 8], &device);
     let mut values_ = keys.clone();
-    let position = |len| NewPositions { qkv: &qkv, rotation: None, n_heads: 1, len, hidden: None };
+    let position = |len| NewPositions { qkv: &qkv, rotation: None, n_heads: 1, len, hidden: None, count: None };
     assert!(attend_new(position(MAX_HELD), &mut keys, &mut values_).is_none());
     let hidden = Tensor::<4>::zeros([1, 1, 1, 5], &device).bool();
     assert!(attend_new(NewPositions { hidden: Some(&hidden), ..position(5) }, &mut keys, &mut values_).is_none());

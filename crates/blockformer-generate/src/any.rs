@@ -4,7 +4,7 @@ use blockformer_model::{AnyModel, BlockLayout, BlockedPrompts};
 use blockformer_token_decoder::AnyTokenCache;
 use burn::tensor::{Device, Int, Tensor};
 
-use crate::{BlockByBlock, BlockState, LanguageModel, TokenSteps, VanillaState};
+use crate::{BlockState, LanguageModel, RecordableSteps, VanillaState};
 
 /// The state of an [`AnyModel`] that generates.
 #[derive(Debug, Clone)]
@@ -67,30 +67,11 @@ impl LanguageModel for AnyModel {
         }
     }
 
-    fn block_by_block(&self) -> Option<&dyn BlockByBlock<AnyState>> {
-        matches!(self, Self::Block(_)).then_some(self)
-    }
-}
-
-impl BlockByBlock<AnyState> for AnyModel {
-    fn take_block(&self, state: &mut AnyState, block: Tensor<2, Int>) -> Tensor<3> {
+    fn take_steps<'a>(&'a self, state: &mut AnyState) -> Option<RecordableSteps<'a>> {
         match (self, state) {
-            (Self::Block(model), AnyState::Block(state)) => model.take_block(state, block),
-            _ => panic!("no Block Transformer, or the state of another kind of model"),
-        }
-    }
-
-    fn begin_block(&self, state: &mut AnyState, context: Tensor<3>) -> Tensor<2> {
-        match (self, state) {
-            (Self::Block(model), AnyState::Block(state)) => model.begin_block(state, context),
-            _ => panic!("no Block Transformer, or the state of another kind of model"),
-        }
-    }
-
-    fn token_steps<'a>(&'a self, state: &AnyState) -> TokenSteps<'a> {
-        match (self, state) {
-            (Self::Block(model), AnyState::Block(state)) => model.token_steps(state),
-            _ => panic!("no Block Transformer, or the state of another kind of model"),
+            (Self::Block(model), AnyState::Block(state)) => model.take_steps(state),
+            (Self::Vanilla(model), AnyState::Vanilla(state)) => model.take_steps(state),
+            _ => panic!("the state of another kind of model"),
         }
     }
 }

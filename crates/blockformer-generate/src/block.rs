@@ -1,12 +1,12 @@
 //! Block by block.
 
 use blockformer_embedder::Embedder;
-use blockformer_kv_cache::KvCache;
+use blockformer_kv_cache::{Counted, KvCache};
 use blockformer_model::{BlockLayout, BlockTransformer, BlockedPrompts, real_blocks};
 use blockformer_token_decoder::{TokenCache, TokenDecoder, TokenInput};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
-use crate::{BlockByBlock, LanguageModel, TokenSteps};
+use crate::{LanguageModel, RecordableStep, RecordableSteps};
 
 /// The state of a Block Transformer that generates.
 #[derive(Debug, Clone)]
@@ -93,27 +93,29 @@ impl<E: Embedder, T: TokenDecoder> LanguageModel for BlockTransformer<E, T> {
         state.blocks.bytes() + state.tokens.bytes() + recent
     }
 
-    fn block_by_block(&self) -> Option<&dyn BlockByBlock<Self::State>> {
-        Some(self)
-    }
-}
-
-impl<E: Embedder, T: TokenDecoder> BlockByBlock<BlockState<T::Cache>> for BlockTransformer<E, T> {
-    fn take_block(&self, state: &mut BlockState<T::Cache>, block: Tensor<2, Int>) -> Tensor<3> {
-        let (batch, length) = (state.padded_blocks.len(), self.layout().block_length);
-        assert_eq!(block.dims(), [batch, length], "a whole block a sequence");
-        state.current.clear();
-        next_context(self, state, self.embedder.forward(block.reshape([batch, 1, length]), None), None)
-    }
-
-    fn begin_block(&self, state: &mut BlockState<T::Cache>, context: Tensor<3>) -> Tensor<2> {
-        let hidden = self.token_decoder.forward(TokenInput::start(context), Some(&mut state.tokens)); // [batch, 1, d_model]
-        self.logits(hidden).squeeze_dim(1)
-    }
-
-    fn token_steps<'a>(&'a self, state: &BlockState<T::Cache>) -> TokenSteps<'a> {
-        let mut cache = self.token_decoder.new_cache(state.padded_blocks.len(), &state.device);
-        Box::new(move |input| self.logits(self.token_decoder.forward(input, Some(&mut cache))).squeeze_dim(1))
+    fn take_steps<'a>(&'a self, state: &mut Self::State) -> Option<RecordableSteps<'a>> {
+        // A window of several blocks is carried from one to the next beside the cache.
+        if state.recent.is_some() || !self.block_decoder.takes_counts(&state.blocks) {
+            return None;
+        }
+        let held = state.blocks.len();
+        let hidden = hidden(&state.padded_blocks, state.blocks.config().capacity, &state.device);
+        let mut blocks = state.blocks.take();
+        let mut tokens = self.token_decoder.new_cache(state.padded_blocks.len(), &state.device);
+        let step = move |step| {
+            let input = match step {
+                RecordableStep::Block { ids, count } => {
+                    blocks.count_on_device(&Counted { count, hidden: hidden.clone() });
+                    let [batch, length] = ids.dims();
+                    let block = self.embedder.forward(ids.reshape([batch, 1, length]), None);
+                    let contexts = self.block_decoder.forward(block, None, Some(&mut blocks));
+                    TokenInput::start(self.context_ends.last_window(contexts, None, None).0)
+                }
+                RecordableStep::Token(ids) => TokenInput::next(ids),
+            };
+            self.logits(self.token_decoder.forward(input, Some(&mut tokens))).squeeze_dim(1)
+        };
+        Some(RecordableSteps { held, step: Box::new(step) })
     }
 }
 
@@ -124,23 +126,22 @@ fn take_in<E: Embedder, T: TokenDecoder>(
     blocks: Tensor<4>,
     real: Option<Tensor<2, Bool>>,
 ) -> Tensor<2> {
-    let context = next_context(model, state, blocks, real);
-    model.begin_block(state, context)
-}
-
-/// Takes in whole blocks, of which `real` are not padding: the context embeddings that begin the next one.
-fn next_context<E: Embedder, T: TokenDecoder>(
-    model: &BlockTransformer<E, T>,
-    state: &mut BlockState<T::Cache>,
-    blocks: Tensor<4>,
-    real: Option<Tensor<2, Bool>>,
-) -> Tensor<3> {
     state.n_blocks += blocks.dims()[1];
     let mask = state.block_mask();
     let contexts = model.block_decoder.forward(blocks, mask, Some(&mut state.blocks));
     let (window, recent) = model.context_ends.last_window(contexts, real, state.recent.take());
     state.recent = recent;
-    window
+    let hidden = model.token_decoder.forward(TokenInput::start(window), Some(&mut state.tokens)); // [batch, 1, d_model]
+    model.logits(hidden).squeeze_dim(1)
+}
+
+/// True for the first positions of each sequence that are padding, `[batch, 1, 1, capacity]`; `None` where there are none.
+pub(crate) fn hidden(padded: &[usize], capacity: usize, device: &Device) -> Option<Tensor<4, Bool>> {
+    if padded.iter().all(|padded| *padded == 0) {
+        return None;
+    }
+    let hidden: Vec<bool> = padded.iter().flat_map(|padded| (0..capacity).map(move |i| i < *padded)).collect();
+    Some(Tensor::from_data(TensorData::new(hidden, [padded.len(), 1, 1, capacity]), device))
 }
 
 pub(crate) fn id_tensor<'a, const D: usize>(

@@ -31,10 +31,9 @@ pub struct DeviceDecoding {
     /// Whether batch, prompts and caches are filled up to sizes of which there are few, so that a device that compiles
     /// or tunes its kernels for each shape is asked for few of them.
     pub static_shapes: bool,
-    /// Whether the device records what decodes a block's tokens and from then on repeats it by one call a block
-    /// ([`Recording`](blockformer_cubecl::Recording)), where it can: for models that decode
-    /// [block by block](crate::LanguageModel::block_by_block), a block between two looks, and sampling without penalties or
-    /// bias. The tokens are the same.
+    /// Whether the device records what decodes a block (or a token of a vanilla transformer) and from then on repeats it by
+    /// one call a block ([`Recording`](blockformer_cubecl::Recording)), where [model and device can](crate::LanguageModel::take_steps)
+    /// and sampling has no penalties or bias. The tokens are the same.
     pub recorded: bool,
 }
 

@@ -73,6 +73,11 @@ impl DeviceSampler {
         Self { sampling, samplers, batch, adjustments, device: device.clone() }
     }
 
+    /// Whether the tokens are the likeliest ones.
+    pub(crate) fn is_greedy(&self) -> bool {
+        self.sampling.is_greedy()
+    }
+
     /// The random numbers of the next `n` tokens, `[batch, n]`; none if the tokens are the likeliest ones.
     pub(crate) fn uniforms(&mut self, n: usize) -> Option<Tensor<2>> {
         if self.sampling.is_greedy() {

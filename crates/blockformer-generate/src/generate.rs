@@ -1,5 +1,6 @@
 //! The loop: prefill, then draw and step.
 
+mod repeated;
 mod rounds;
 
 use std::ops::ControlFlow;

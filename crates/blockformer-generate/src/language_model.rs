@@ -1,7 +1,6 @@
 //! What generation asks of a model.
 
 use blockformer_model::{BlockLayout, BlockedPrompts};
-use blockformer_token_decoder::TokenInput;
 use burn::tensor::{Device, FloatDType, Int, Tensor};
 
 use crate::read_back::read_tokens;
@@ -79,38 +78,36 @@ pub trait LanguageModel {
     /// Bytes of the keys and values that `state` holds room for.
     fn kv_bytes(&self, state: &Self::State) -> usize;
 
-    /// The same model for those who decode whole blocks, if it decodes a block from nothing but its context.
-    fn block_by_block(&self) -> Option<&dyn BlockByBlock<Self::State>> {
+    /// The steps that come now, for a device to record: they launch the same whatever the number of positions held, which the
+    /// device counts. They take the caches with them, so that `state` can do no more steps. `None`, with the state as it
+    /// was, where a model or its device has no such steps.
+    ///
+    /// A block must have been decoded whole, of which steps have taken in all tokens but the last.
+    fn take_steps<'a>(&'a self, _state: &mut Self::State) -> Option<RecordableSteps<'a>> {
         None
     }
 }
 
-/// A token decoder by itself, which keeps the block that it is at: from what begins a block, or from the token before, to
-/// the logits of the next, `[batch, vocab_size]`.
-pub type TokenSteps<'a> = Box<dyn FnMut(TokenInput) -> Tensor<2> + 'a>;
+/// Steps for a device to record, see [`LanguageModel::take_steps`].
+pub struct RecordableSteps<'a> {
+    /// Positions that the cache holds; each block takes one more (each token, of a vanilla transformer).
+    pub held: usize,
+    /// Logits of the next token, `[batch, vocab_size]`.
+    pub step: Box<dyn FnMut(RecordableStep) -> Tensor<2> + 'a>,
+}
 
-/// A model of which the part that decodes a block's tokens sees only the block's context: it does the same for every
-/// block, in caches that do not grow, so a device can [record](crate::DeviceDecoding::recorded) it.
-pub trait BlockByBlock<S> {
-    /// Takes in a whole block of each sequence, of which steps may have taken in some tokens, but not all.
-    ///
-    /// # Shapes
-    /// - `block`: `[batch, block_length]`
-    /// - returns: the context embeddings that begin the next block, `[batch, n_contexts, d_context]`
-    ///
-    /// # Panics
-    /// If shapes do not fit, or if the cache cannot take more.
-    fn take_block(&self, state: &mut S, block: Tensor<2, Int>) -> Tensor<3>;
-
-    /// Begins that next block.
-    ///
-    /// # Shapes
-    /// - `context`: as [`take_block`](Self::take_block) gives it
-    /// - returns: logits of the block's first token, `[batch, vocab_size]`
-    fn begin_block(&self, state: &mut S, context: Tensor<3>) -> Tensor<2>;
-
-    /// Decodes blocks of as many sequences as `state` has, in a cache of its own.
-    fn token_steps<'a>(&'a self, state: &S) -> TokenSteps<'a>;
+/// One of [`RecordableSteps`].
+#[derive(Debug, Clone)]
+pub enum RecordableStep {
+    /// Takes in a whole block, for the first token of the next.
+    Block {
+        /// The block's tokens, `[batch, block_length]`.
+        ids: Tensor<2, Int>,
+        /// Positions that the cache holds before, `[1]` in float32.
+        count: Tensor<1>,
+    },
+    /// Takes in a token of a block, `[batch, 1]`, for the next.
+    Token(Tensor<2, Int>),
 }
 
 /// The likeliest token of each row of logits, `[batch, vocab_size]`; of equals the smallest id, and nothing where logits

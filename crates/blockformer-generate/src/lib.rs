@@ -59,7 +59,7 @@ pub use decoding::{Decoding, DeviceDecoding};
 pub use engine::{Engine, EngineConfig, EngineStats, RequestId, Speculation};
 pub use error::GenerateError;
 pub use generate::{GenerateOptions, Generation, Rounds, generate};
-pub use language_model::{BlockByBlock, LanguageModel, TokenSteps, likeliest};
+pub use language_model::{LanguageModel, RecordableStep, RecordableSteps, likeliest};
 pub use paged::{Blocks, Context, PagedModel};
 pub use prompt::Alignment;
 pub use request::{Completion, Event, FinishReason, Request, SampleOutput, TokenEvent, Usage};

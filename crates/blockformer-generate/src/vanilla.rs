@@ -1,11 +1,11 @@
 //! Token by token, the baseline.
 
-use blockformer_kv_cache::KvCache;
+use blockformer_kv_cache::{Counted, KvCache};
 use blockformer_model::{BlockLayout, BlockedPrompts, VanillaTransformer};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData, s};
 
-use crate::LanguageModel;
-use crate::block::id_tensor;
+use crate::block::{hidden, id_tensor};
+use crate::{LanguageModel, RecordableStep, RecordableSteps};
 
 /// The state of a vanilla transformer that generates.
 #[derive(Debug, Clone)]
@@ -64,5 +64,22 @@ impl LanguageModel for VanillaTransformer {
 
     fn kv_bytes(&self, state: &VanillaState) -> usize {
         state.cache.bytes()
+    }
+
+    fn take_steps<'a>(&'a self, state: &mut VanillaState) -> Option<RecordableSteps<'a>> {
+        if !self.transformer.takes_counts(&state.cache) {
+            return None;
+        }
+        let held = state.cache.len();
+        let hidden = hidden(&state.padded, state.cache.config().capacity, &state.device);
+        let mut cache = state.cache.take();
+        let step = move |step| {
+            let RecordableStep::Block { ids, count } = step else {
+                panic!("a block of a vanilla transformer is a token")
+            };
+            cache.count_on_device(&Counted { count, hidden: hidden.clone() });
+            self.logits(self.forward(ids, None, Some(&mut cache))).squeeze_dim(1)
+        };
+        Some(RecordableSteps { held, step: Box::new(step) })
     }
 }

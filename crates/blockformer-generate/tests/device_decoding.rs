@@ -64,6 +64,23 @@ fn every_model_generates_on_the_device_what_it_generates_on_the_host() {
     }
 }
 
+/// A device that cannot record does the same work each time.
+#[test]
+fn blocks_that_are_repeated_are_those_of_the_host() {
+    let recorded =
+        |static_shapes| Decoding::Device(DeviceDecoding { tokens_per_read: None, static_shapes, recorded: true });
+    for (name, model) in all_models() {
+        for (sampling, max_new_tokens) in [(Sampling::greedy(), 70), (sampled(1), 75)] {
+            let options = GenerateOptions { max_new_tokens, sampling, ..GenerateOptions::default() };
+            let expected = run(&model, &prompts(), &options, Decoding::Host).unwrap();
+            for static_shapes in [false, true] {
+                let got = run(&model, &prompts(), &options, recorded(static_shapes)).unwrap();
+                assert_eq!(got, expected, "{name}, {max_new_tokens} tokens, static {static_shapes}");
+            }
+        }
+    }
+}
+
 #[test]
 fn sequences_that_stop_at_different_places_stop_where_they_should() {
     for (name, model) in all_models() {

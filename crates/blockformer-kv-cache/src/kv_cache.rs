@@ -1,8 +1,8 @@
 //! The caches of a stack of layers.
 
-use burn::tensor::TensorCreationOptions;
+use burn::tensor::{DType, TensorCreationOptions};
 
-use crate::{CacheError, LayerCache};
+use crate::{CacheError, Counted, LayerCache};
 
 /// The size of a [`KvCache`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +85,22 @@ impl KvCache {
     /// Positions that views cover once `new` more are held.
     pub fn view_len(&self, new: usize) -> usize {
         self.layers.first().map_or(new, |layer| layer.view_len(new))
+    }
+
+    /// From now on the device counts the positions held: [`LayerCache::count_on_device`].
+    pub fn count_on_device(&mut self, counted: &Counted) {
+        self.layers.iter_mut().for_each(|layer| layer.count_on_device(counted.clone()));
+    }
+
+    /// The type of the numbers; `None` if there are no layers.
+    pub fn dtype(&self) -> Option<DType> {
+        self.layers.first().map(LayerCache::dtype)
+    }
+
+    /// All of it, so that nothing is left here: a cache without layers.
+    pub fn take(&mut self) -> Self {
+        let nothing = Self { config: CacheConfig { n_layers: 0, ..self.config }, layers: Vec::new() };
+        std::mem::replace(self, nothing)
     }
 
     /// The cache of layer `index`.

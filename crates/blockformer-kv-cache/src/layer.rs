@@ -1,6 +1,6 @@
 //! The cache of one attention layer.
 
-use burn::tensor::{Tensor, TensorCreationOptions, s};
+use burn::tensor::{Bool, DType, Tensor, TensorCreationOptions, s};
 
 use crate::CacheError;
 
@@ -16,6 +16,16 @@ pub struct LayerCache {
     len: usize,
     /// Views cover a multiple of so many positions.
     view_multiple: usize,
+    counted: Option<Counted>,
+}
+
+/// Positions that the device counts, so that the host launches the same whatever their number.
+#[derive(Debug, Clone)]
+pub struct Counted {
+    /// Positions held, `[1]` in float32.
+    pub count: Tensor<1>,
+    /// True for positions that are padding, `[batch, 1, 1, capacity]`; `None` where there is none.
+    pub hidden: Option<Tensor<4, Bool>>,
 }
 
 impl LayerCache {
@@ -33,7 +43,7 @@ impl LayerCache {
     ) -> Self {
         let options = options.into();
         let zeros = || Tensor::zeros([batch, n_kv_heads, capacity, head_dim], options.clone());
-        Self { keys: zeros(), values: zeros(), len: 0, view_multiple: 1 }
+        Self { keys: zeros(), values: zeros(), len: 0, view_multiple: 1, counted: None }
     }
 
     /// Positions held.
@@ -59,6 +69,11 @@ impl LayerCache {
     /// Sequences the cache was made for.
     pub fn batch(&self) -> usize {
         self.keys.dims()[0]
+    }
+
+    /// The type of the numbers.
+    pub fn dtype(&self) -> DType {
+        self.keys.dtype()
     }
 
     /// Bytes one stored number takes.
@@ -94,9 +109,10 @@ impl LayerCache {
     /// [`CacheError::Full`] and [`CacheError::Shape`]; the cache is then unchanged.
     ///
     /// # Panics
-    /// If positions of another float type are held.
+    /// If positions of another float type are held, or if [the device counts](Self::count_on_device) them.
     pub fn append(&mut self, keys: Tensor<4>, values: Tensor<4>) -> Result<(Tensor<4>, Tensor<4>), CacheError> {
         let new = keys.dims()[2];
+        assert!(self.counted.is_none(), "plain operations cannot write behind positions that the device counts");
         self.check("keys", keys.dims(), new)?;
         self.check("values", values.dims(), new)?;
         if new > self.remaining() {
@@ -111,6 +127,18 @@ impl LayerCache {
         self.values.inplace(|held| held.slice_assign(s![.., .., start..end, ..], values));
         self.len = end;
         Ok((self.view(&self.keys), self.view(&self.values)))
+    }
+
+    /// From now on the device says how many positions are held; the host sees a cache that lacks a single position. Only
+    /// [`write_new`](Self::write_new) can then write, one position.
+    pub fn count_on_device(&mut self, counted: Counted) {
+        self.len = self.capacity() - 1;
+        self.counted = Some(counted);
+    }
+
+    /// What the device counts, if it does.
+    pub fn counted(&self) -> Option<&Counted> {
+        self.counted.as_ref()
     }
 
     /// Lets `write` put keys and values of `new` positions behind those held: it is given both tensors and the number of

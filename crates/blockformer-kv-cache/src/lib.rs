@@ -62,7 +62,7 @@ mod pool;
 
 pub use error::CacheError;
 pub use kv_cache::{CacheConfig, KvCache};
-pub use layer::LayerCache;
+pub use layer::{Counted, LayerCache};
 pub use pool::{
     HostLayer, HostRows, KvPlace, KvPool, KvStorage, PagedBatch, PoolConfig, PoolUsage, SequenceId, SequenceUsage,
 };

@@ -23,7 +23,7 @@ use crate::{AttentionMask, RotaryTable, TransformerConfig, linear_init};
 /// Scores from which the fused kernel of the backend is used, which never materialises them. Below, the plain product
 /// is faster. Under autodiff the plain product is always used: Burn would fall back to it anyway, and its fallback is
 /// wrong for grouped queries.
-const FUSED_FROM_SCORES: usize = 128 * 128;
+pub(crate) const FUSED_FROM_SCORES: usize = 128 * 128;
 
 /// Multi-head, grouped-query or multi-query self-attention with one fused projection for queries, keys and values.
 #[derive(Module, Debug)]
@@ -163,6 +163,11 @@ impl Attention {
         }
     }
 
+    /// Query heads.
+    pub(crate) fn n_heads(&self) -> usize {
+        self.n_heads
+    }
+
     /// `x + attention(norm(x))`.
     ///
     /// # Shapes
@@ -215,10 +220,16 @@ impl Attention {
         if (new != 1 && !sight.plain_causal) || new > MAX_QUERIES || sight.fused || !has_kernels(qkv) {
             return None;
         }
-        let hidden = if new == 1 { sight.hidden_held.as_ref() } else { None };
+        let counted = cache.counted().cloned();
+        let hidden = match &counted {
+            Some(counted) => counted.hidden.as_ref(),
+            None if new == 1 => sight.hidden_held.as_ref(),
+            None => None,
+        };
         let rotation = context.tables.as_ref().map(RotaryTable::tables);
+        let count = counted.as_ref().map(|counted| &counted.count);
         let attend = |keys: &mut Tensor<4>, values: &mut Tensor<4>, len| {
-            attend_new(NewPositions { qkv, rotation, n_heads: self.n_heads, len, hidden }, keys, values)
+            attend_new(NewPositions { qkv, rotation, n_heads: self.n_heads, len, hidden, count }, keys, values)
         };
         match cache.write_new(new, attend) {
             Ok(mixed) => mixed,

@@ -1,10 +1,11 @@
 //! A stack of layers.
 
+use blockformer_cubecl::takes_counts;
 use blockformer_kv_cache::{CacheConfig, KvCache, KvPlace, KvStorage, PagedBatch, PoolConfig};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
-use crate::attention::{AttentionContext, LayerKv};
+use crate::attention::{AttentionContext, FUSED_FROM_SCORES, LayerKv};
 use crate::linear::FullNorm;
 use crate::{AttentionMask, Layer, Norm, RotaryTable};
 
@@ -86,6 +87,17 @@ impl Transformer {
             Some(layer) => KvCache::new(config, (device, layer.attention.qkv.weight.val().dtype())),
             None => KvCache::new(config, device),
         }
+    }
+
+    /// Whether the device may count the positions of a cache ([`KvCache::count_on_device`]) for passes of one new position:
+    /// where there are kernels that ask it.
+    pub fn takes_counts(&self, cache: &KvCache) -> bool {
+        let CacheConfig { batch, capacity, .. } = cache.config();
+        self.layers.first().is_some_and(|layer| {
+            let (heads, weight) = (layer.attention.n_heads(), layer.attention.qkv.weight.val());
+            let plain = capacity < FUSED_FROM_SCORES && cache.dtype() == Some(weight.dtype());
+            plain && takes_counts(&weight, batch * heads, capacity)
+        })
     }
 
     /// Features of the residual stream.

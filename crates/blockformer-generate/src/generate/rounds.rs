@@ -1,14 +1,13 @@
 //! Rounds of tokens that are decoded without a look at them.
 
-use blockformer_cubecl::Recording;
 use blockformer_model::{BlockLayout, BlockedPrompts};
-use blockformer_token_decoder::TokenInput;
 use burn::tensor::{Device, Int, Tensor, s};
 
 use super::prepare;
+use super::repeated::Repeated;
 use crate::device_sampler::{DeviceSampler, token};
 use crate::read_back::read_tokens;
-use crate::{BlockByBlock, DeviceDecoding, GenerateError, GenerateOptions, LanguageModel, Sampler};
+use crate::{DeviceDecoding, GenerateError, GenerateOptions, LanguageModel, Sampler};
 
 /// Cached positions are attended to in multiples of this where shapes are static.
 const POSITIONS: usize = 64;
@@ -30,21 +29,20 @@ pub struct Rounds<'a, M: LanguageModel> {
     /// Tokens of the next round that have been decoded by themselves.
     ahead: usize,
     left: usize,
-    repeated: Option<Repeated<'a, M::State>>,
+    course: Course<'a>,
+    kv_bytes: usize,
     device: Device,
 }
 
-/// Blocks whose tokens a device decodes by repeating what it recorded.
-struct Repeated<'a, S> {
-    model: &'a dyn BlockByBlock<S>,
-    block_length: usize,
-    /// Tokens of the block that is decoded step by step, `[batch, 1]` each.
-    block: Vec<Tensor<2, Int>>,
-    /// From what begins a block and the random numbers of its tokens to their ids, `[batch, block_length]`.
-    recording: Option<BlockRecording<'a>>,
+/// How tokens are decoded.
+enum Course<'a> {
+    /// Step by step.
+    Steps,
+    /// For now; what comes behind the first block is to be recorded. The block's tokens, `[batch, 1]` each.
+    StepsAtFirst(Vec<Tensor<2, Int>>),
+    /// By repeating what was recorded.
+    Repeated(Box<Repeated<'a>>),
 }
-
-type BlockRecording<'a> = Recording<'a, (Tensor<3>, Option<Tensor<2>>), Tensor<2, Int>>;
 
 /// What the next token comes from.
 enum Next {
@@ -52,8 +50,6 @@ enum Next {
     Logits(Tensor<2>),
     /// The token before it, `[batch, 1]`.
     Token(Tensor<2, Int>),
-    /// The block before it, `[batch, block_length]`.
-    Block(Tensor<2, Int>),
 }
 
 impl<'a, M: LanguageModel> Rounds<'a, M> {
@@ -106,7 +102,7 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
 
     /// Bytes of the keys and values that there is room for, those of rows and positions that fill up shapes included.
     pub fn kv_bytes(&self) -> usize {
-        self.model.kv_bytes(&self.state)
+        self.kv_bytes
     }
 
     /// Takes in prompts that were checked.
@@ -126,19 +122,17 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
         }
         let [batch, vocab_size] = logits.dims();
         let sampler = DeviceSampler::new(samplers, batch, vocab_size, device);
-        let (tokens_per_read, block_length) = (decoding.tokens_per_read(&layout), layout.block_length);
-        let by_block = model.block_by_block().filter(|_| decoding.recorded && tokens_per_read == block_length);
-        let by_block = by_block.filter(|_| sampler.without_counts().is_some());
-        let repeated = by_block.map(|model| Repeated { model, block_length, block: vec![], recording: None });
-        let (next, device) = (Next::Logits(logits), device.clone());
-        Self { model, state, next, sampler, n_sequences, tokens_per_read, ahead: 0, left, repeated, device }
+        let tokens_per_read = decoding.tokens_per_read(&layout);
+        let recorded = decoding.recorded && sampler.without_counts().is_some();
+        let course = if recorded { Course::StepsAtFirst(Vec::new()) } else { Course::Steps };
+        let (next, kv_bytes, device) = (Next::Logits(logits), model.kv_bytes(&state), device.clone());
+        Self { model, state, next, sampler, n_sequences, tokens_per_read, ahead: 0, left, course, kv_bytes, device }
     }
 
-    /// Whether the device repeats what it recorded: from the second block on, if [it was asked to](DeviceDecoding::recorded)
-    /// and can.
+    /// Whether the device repeats what it recorded: from the second block on, if [it was asked to](DeviceDecoding::recorded),
+    /// can, and there are enough tokens to decode.
     pub fn is_recorded(&self) -> bool {
-        let recording = self.repeated.as_ref().and_then(|repeated| repeated.recording.as_ref());
-        recording.is_some_and(Recording::is_recorded)
+        matches!(&self.course, Course::Repeated(repeated) if repeated.is_recorded())
     }
 
     /// Enqueues the next tokens of all sequences, `[sequences, tokens]`, for [`token`](crate::device_sampler::token) to
@@ -151,78 +145,64 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
     /// Enqueues `n` tokens of all sequences, or as many as are left.
     fn round_of(&mut self, n: usize) -> Option<Tensor<2, Int>> {
         let n = n.min(self.left);
-        if n == 0 {
-            return None;
+        let mut parts = Vec::new();
+        let mut decoded = 0;
+        while decoded < n {
+            let missing = n - decoded;
+            let block_length = self.model.layout().block_length;
+            let tokens = match &mut self.course {
+                Course::Steps => self.steps(missing),
+                Course::StepsAtFirst(block) => {
+                    let to_its_end = block_length - block.len();
+                    self.steps(missing.min(to_its_end))
+                }
+                Course::Repeated(repeated) => repeated.take(missing, &mut self.sampler),
+            };
+            let taken = tokens.dims()[1];
+            decoded += taken;
+            self.left -= taken;
+            parts.push(tokens);
+            if matches!(&self.course, Course::StepsAtFirst(block) if block.len() == block_length) {
+                self.record(block_length);
+            }
         }
-        self.left -= n;
-        let round = match self.repeated_round(n) {
-            Some(round) => round,
-            None => self.stepped_round(n),
-        };
-        Some(round.slice(s![0..self.n_sequences, ..]))
+        (n > 0).then(|| Tensor::cat(parts, 1).slice(s![0..self.n_sequences, ..]))
     }
 
     /// Token by token.
-    fn stepped_round(&mut self, n: usize) -> Tensor<2, Int> {
+    fn steps(&mut self, n: usize) -> Tensor<2, Int> {
         let uniforms = self.sampler.uniforms(n);
         let mut tokens = Vec::with_capacity(n);
         for place in 0..n {
-            let logits = match (&self.next, &self.repeated) {
-                (Next::Logits(logits), _) => logits.clone(),
-                (Next::Token(ids), _) => self.model.step_on_device(&mut self.state, ids.clone()),
-                (Next::Block(ids), Some(Repeated { model, .. })) => {
-                    let context = model.take_block(&mut self.state, ids.clone());
-                    model.begin_block(&mut self.state, context)
-                }
-                (Next::Block(_), None) => unreachable!("blocks are kept to be repeated"),
+            let logits = match &self.next {
+                Next::Logits(logits) => logits.clone(),
+                Next::Token(ids) => self.model.step_on_device(&mut self.state, ids.clone()),
             };
             let drawn = self.sampler.draw(logits, column(uniforms.as_ref(), place));
             tokens.push(drawn.checked);
-            self.next = Next::Token(drawn.ids.clone());
-            if let Some(Repeated { block, block_length, .. }) = &mut self.repeated {
-                block.push(drawn.ids);
-                if block.len() == *block_length {
-                    self.next = Next::Block(Tensor::cat(std::mem::take(block), 1));
-                }
+            if let Course::StepsAtFirst(block) = &mut self.course {
+                block.push(drawn.ids.clone());
             }
+            self.next = Next::Token(drawn.ids);
         }
         Tensor::cat(tokens, 1)
     }
 
-    /// The next block, or as much of it as is left, by repeating what was recorded.
-    fn repeated_round(&mut self, n: usize) -> Option<Tensor<2, Int>> {
-        let (Some(repeated), Next::Block(ids)) = (&mut self.repeated, &self.next) else { return None };
-        let length = repeated.block_length;
-        let worth = repeated.recording.is_some() || n + self.left >= WORTH_RECORDING * length;
-        if !worth || (n < length && self.left > 0) {
-            return None;
-        }
-        let inputs = (repeated.model.take_block(&mut self.state, ids.clone()), self.sampler.uniforms(length));
-        let recording = match &mut repeated.recording {
-            Some(recording) => recording,
-            none => {
-                let mut steps = repeated.model.token_steps(&self.state);
-                let draw = self.sampler.without_counts()?;
-                none.insert(Recording::new(&self.device, inputs.clone(), move |(context, uniforms)| {
-                    let mut tokens = Vec::with_capacity(length);
-                    let mut input = TokenInput::start(context);
-                    for place in 0..length {
-                        let drawn = draw(steps(input), column(uniforms.as_ref(), place));
-                        tokens.push(drawn.checked);
-                        input = TokenInput::next(drawn.ids);
-                    }
-                    Tensor::cat(tokens, 1)
-                }))
-            }
+    /// Has the device record what comes behind the first block, if it is worth it and possible.
+    fn record(&mut self, block_length: usize) {
+        let Course::StepsAtFirst(block) = std::mem::replace(&mut self.course, Course::Steps) else { return };
+        let Some(draw) = self.sampler.without_counts().filter(|_| self.left >= WORTH_RECORDING * block_length) else {
+            return;
         };
-        let tokens = recording.repeat(inputs).clone();
-        self.next = Next::Block(tokens.clone().clamp_min(0)); // those that are none stand for any
-        Some(tokens.slice(s![.., 0..n]))
+        if let Some(steps) = self.model.take_steps(&mut self.state) {
+            let repeated = Repeated::new(steps, draw, Tensor::cat(block, 1), &self.sampler, &self.device);
+            self.course = Course::Repeated(Box::new(repeated));
+        }
     }
 }
 
 /// The random numbers of one place.
-fn column(uniforms: Option<&Tensor<2>>, place: usize) -> Option<Tensor<2>> {
+pub(super) fn column(uniforms: Option<&Tensor<2>>, place: usize) -> Option<Tensor<2>> {
     uniforms.map(|uniforms| uniforms.clone().slice(s![.., place..place + 1]))
 }
 
