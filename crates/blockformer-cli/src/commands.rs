@@ -18,9 +18,9 @@ use blockformer::generate::{Decoding, DeviceDecoding};
 use burn::tensor::Device;
 
 /// Where tokens are drawn, and whether a device records blocks.
-pub(crate) fn decoding(device: &Device, recorded: bool) -> Decoding {
-    match blockformer::decoding(device) {
-        Decoding::Device(decoding) => Decoding::Device(DeviceDecoding { recorded, ..decoding }),
-        host => host,
+pub(crate) fn decoding(device: &Device, recorded: Option<bool>) -> Decoding {
+    match (blockformer::decoding(device), recorded) {
+        (Decoding::Device(decoding), Some(recorded)) => Decoding::Device(DeviceDecoding { recorded, ..decoding }),
+        (decoding, _) => decoding,
     }
 }

@@ -112,6 +112,11 @@ pub fn is_cpu(device: &Device) -> bool {
     ["flex", "ndarray"].into_iter().flat_map(devices_of).any(|cpu| cpu == *device)
 }
 
+/// Whether `device` is one of NVIDIA's, by CUDA.
+pub(crate) fn is_cuda(device: &Device) -> bool {
+    devices_of("cuda").contains(device)
+}
+
 /// The names of all devices that this build finds on this machine.
 pub fn available_devices() -> Vec<String> {
     let built = BACKENDS.iter().filter(|(_, _, built)| *built);

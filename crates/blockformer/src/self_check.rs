@@ -270,7 +270,7 @@ struct Check {
 }
 
 /// All of them. Those that tell most about a device come first.
-const CHECKS: [Check; 25] = {
+const CHECKS: [Check; 26] = {
     use Accuracy::{Draws, Exact, Float32, Gradients, Limit, Of, Products};
     const fn check(name: &'static str, accuracy: Accuracy, run: fn(&Subject) -> Answer) -> Check {
         Check { name, accuracy, run }
@@ -296,6 +296,7 @@ const CHECKS: [Check; 25] = {
         check("prefill in pieces: blocks", Float32, cached::pieces_of_blocks),
         check("greedy texts: engine, plain generation", Float32, cached::engine),
         check("greedy texts: tokens found on the device", Float32, cached::likeliest_on_device),
+        check("greedy texts: blocks that are repeated", Float32, cached::likeliest_repeated),
         check("sampled texts: tokens drawn on the device", Draws, cached::drawn_on_device),
         check("training: block model", Gradients, |on| training::two_steps(on, &models::lookup_prefix())),
         check("training: vanilla, grouped queries", Gradients, |on| training::two_steps(on, &models::vanilla())),

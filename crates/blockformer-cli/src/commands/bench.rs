@@ -64,9 +64,9 @@ pub(crate) struct Arguments {
     /// Where to compute: cpu, cuda:0, wgpu, …
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// On GPUs, record what decodes the tokens of a block once and repeat it by one call (CUDA graphs)
-    #[arg(long)]
-    recorded: bool,
+    /// On GPUs, record how a block is decoded and repeat it by one call (a CUDA graph): by default with CUDA alone
+    #[arg(long, value_name = "BOOL")]
+    recorded: Option<bool>,
     /// A model's loss in nats a token, for the picture of throughput and loss
     #[arg(long, value_name = "NAME=LOSS", value_parser = loss)]
     loss: Vec<(String, f64)>,

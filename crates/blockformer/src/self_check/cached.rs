@@ -188,12 +188,16 @@ fn prompts() -> [Vec<u32>; 3] {
 
 const NEW: usize = 9;
 
+fn of_few_tokens() -> GenerateOptions {
+    GenerateOptions { max_new_tokens: NEW, ..GenerateOptions::default() }
+}
+
 /// How far greedy texts stay behind the likeliest tokens, by passes without caches: of the engine, which keeps keys and
 /// values in pages, and of plain generation.
 pub(super) fn engine(subject: &Subject) -> Answer {
     let device = &subject.device;
     let model = subject.block(&models::lookup_prefix(), device);
-    let plain = |prompt: &Vec<u32>| generated(&model, &[prompt], &GenerateOptions::default(), device);
+    let plain = |prompt: &Vec<u32>| generated(&model, &[prompt], &of_few_tokens(), device);
     let plain: Vec<Vec<u32>> = prompts().iter().flat_map(plain).collect();
     let mut engine =
         match Engine::new(model.clone(), EngineConfig { kv_budget: 4 << 20, ..EngineConfig::default() }, device) {
@@ -221,8 +225,20 @@ pub(super) fn engine(subject: &Subject) -> Answer {
 
 /// The same of texts whose tokens are found on the device, in static shapes.
 pub(super) fn likeliest_on_device(subject: &Subject) -> Answer {
+    likeliest_by(subject, DECODING, NEW)
+}
+
+/// The same where the device repeats what it recorded, if it can, of as many tokens as that takes.
+pub(super) fn likeliest_repeated(subject: &Subject) -> Answer {
+    likeliest_by(subject, DeviceDecoding { recorded: true, ..DECODING }, 46)
+}
+
+const DECODING: DeviceDecoding = DeviceDecoding { tokens_per_read: None, static_shapes: true, recorded: false };
+
+fn likeliest_by(subject: &Subject, decoding: DeviceDecoding, max_new_tokens: usize) -> Answer {
     let device = &subject.device;
-    let options = GenerateOptions { decoding: ON_DEVICE, ..GenerateOptions::default() };
+    let decoding = Decoding::Device(decoding);
+    let options = GenerateOptions { decoding, max_new_tokens, ..GenerateOptions::default() };
     let rows = prompts();
     let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
     let model = subject.block(&models::lookup_prefix(), device);
@@ -234,9 +250,6 @@ pub(super) fn likeliest_on_device(subject: &Subject) -> Answer {
         behind_the_likeliest::<VanillaTransformerConfig>("vanilla", &vanilla, &of_vanilla, device),
     ]
 }
-
-const ON_DEVICE: Decoding =
-    Decoding::Device(DeviceDecoding { tokens_per_read: None, static_shapes: true, recorded: false });
 
 /// Which tokens that a device drew are not those that the host draws, with the same random numbers, from the logits of
 /// passes without caches: 1 for each.
@@ -255,7 +268,12 @@ fn share_that_differs(subject: &Subject, changed: fn(Sampling) -> Sampling) -> f
     let (mut differ, mut n) = (0, 0);
     for sampling in [plain, narrowed] {
         let sampling_there = changed(sampling.clone());
-        let options = GenerateOptions { sampling: sampling_there, decoding: ON_DEVICE, ..GenerateOptions::default() };
+        let options = GenerateOptions {
+            sampling: sampling_there,
+            decoding: Decoding::Device(DECODING),
+            max_new_tokens: NEW,
+            ..GenerateOptions::default()
+        };
         let texts = generated(&model, &slices, &options, device);
         for (index, (prompt, text)) in rows.iter().zip(&texts).enumerate() {
             let mut sampler = Sampler::new(sampling.clone(), index, prompt);
@@ -270,15 +288,14 @@ fn share_that_differs(subject: &Subject, changed: fn(Sampling) -> Sampling) -> f
     differ as f32 / n as f32
 }
 
-/// Continuations of [`NEW`] tokens.
+/// Continuations.
 fn generated<M: LanguageModel>(
     model: &M,
     prompts: &[&[u32]],
     options: &GenerateOptions,
     device: &Device,
 ) -> Vec<Vec<u32>> {
-    let options = GenerateOptions { max_new_tokens: NEW, ..options.clone() };
-    match generate(model, prompts, &options, device, |_, _| ControlFlow::Continue(())) {
+    match generate(model, prompts, options, device, |_, _| ControlFlow::Continue(())) {
         Ok(generations) => generations.into_iter().map(|generation| generation.tokens).collect(),
         Err(error) => panic!("{error}"),
     }
@@ -333,7 +350,7 @@ mod tests {
         let model = Subject::new(&device).block(&models::lookup_prefix(), &device);
         let rows = prompts();
         let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
-        let texts = generated(&model, &rows, &GenerateOptions::default(), &device);
+        let texts = generated(&model, &rows, &of_few_tokens(), &device);
         let error = |texts: &[Vec<u32>]| {
             let part = behind_the_likeliest::<BlockTransformerConfig>("texts", &model, texts, &device);
             largest_error("none", &vec![part], None).error

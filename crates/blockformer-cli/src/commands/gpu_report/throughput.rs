@@ -37,9 +37,9 @@ pub(super) struct Arguments {
     /// Memory that the largest batch may fill; nine tenths of the card's if NVIDIA's driver tells
     #[arg(long, value_name = "GIB")]
     pub(super) memory: Option<f64>,
-    /// On GPUs, record what decodes the tokens of a block once and repeat it by one call (CUDA graphs)
-    #[arg(long)]
-    pub(super) recorded: bool,
+    /// Record how a block is decoded and repeat it by one call (a CUDA graph): by default with CUDA alone
+    #[arg(long, value_name = "BOOL")]
+    pub(super) recorded: Option<bool>,
     /// The largest batch that is looked for
     #[arg(long, value_name = "N", default_value_t = LARGEST_BATCH)]
     pub(super) most_sequences: usize,
