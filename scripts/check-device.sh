@@ -25,9 +25,9 @@ else
     for case in $cases; do "$program" verify "tests/reference-cases/$case" --device "$device"; done
 fi
 
-step "generation of the bundled model, the same text as on the CPU"
+step "generation of the bundled model, by a captured graph where the device can, the same text as on the CPU"
 sentence="The people of the United States"
-generate() { "$program" generate --prompt "$sentence" --max-new-tokens 12 --temperature 0 --device "$1"; }
+generate() { "$program" generate --prompt "$sentence" --max-new-tokens 76 --temperature 0 --recorded true --device "$1"; }
 generate cpu > "$scratch/cpu"
 generate "$device" > "$scratch/device"
 cat "$scratch/device"

@@ -3,18 +3,24 @@
 # CubeCL generates CUDA C++ for a device of compute capability 7.5 without tensor cores, lays tensors out and launches as it
 # would there, and the kernels are compiled by g++ and run on the CPU, barriers and exchanges in warps included. This shows wrong
 # results, not speed. Kernels that use tensor cores or copies in the background cannot run; the tuner leaves them out.
-#   scripts/test-emulated-cuda.sh [kernels|decoding|device|report]...      # kernels, decoding and device if none is named
+#   scripts/test-emulated-cuda.sh [kernels|decoding|device|report|host]...      # kernels, decoding and device if none is named
+# report makes all sections of `gpu-report`; host times what the host does for a token, with kernels that do nothing.
 # It needs g++ 12 or newer on x86-64. The build takes 25 minutes on two cores.
 #
 # With NVIDIA's NVRTC (Python packages nvidia-cuda-nvrtc-cu12, -runtime-cu12, -cccl-cu12, for CUDA_PATH), every kernel is compiled by it, too:
 #   EMULATED_CUDA_NVRTC=…/libnvrtc.so.12 CUDA_PATH=… EMULATED_CUDA_NVRTC_ARCH=sm_90a scripts/test-emulated-cuda.sh
-# and with EMULATED_CUDA_ORDER=reversed threads run from the last to the first, which shows missing barriers.
+# and with EMULATED_CUDA_ORDER=reversed threads run from the last to the first, which shows many missing barriers. More settings are
+# explained at the head of driver.cpp.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=$(realpath -m "${CARGO_TARGET_DIR:-target/cuda}")
 work=$target/emulated
 parts=("$@")
 [ $# -gt 0 ] || parts=(kernels decoding device)
+
+for part in "${parts[@]}"; do
+    case $part in kernels | decoding | device | report | host) ;; *) echo "test-emulated-cuda: no part $part" >&2; exit 1 ;; esac
+done
 
 step() { printf '\n=== %s (%s s)\n' "$*" "$SECONDS"; }
 
@@ -27,7 +33,6 @@ library libcuda.so driver.cpp
 library libnvrtc.so compiler.cpp
 CARGO_TARGET_DIR=$target scripts/check-cuda.sh build
 
-# Only now, so that cargo's own programs find no driver.
 emulated() {
     env LD_LIBRARY_PATH="$work${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" CUDA_PATH="${CUDA_PATH:-/usr/local/cuda}" \
         EMULATED_CUDA_KERNELS="$work/kernels" EMULATED_CUDA_HEADER="$PWD/scripts/emulated-cuda/kernel.h" "$@"
@@ -38,13 +43,25 @@ for part in "${parts[@]}"; do
     step "$part"
     case $part in
         kernels) tests --test kernels ;;
-        decoding) tests --test gpu_decode --test gpu_launches ;;
+        decoding)
+            tests --test gpu_decode --test gpu_launches
+            # And where no graph can be made of what was captured.
+            EMULATED_CUDA_FAIL_CAPTURE=1 BLOCKFORMER_TEST_NO_GRAPHS=1 tests --test gpu_decode repeated
+            ;;
         device) emulated scripts/check-device.sh "$target/debug/blockformer" cuda:0 ;;
         report)
             emulated "$target/debug/blockformer" gpu-report --device cuda:0 --out "$work/report.json" --scale 32 --most-sequences 1 \
                 --sections device,limits,throughput,training --presets block_main_b4_5 --training-presets block_main_b4_5 --precision f32
             ;;
-        *) echo "test-emulated-cuda: no part $part" >&2; exit 1 ;;
+        host)
+            for model in block_main_b4_300 vanilla_410; do
+                for recorded in false true; do
+                    echo "recorded $recorded:"
+                    EMULATED_CUDA_IDLE=1 EMULATED_CUDA_ONLY_NVRTC=1 emulated "$target/debug/blockformer" bench --device cuda:0 --model "$model" \
+                        --precision bf16 --prompt-tokens 128 --new-tokens 256 --repeats 3 --recorded "$recorded"
+                done
+            done
+            ;;
     esac
 done
 step done

@@ -27,6 +27,10 @@ namespace {
 
 enum Status { success = 0, out_of_memory = 1, invalid_program = 4, compilation = 6, internal = 11 };
 
+// float16 is rounded after every operation; numbers are read as what their bits are.
+const std::vector<std::string> gcc = {"g++", "-std=c++17", "-O1", "-march=native", "-fno-strict-aliasing", "-fexcess-precision=16", "-fno-gnu-unique",
+                                      "-fPIC", "-shared", "-w"};
+
 struct Program {
     std::string source, log, image;
 };
@@ -41,7 +45,11 @@ std::string contents(const std::string &path) {
     return {std::istreambuf_iterator<char>(file), {}};
 }
 
-void write(const std::string &path, const std::string &text) { std::ofstream(path) << text; }
+// Under another name first, so that nobody reads half of it.
+bool write(const std::string &path, const std::string &text) {
+    const std::string own = path + "." + std::to_string(getpid());
+    return (std::ofstream(own) << text).flush() && !rename(own.c_str(), path.c_str());
+}
 
 std::string hash(const std::string &text) {
     uint64_t value = 14695981039346656037u;
@@ -111,7 +119,7 @@ bool check(const std::string &source, const std::vector<std::string> &given, con
         ptx_size(program, &size);
         text.resize(size);
         get_ptx(program, text.data());
-        write(ptx, text.c_str());
+        if (!write(ptx, text.c_str())) return log = "cannot write " + ptx, false;
     }
     destroy(&program);
     return good;
@@ -123,24 +131,31 @@ Status compile(Program &program, const std::vector<std::string> &options) {
     std::smatch name;
     static const std::regex entry(R"(__global__ void __launch_bounds__\(\d+\)\s+(\w+)\()");
     if (!std::regex_search(program.source, name, entry)) return program.log = "no kernel in the source", compilation;
-    static const std::string version = hash(contents(header));
-    const std::string base = folder + "/" + hash(program.source) + "-" + version;
-    const std::string library = base + ".so", unit = base + ".cpp", own = base + "." + std::to_string(getpid());
-    write(base + ".cu", program.source);
-    if (!setting("EMULATED_CUDA_NVRTC").empty() && access((base + ".ptx").c_str(), R_OK) &&
-        !check(program.source, options, base + ".ptx", program.log)) {
+    const bool idle = !setting("EMULATED_CUDA_ONLY_NVRTC").empty();
+    // All that goes into a library is in its name: the source, what is made of it, how it is compiled, and for which CPU.
+    static const std::string cpu = contents("/proc/cpuinfo").substr(0, contents("/proc/cpuinfo").find("\n\n"));
+    static const std::string flags = cpu.substr(cpu.find("flags") == std::string::npos ? 0 : cpu.find("flags"));
+    const std::string source = idle
+        ? "extern \"C\" void emulated_run(void **) {}\nextern \"C\" size_t emulated_parameter(size_t) { return ~(size_t)0; }\n"
+          "extern \"C\" void emulated_enter(EmulatedBlock *) {}\n"
+        : for_host(program.source) + "\nEMULATED_ENTRY(" + name[1].str() + ")\n";
+    std::string how, asked = setting("EMULATED_CUDA_NVRTC_ARCH");
+    for (const std::string &option : gcc) how += option;
+    for (const std::string &option : options) asked += option;
+    const std::string base = folder + "/" + hash(program.source);
+    const std::string built = base + "-" + hash(source + contents(header) + how + flags), library = built + ".so", unit = built + ".cpp";
+    const std::string ptx = base + "-" + hash(asked) + ".ptx", own = built + "." + std::to_string(getpid());
+    if (!write(base + ".cu", program.source)) return program.log = "cannot write to " + folder, compilation;
+    if (!setting("EMULATED_CUDA_NVRTC").empty() && access(ptx.c_str(), R_OK) && !check(program.source, options, ptx, program.log)) {
         fprintf(stderr, "emulated CUDA: NVRTC refuses %s.cu: %s\n", base.c_str(), program.log.c_str());
         return compilation;
     }
     if (access(library.c_str(), R_OK)) {
-        std::string source = setting("EMULATED_CUDA_ONLY_NVRTC").empty()
-            ? for_host(program.source) + "\nEMULATED_ENTRY(" + name[1].str() + ")\n"
-            : "extern \"C\" void emulated_run(void **) {}\nextern \"C\" size_t emulated_parameter(size_t) { return ~(size_t)0; }\n"
-              "extern \"C\" void emulated_enter(EmulatedBlock *) {}\n";
-        write(unit, "#include \"" + header + "\"\n" + source);
+        if (!write(unit, "#include \"" + header + "\"\n" + source)) return program.log = "cannot write to " + folder, compilation;
         const std::string made = own + ".so";
-        if (!run({"g++", "-std=c++17", "-O1", "-march=native", "-fno-strict-aliasing", "-fPIC", "-shared", "-w", unit, "-o", made, "-lm"},
-                 own + ".log")) {
+        std::vector<std::string> command = gcc;
+        command.insert(command.end(), {unit, "-o", made, "-lm"});
+        if (!run(command, own + ".log")) {
             program.log = "g++: " + contents(own + ".log");
             unlink((own + ".log").c_str());
             return compilation;

@@ -3,12 +3,20 @@
 // waits for others. Streams do their work at once, in the order in which it was asked for. What is not there answers
 // CUDA_ERROR_NOT_SUPPORTED.
 //
-// EMULATED_CUDA_ORDER=reversed   runs the threads of a block from the last to the first: kernels that lack a barrier give something else
+// While a stream captures a graph, what CUDA forbids meanwhile (allocating, freeing, waiting, loading modules) fails and spoils the
+// graph.
+//
+// EMULATED_CUDA_ORDER=reversed   runs the threads of a block from the last to the first: many kernels that lack a barrier
+//                                give something else then
+// EMULATED_CUDA_CAPABILITY=90    another compute capability than 7.5: CubeCL then also tries kernels that need tensor cores or copies in the
+//                                background, which do not compile here
+// EMULATED_CUDA_FAIL_CAPTURE=1   no graph can be instantiated
 // EMULATED_CUDA_IDLE=1           launches do nothing, and large copies copy nothing: what then takes time is the host's part
 // EMULATED_CUDA_LOG=FILE         a line for every launch
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -30,12 +38,11 @@ enum Status {
     invalid_value = 1,
     out_of_memory = 2,
     invalid_image = 200,
-    invalid_handle = 400,
     not_found = 500,
-    illegal_address = 700,
     launch_failed = 719,
     not_supported = 801,
-    unknown = 999,
+    capture_unsupported = 900,
+    capture_invalidated = 901,
 };
 
 struct uint3 {
@@ -184,10 +191,13 @@ bool resolve(Fiber *lanes, uint32_t count) {
         for (uint32_t j = 0; j < count; j++)
             if (needed >> j & 1) all = all && lanes[j].waits == why && lanes[j].mask == mask;
         if (!all) continue;
-        unsigned long long values[32] = {}, votes = 0;
+        // What a lane that is not there gives is undefined: not a number, lest it look right.
+        unsigned long long values[32], votes = 0;
+        std::fill(values, values + 32, ~0ull);
         for (uint32_t j = 0; j < count; j++) {
+            if (!(needed >> j & 1)) continue;
             values[j] = lanes[j].value;
-            if (needed >> j & 1 && lanes[j].value) votes |= 1u << j;
+            if (lanes[j].value) votes |= 1u << j;
         }
         for (uint32_t j = 0; j < count; j++) {
             if (!(needed >> j & 1)) continue;
@@ -276,9 +286,12 @@ FILE *log_file() {
     return file;
 }
 
+constexpr size_t most_shared = 99 << 10;
+
 Status launch(Module *module, uint3 grid, uint3 dim, size_t shared, void **parameters) {
     const uint64_t blocks = (uint64_t)grid.x * grid.y * grid.z;
-    if (!blocks || !dim.x || !dim.y || !dim.z || (uint64_t)dim.x * dim.y * dim.z > 1024) return invalid_value;
+    if (!blocks || !dim.x || !dim.y || !dim.z || (uint64_t)dim.x * dim.y * dim.z > 1024 || dim.z > 64) return invalid_value;
+    if (shared > most_shared || grid.y > 65535 || grid.z > 65535) return invalid_value;
     if (idle()) return success;
     const auto start = std::chrono::steady_clock::now();
     static const unsigned hands = std::max(1u, std::thread::hardware_concurrency());
@@ -324,6 +337,7 @@ Status launch(Module *module, uint3 grid, uint3 dim, size_t shared, void **param
 struct Graph {
     std::vector<std::function<Status()>> steps;
     size_t launches = 0;
+    bool spoilt = false;
 };
 struct Stream {
     std::unique_ptr<Graph> captured;
@@ -339,6 +353,15 @@ Status enqueue(Stream *stream, std::function<Status()> step) {
     return success;
 }
 
+// The graph that is captured somewhere, if one is: CubeCL captures in the global mode, in which no thread may do what could wait for the device.
+std::atomic<Graph *> capturing = nullptr;
+
+bool forbidden() {
+    Graph *graph = capturing;
+    if (graph) graph->spoilt = true;
+    return graph;
+}
+
 struct Memory {
     std::mutex lock;
     std::map<uint64_t, size_t> device;
@@ -349,6 +372,7 @@ size_t total_memory() { return (size_t)(idle() ? 80 : 8) << 30; }
 
 Status allocate(uint64_t *at, size_t bytes) {
     if (!bytes || !at) return invalid_value;
+    if (forbidden()) return capture_unsupported;
     std::lock_guard<std::mutex> held(memory.lock);
     if (memory.used + bytes > total_memory()) return out_of_memory;
     const size_t mapped = (bytes + 4095) & ~(size_t)4095;
@@ -363,6 +387,7 @@ Status allocate(uint64_t *at, size_t bytes) {
 }
 
 Status release(uint64_t at) {
+    if (forbidden()) return capture_unsupported;
     std::lock_guard<std::mutex> held(memory.lock);
     auto found = memory.device.find(at);
     if (found == memory.device.end()) return invalid_value;
@@ -407,7 +432,7 @@ API cuDeviceGetAttribute(int *value, int attribute, int) {
     static const std::map<int, int> values = {
         {1, 1024}, {2, 1024}, {3, 1024}, {4, 64},       // threads of a block, and along its axes
         {5, 2147483647}, {6, 65535}, {7, 65535},        // blocks along the axes of a grid
-        {8, 48 << 10}, {97, 99 << 10},                  // shared memory of a block, and what it has if it asks
+        {8, 48 << 10}, {97, most_shared},                  // shared memory of a block, and what it has if it asks
         {10, 32}, {16, 16}, {75, capability() / 10}, {76, capability() % 10},
     };
     auto found = values.find(attribute);
@@ -420,13 +445,14 @@ API cuDevicePrimaryCtxRetain(void **context, int) { return *context = &the_conte
 API cuDevicePrimaryCtxRelease_v2(int) { return success; }
 API cuCtxSetCurrent(void *) { return success; }
 API cuCtxGetCurrent(void **context) { return *context = &the_context, success; }
-API cuCtxSynchronize() { return success; }
+API cuCtxSynchronize() { return forbidden() ? capture_unsupported : success; }
 API cuCtxGetStreamPriorityRange(int *least, int *greatest) { return *least = 0, *greatest = 0, success; }
 API cuGetErrorName(int status, const char **name) {
     static const std::map<int, const char *> names = {
         {success, "CUDA_SUCCESS"}, {invalid_value, "CUDA_ERROR_INVALID_VALUE"}, {out_of_memory, "CUDA_ERROR_OUT_OF_MEMORY"},
         {invalid_image, "CUDA_ERROR_INVALID_IMAGE"}, {launch_failed, "CUDA_ERROR_LAUNCH_FAILED"},
-        {illegal_address, "CUDA_ERROR_ILLEGAL_ADDRESS"}, {not_supported, "CUDA_ERROR_NOT_SUPPORTED"}, {not_found, "CUDA_ERROR_NOT_FOUND"},
+        {capture_unsupported, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"},
+        {capture_invalidated, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"}, {not_supported, "CUDA_ERROR_NOT_SUPPORTED"}, {not_found, "CUDA_ERROR_NOT_FOUND"},
     };
     auto found = names.find(status);
     *name = found == names.end() ? "CUDA_ERROR_UNKNOWN" : found->second;
@@ -438,8 +464,8 @@ API cuMemAlloc_v2(uint64_t *at, size_t bytes) { return allocate(at, bytes); }
 API cuMemAllocAsync(uint64_t *at, size_t bytes, Stream *) { return allocate(at, bytes); }
 API cuMemFree_v2(uint64_t at) { return release(at); }
 API cuMemFreeAsync(uint64_t at, Stream *) { return release(at); }
-API cuMemAllocHost_v2(void **at, size_t bytes) { return posix_memalign(at, 4096, bytes) ? out_of_memory : success; }
-API cuMemFreeHost(void *at) { return free(at), success; }
+API cuMemAllocHost_v2(void **at, size_t bytes) { return forbidden() ? capture_unsupported : posix_memalign(at, 4096, bytes) ? out_of_memory : success; }
+API cuMemFreeHost(void *at) { return forbidden() ? capture_unsupported : (free(at), success); }
 API cuMemGetInfo_v2(size_t *available, size_t *total) {
     std::lock_guard<std::mutex> held(memory.lock);
     return *total = total_memory(), *available = total_memory() - memory.used, success;
@@ -494,6 +520,7 @@ API cuMemsetD8Async(uint64_t at, unsigned char value, size_t bytes, Stream *stre
 }
 
 API cuModuleLoadData(Module **module, const void *image) {
+    if (forbidden()) return capture_unsupported;
     // What compiler.cpp says instead of PTX.
     const char *text = (const char *)image;
     if (strncmp(text, "emulated ", 9)) return invalid_image;
@@ -515,12 +542,11 @@ API cuModuleUnload(Module *) { return success; }
 API cuModuleGetFunction(Module **function, Module *module, const char *name) {
     return module->name == name ? (*function = module, success) : not_found;
 }
-API cuFuncSetAttribute(Module *, int, int value) { return value <= 99 << 10 ? success : invalid_value; }
+API cuFuncSetAttribute(Module *, int, int value) { return value <= (int)most_shared ? success : invalid_value; }
 API cuFuncGetAttribute(int *value, int, Module *) { return *value = 0, success; }
 API cuLaunchKernel(Module *module, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
                    Stream *stream, void **parameters, void **) {
     const uint3 grid = {gx, gy, gz}, dim = {bx, by, bz};
-    if (gy > 65535 || gz > 65535) return invalid_value;
     if (!stream || !stream->captured) return launch(module, grid, dim, shared, parameters);
     // A graph keeps what the parameters are now.
     auto kept = std::make_shared<std::vector<std::vector<char>>>();
@@ -539,13 +565,13 @@ API cuLaunchKernel(Module *module, unsigned gx, unsigned gy, unsigned gz, unsign
 API cuStreamCreate(Stream **stream, unsigned) { return *stream = new Stream, success; }
 API cuStreamCreateWithPriority(Stream **stream, unsigned, int) { return *stream = new Stream, success; }
 API cuStreamDestroy_v2(Stream *stream) { return delete stream, success; }
-API cuStreamSynchronize(Stream *) { return success; }
+API cuStreamSynchronize(Stream *) { return forbidden() ? capture_unsupported : success; }
 API cuStreamWaitEvent(Stream *, Event *, unsigned) { return success; }
 API cuEventCreate(Event **event, unsigned) { return *event = new Event, success; }
 API cuEventDestroy_v2(Event *event) { return delete event, success; }
 API cuEventRecord(Event *event, Stream *) { return event->at = std::chrono::steady_clock::now(), success; }
-API cuEventSynchronize(Event *) { return success; }
-API cuEventQuery(Event *) { return success; }
+API cuEventSynchronize(Event *) { return forbidden() ? capture_unsupported : success; }
+API cuEventQuery(Event *) { return forbidden() ? capture_unsupported : success; }
 static int elapsed(float *milliseconds, Event *start, Event *end) {
     // Nothing takes no time at all: the tuner divides by it.
     *milliseconds = std::max(1e-3f, std::chrono::duration<float, std::milli>(end->at - start->at).count());
@@ -554,12 +580,21 @@ static int elapsed(float *milliseconds, Event *start, Event *end) {
 API cuEventElapsedTime(float *milliseconds, Event *start, Event *end) { return elapsed(milliseconds, start, end); }
 API cuEventElapsedTime_v2(float *milliseconds, Event *start, Event *end) { return elapsed(milliseconds, start, end); }
 
-API cuStreamBeginCapture_v2(Stream *stream, int) { return stream->captured = std::make_unique<Graph>(), success; }
+API cuStreamBeginCapture_v2(Stream *stream, int) {
+    if (capturing) return not_supported;
+    stream->captured = std::make_unique<Graph>();
+    return capturing = stream->captured.get(), success;
+}
 API cuStreamEndCapture(Stream *stream, Graph **graph) {
-    return stream->captured ? (*graph = stream->captured.release(), success) : invalid_value;
+    if (!stream->captured) return invalid_value;
+    capturing = nullptr;
+    if (stream->captured->spoilt) return stream->captured.reset(), *graph = nullptr, capture_invalidated;
+    return *graph = stream->captured.release(), success;
 }
 API cuStreamIsCapturing(Stream *stream, int *status) { return *status = stream && stream->captured ? 1 : 0, success; }
-API cuGraphInstantiateWithFlags(Graph **made, Graph *graph, unsigned long long) { return *made = new Graph(*graph), success; }
+API cuGraphInstantiateWithFlags(Graph **made, Graph *graph, unsigned long long) {
+    return getenv("EMULATED_CUDA_FAIL_CAPTURE") ? not_supported : (*made = new Graph(*graph), success);
+}
 API cuGraphUpload(Graph *, Stream *) { return success; }
 API cuGraphLaunch(Graph *graph, Stream *) {
     for (auto &step : graph->steps)

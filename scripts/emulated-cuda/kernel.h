@@ -1,4 +1,4 @@
-// What CUDA C++ kernels need in order to be compiled by g++ and run by emulator.cpp: types of half precision, vectors, functions and
+// What CUDA C++ kernels need in order to be compiled by g++ and run by driver.cpp: types of half precision, vectors, functions and
 // barriers of devices. Only what CubeCL writes is here. No headers of the C++ library, whose names the kernels define anew.
 #pragma once
 #include <stddef.h>
@@ -15,7 +15,7 @@
 struct uint3 { unsigned int x, y, z; };
 struct dim3 : uint3 {};
 
-// What the emulator gives to a kernel: the same struct as in emulator.cpp.
+// What the emulator gives to a kernel: the same struct as in driver.cpp.
 struct EmulatedThread {
     uint3 index;
 };
@@ -267,14 +267,13 @@ typedef unsigned short __nv_fp8x2_storage_t, __nv_fp6x2_storage_t;
 
 // Calls a kernel with the parameters of a launch, and says how large they are.
 template <class... A> struct EmulatedCall {
-    static constexpr size_t count = sizeof...(A);
-    static constexpr size_t sizes[sizeof...(A) + 1] = {sizeof(A)..., 0};
     template <size_t... i> static void with(void (*kernel)(A...), void **given) { kernel(*(A *)given[i]...); }
     static void call(void (*kernel)(A...), void **given) { with<__integer_pack(sizeof...(A))...>(kernel, given); }
 };
 template <class... A> static void emulated_call(void (*kernel)(A...), void **given) { EmulatedCall<A...>::call(kernel, given); }
 template <class... A> static size_t emulated_size(void (*)(A...), size_t i) {
-    return i < sizeof...(A) ? EmulatedCall<A...>::sizes[i] : ~(size_t)0;
+    const size_t sizes[] = {sizeof(A)..., ~(size_t)0}; // no static one: all libraries would share that of the first
+    return sizes[i < sizeof...(A) ? i : sizeof...(A)];
 }
 #define EMULATED_ENTRY(kernel)                                                                           \
     extern "C" void emulated_run(void **given) { emulated_call(&kernel, given); }                        \

@@ -190,7 +190,7 @@ pub struct Measurement {
     /// Sequences generated together.
     pub batch: usize,
     /// Where tokens were found: `host`, which looks at each, or `device`, where all but the first are
-    /// looked at some at a time; `device, recorded` if it was asked to record and repeat blocks.
+    /// looked at some at a time; `device, recorded` if the device repeated a captured graph.
     pub decoding: &'static str,
     /// Repeats that counted.
     pub repeats: usize,
@@ -329,7 +329,7 @@ fn summary(subject: &Subject<'_>, workload: &Workload, options: &MeasureOptions,
         new_tokens: workload.new_tokens,
         batch: options.batch,
         decoding: match (subject.model, options.decoding) {
-            (Model::Plain(_), Decoding::Device(decoding)) if decoding.recorded => "device, recorded",
+            (Model::Plain(_), Decoding::Device(_)) if runs.iter().all(|run| run.recorded) => "device, recorded",
             (Model::Plain(_), Decoding::Device(_)) => "device",
             _ => "host",
         },

@@ -20,7 +20,10 @@ use burn::tensor::Device;
 /// Where tokens are drawn, and whether a device records blocks.
 pub(crate) fn decoding(device: &Device, recorded: Option<bool>) -> Decoding {
     match (blockformer::decoding(device), recorded) {
-        (Decoding::Device(decoding), Some(recorded)) => Decoding::Device(DeviceDecoding { recorded, ..decoding }),
+        (Decoding::Device(decoding), Some(recorded)) => {
+            let recorded_from = recorded.then_some(DeviceDecoding::RECORDED_FROM);
+            Decoding::Device(DeviceDecoding { recorded_from, ..decoding })
+        }
         (decoding, _) => decoding,
     }
 }

@@ -253,7 +253,7 @@ pub(crate) fn attend_new(
         && has_kernels(keys)
         && has_kernels(values)
         && rotation.is_none_or(|(cos, sin)| has_kernels(cos) && has_kernels(sin))
-        && count.is_none_or(has_kernels)
+        && count.is_none_or(|count| has_kernels(count) && takes_counts(keys))
         && hidden.is_none_or(|hidden| matches!(hidden.device().as_dispatch(), DispatchDevice::Cube(_)));
     if !served {
         return None;

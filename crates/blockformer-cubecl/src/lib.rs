@@ -129,7 +129,7 @@ pub struct NewPositions<'a> {
     /// or longer; one at least has to be seen in each sequence.
     pub hidden: Option<&'a Tensor<4, Bool>>,
     /// The number of positions held, `[1]` in float32, for one new position: what is launched is then the same for every
-    /// number up to `len`. Only where [`takes_counts`] says so.
+    /// number up to `len`, as graph capture needs it. Only where [`takes_counts`] says so, and nobody else may hold the cache.
     pub count: Option<&'a Tensor<1>>,
 }
 

@@ -231,13 +231,24 @@ fn together_kernel<F: Float>(
 }
 
 /// Launches it; shapes have been checked. Caches that others hold too are copied first.
+///
+/// # Panics
+/// If others hold a cache that the device counts.
 pub(crate) fn launch(
     inputs: PositionInputs<CubeBackend>,
     n_heads: usize,
     len: usize,
 ) -> (CubeTensor, CubeTensor, CubeTensor) {
-    let own = |x: CubeTensor| if x.can_mut() && x.is_nonoverlapping() { x } else { x.copy() };
     let PositionInputs { qkv, cos, sin, hidden, count, keys, values } = inputs;
+    let counted = !matches!(count, Optional::None);
+    let own = |x: CubeTensor| {
+        if x.can_mut() && x.is_nonoverlapping() {
+            return x;
+        }
+        // A graph would copy what the cache held when it was captured, again and again.
+        assert!(!counted, "a cache that the device counts belongs to somebody else, too");
+        x.copy()
+    };
     let [keys, values] = [keys, values].map(own);
     let [cos, sin, count] = [cos, sin, count].map(Optional::into_option);
     let hidden = match hidden {

@@ -9,38 +9,55 @@ use burn::tensor::{Device, Graph, Tensor, capture};
 
 use crate::has_kernels;
 
-/// What goes into [`Recording`]s and comes out of them: tensors, one or several.
+/// What goes into [`Recording`]s and comes out of them: tensors, one or several, all on one device.
 pub trait Recordable: Clone {
-    /// Whether a device can write others over these.
+    /// The device; `None` if there is no tensor.
+    fn device(&self) -> Option<Device>;
+    /// Whether there are kernels that write others over these.
     fn can_be_held(&self) -> bool;
     /// The same numbers in memory of their own.
+    ///
+    /// # Panics
+    /// If they [cannot be held](Self::can_be_held).
     fn held(&self) -> Self;
-    /// Writes others of the same sizes into that memory.
+    /// Writes others over what [`held`](Self::held) gave.
+    ///
+    /// # Panics
+    /// If they are of other sizes or types, on another device, or absent where these are there.
     fn write_over(&mut self, others: &Self);
 }
 
 impl<const D: usize> Recordable for Tensor<D> {
+    fn device(&self) -> Option<Device> {
+        Some(Tensor::device(self))
+    }
+
     fn can_be_held(&self) -> bool {
         has_kernels(self)
     }
 
     fn held(&self) -> Self {
+        assert!(has_kernels(self), "there is no kernel that copies");
         #[cfg(feature = "_kernels")]
         return crate::extension::held(self);
         #[cfg(not(feature = "_kernels"))]
-        self.clone()
+        unreachable!("there are no kernels at all")
     }
 
     fn write_over(&mut self, others: &Self) {
-        assert_eq!(self.dims(), others.dims(), "the sizes that were recorded");
+        let of = |x: &Self| (x.dims(), x.dtype(), Tensor::device(x));
+        assert_eq!(of(self), of(others), "the sizes, type and device that were recorded");
+        assert!(has_kernels(self), "there is no kernel that copies");
         #[cfg(feature = "_kernels")]
         crate::extension::write_over(self, others);
-        #[cfg(not(feature = "_kernels"))]
-        self.clone_from(others);
     }
 }
 
 impl<T: Recordable> Recordable for Option<T> {
+    fn device(&self) -> Option<Device> {
+        self.as_ref().and_then(T::device)
+    }
+
     fn can_be_held(&self) -> bool {
         self.as_ref().is_none_or(T::can_be_held)
     }
@@ -59,6 +76,10 @@ impl<T: Recordable> Recordable for Option<T> {
 }
 
 impl<T: Recordable, U: Recordable> Recordable for (T, U) {
+    fn device(&self) -> Option<Device> {
+        self.0.device().or_else(|| self.1.device())
+    }
+
     fn can_be_held(&self) -> bool {
         self.0.can_be_held() && self.1.can_be_held()
     }
@@ -73,12 +94,14 @@ impl<T: Recordable, U: Recordable> Recordable for (T, U) {
     }
 }
 
-/// Work on a device that is launched kernel by kernel once, and from then on by one call: a CUDA graph, or what CubeCL makes
-/// of it elsewhere. A host that takes longer to launch small kernels than the device to compute them no longer counts.
+/// Graph capture: work on a device that is launched kernel by kernel some times, and then replayed by one call, as a CUDA graph
+/// or what CubeCL makes of it elsewhere. A host that takes longer to launch small kernels than the device to compute
+/// them no longer counts.
 ///
-/// The work has to be a function of its inputs: no tensor that it reads may come from what it computed the last time, other
-/// than memory that it writes before it reads it (a cache that is emptied first), no tensor may come from the host, and it
-/// may not wait for the device. Where a device cannot record it, it is done as usual each time.
+/// The work has to be a function of its inputs, of tensors that it owns or borrows, and of memory that it writes in place. It is
+/// done three times before it is recorded, so that doing it again must change nothing. No tensor may come from the host, and it
+/// may not wait for the device. If any of that is so, or the device cannot record, [`is_recorded`](Self::is_recorded) is false,
+/// and **what the work writes in place may then be lost**: begin again from a copy.
 pub struct Recording<'a, I, T> {
     inputs: Rc<RefCell<I>>,
     work: Work<'a, T>,
@@ -94,17 +117,20 @@ enum Work<'a, T> {
 }
 
 impl<'a, I: Recordable + 'a, T: Recordable + 'a> Recording<'a, I, T> {
-    /// Does `work` some times, for kernels to be tuned and memory to be found, and records it. `inputs` are of the sizes
-    /// that all later ones have.
-    pub fn new(device: &Device, inputs: I, mut work: impl FnMut(I) -> T + 'a) -> Self {
-        let on_device = inputs.can_be_held();
-        let inputs = Rc::new(RefCell::new(if on_device { inputs.held() } else { inputs }));
+    /// Does `work` three times, for kernels to be tuned and memory to be found, and records it. `inputs` are of the sizes that
+    /// all later ones have. On a device without [kernels](Recordable::can_be_held) nothing is done yet.
+    pub fn new(inputs: I, mut work: impl FnMut(I) -> T + 'a) -> Self {
+        let device = inputs.device().filter(|_| inputs.can_be_held());
+        let inputs = Rc::new(RefCell::new(if device.is_some() { inputs.held() } else { inputs }));
         let given = Rc::clone(&inputs);
         let each_time: Closure<'a, T> = Box::new(move || {
             let inputs = given.borrow().clone();
             work(inputs)
         });
-        let work = if on_device { Work::Recorded(Box::new(capture(device, each_time))) } else { Work::Done(each_time) };
+        let work = match device {
+            Some(device) => Work::Recorded(Box::new(capture(&device, each_time))),
+            None => Work::Done(each_time),
+        };
         Self { inputs, work, _on_this_thread: PhantomData }
     }
 
@@ -113,7 +139,7 @@ impl<'a, I: Recordable + 'a, T: Recordable + 'a> Recording<'a, I, T> {
         matches!(&self.work, Work::Recorded(graph) if graph.is_hardware())
     }
 
-    /// Does the work for these inputs.
+    /// Does the work for these inputs; the outputs are the caller's to keep.
     ///
     /// # Panics
     /// If inputs are of other sizes, or if the device fails.
@@ -144,5 +170,26 @@ impl<'a, I: Recordable + 'a, T: Recordable + 'a> Recording<'a, I, T> {
 impl<I, T> std::fmt::Debug for Recording<'_, I, T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Recording").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_that_no_device_records_is_done_each_time() {
+        let device = Device::flex();
+        let number = |x: f32| Tensor::<1>::from_floats([x], &device);
+        let mut n = 0;
+        let mut recording = Recording::new((number(0.0), None::<Tensor<1>>), |(x, _)| {
+            n += 1;
+            x.mul_scalar(2.0)
+        });
+        assert!(!recording.is_recorded());
+        let outputs = [3.0, 5.0].map(|x| recording.repeat((number(x), None)));
+        assert_eq!(outputs.map(Tensor::into_scalar::<f32>), [6.0, 10.0]);
+        drop(recording);
+        assert_eq!(n, 2);
     }
 }

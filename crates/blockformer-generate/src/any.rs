@@ -67,10 +67,10 @@ impl LanguageModel for AnyModel {
         }
     }
 
-    fn take_steps<'a>(&'a self, state: &mut AnyState) -> Option<RecordableSteps<'a>> {
+    fn recordable_steps<'a>(&'a self, state: &AnyState) -> Option<RecordableSteps<'a>> {
         match (self, state) {
-            (Self::Block(model), AnyState::Block(state)) => model.take_steps(state),
-            (Self::Vanilla(model), AnyState::Vanilla(state)) => model.take_steps(state),
+            (Self::Block(model), AnyState::Block(state)) => model.recordable_steps(state),
+            (Self::Vanilla(model), AnyState::Vanilla(state)) => model.recordable_steps(state),
             _ => panic!("the state of another kind of model"),
         }
     }

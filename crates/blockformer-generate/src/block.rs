@@ -93,14 +93,15 @@ impl<E: Embedder, T: TokenDecoder> LanguageModel for BlockTransformer<E, T> {
         state.blocks.bytes() + state.tokens.bytes() + recent
     }
 
-    fn take_steps<'a>(&'a self, state: &mut Self::State) -> Option<RecordableSteps<'a>> {
+    fn recordable_steps<'a>(&'a self, state: &Self::State) -> Option<RecordableSteps<'a>> {
+        assert_eq!(state.current.len() + 1, self.layout().block_length, "tokens of the block that steps have taken in");
         // A window of several blocks is carried from one to the next beside the cache.
         if state.recent.is_some() || !self.block_decoder.takes_counts(&state.blocks) {
             return None;
         }
         let held = state.blocks.len();
         let hidden = hidden(&state.padded_blocks, state.blocks.config().capacity, &state.device);
-        let mut blocks = state.blocks.take();
+        let mut blocks = state.blocks.copied();
         let mut tokens = self.token_decoder.new_cache(state.padded_blocks.len(), &state.device);
         let step = move |step| {
             let input = match step {

@@ -31,13 +31,18 @@ pub struct DeviceDecoding {
     /// Whether batch, prompts and caches are filled up to sizes of which there are few, so that a device that compiles
     /// or tunes its kernels for each shape is asked for few of them.
     pub static_shapes: bool,
-    /// Whether the device records what decodes a block (or a token of a vanilla transformer) and from then on repeats it by
-    /// one call a block ([`Recording`](blockformer_cubecl::Recording)), where [model and device can](crate::LanguageModel::take_steps)
-    /// and sampling has no penalties or bias. The tokens are the same.
-    pub recorded: bool,
+    /// Graph capture: whether the device records what decodes a block (or a token of a vanilla transformer) and from then on
+    /// repeats it by one call a block ([`Recording`](blockformer_cubecl::Recording)), where
+    /// [model and device can](crate::LanguageModel::recordable_steps), sampling has no penalties or bias, and so many
+    /// tokens are left to each sequence: recording decodes three blocks for nothing. `None`: never. The tokens are
+    /// the same. While it records, keys and values are there twice.
+    pub recorded_from: Option<usize>,
 }
 
 impl DeviceDecoding {
+    /// A sensible [`recorded_from`](Self::recorded_from).
+    pub const RECORDED_FROM: usize = 64;
+
     /// Tokens decoded between two looks at them.
     pub(crate) fn tokens_per_read(&self, layout: &BlockLayout) -> usize {
         match self.tokens_per_read {

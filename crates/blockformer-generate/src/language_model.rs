@@ -78,22 +78,29 @@ pub trait LanguageModel {
     /// Bytes of the keys and values that `state` holds room for.
     fn kv_bytes(&self, state: &Self::State) -> usize;
 
-    /// The steps that come now, for a device to record: they launch the same whatever the number of positions held, which the
-    /// device counts. They take the caches with them, so that `state` can do no more steps. `None`, with the state as it
-    /// was, where a model or its device has no such steps.
+    /// The steps that come now, for a device to capture in a graph: they launch the same whatever the number of positions held,
+    /// which the device counts. They work on copies of the caches; `state` stays as it is. `None` where a model or its
+    /// device has no such steps.
     ///
-    /// A block must have been decoded whole, of which steps have taken in all tokens but the last.
-    fn take_steps<'a>(&'a self, _state: &mut Self::State) -> Option<RecordableSteps<'a>> {
+    /// # Panics
+    /// Unless a block has been decoded whole, of which steps have taken in all tokens but the last.
+    fn recordable_steps<'a>(&'a self, _state: &Self::State) -> Option<RecordableSteps<'a>> {
         None
     }
 }
 
-/// Steps for a device to record, see [`LanguageModel::take_steps`].
+/// Steps for a device to record, see [`LanguageModel::recordable_steps`].
 pub struct RecordableSteps<'a> {
     /// Positions that the cache holds; each block takes one more (each token, of a vanilla transformer).
     pub held: usize,
     /// Logits of the next token, `[batch, vocab_size]`.
     pub step: Box<dyn FnMut(RecordableStep) -> Tensor<2> + 'a>,
+}
+
+impl std::fmt::Debug for RecordableSteps<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RecordableSteps").field("held", &self.held).finish_non_exhaustive()
+    }
 }
 
 /// One of [`RecordableSteps`].

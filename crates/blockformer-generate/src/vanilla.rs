@@ -66,13 +66,13 @@ impl LanguageModel for VanillaTransformer {
         state.cache.bytes()
     }
 
-    fn take_steps<'a>(&'a self, state: &mut VanillaState) -> Option<RecordableSteps<'a>> {
+    fn recordable_steps<'a>(&'a self, state: &VanillaState) -> Option<RecordableSteps<'a>> {
         if !self.transformer.takes_counts(&state.cache) {
             return None;
         }
         let held = state.cache.len();
         let hidden = hidden(&state.padded, state.cache.config().capacity, &state.device);
-        let mut cache = state.cache.take();
+        let mut cache = state.cache.copied();
         let step = move |step| {
             let RecordableStep::Block { ids, count } = step else {
                 panic!("a block of a vanilla transformer is a token")

@@ -88,6 +88,9 @@ impl KvCache {
     }
 
     /// From now on the device counts the positions held: [`LayerCache::count_on_device`].
+    ///
+    /// # Panics
+    /// If there is room for none.
     pub fn count_on_device(&mut self, counted: &Counted) {
         self.layers.iter_mut().for_each(|layer| layer.count_on_device(counted.clone()));
     }
@@ -97,10 +100,9 @@ impl KvCache {
         self.layers.first().map(LayerCache::dtype)
     }
 
-    /// All of it, so that nothing is left here: a cache without layers.
-    pub fn take(&mut self) -> Self {
-        let nothing = Self { config: CacheConfig { n_layers: 0, ..self.config }, layers: Vec::new() };
-        std::mem::replace(self, nothing)
+    /// The same numbers in memory of their own, whoever else holds these.
+    pub fn copied(&self) -> Self {
+        Self { config: self.config, layers: self.layers.iter().map(LayerCache::copied).collect() }
     }
 
     /// The cache of layer `index`.

@@ -129,9 +129,14 @@ impl LayerCache {
         Ok((self.view(&self.keys), self.view(&self.values)))
     }
 
-    /// From now on the device says how many positions are held; the host sees a cache that lacks a single position. Only
-    /// [`write_new`](Self::write_new) can then write, one position.
+    /// From now on the device says how many positions are held, as graph capture needs it; the host sees a cache that lacks a
+    /// single position. Only [`write_new`](Self::write_new) can then write, one position. [`reset`](Self::reset) and
+    /// [`truncate`](Self::truncate) give the count back to the host.
+    ///
+    /// # Panics
+    /// If there is room for none.
     pub fn count_on_device(&mut self, counted: Counted) {
+        assert!(self.capacity() > 0, "a cache without room for a position");
         self.len = self.capacity() - 1;
         self.counted = Some(counted);
     }
@@ -159,8 +164,15 @@ impl LayerCache {
         Ok(written)
     }
 
+    /// The same numbers in memory of their own, whoever else holds these.
+    pub fn copied(&self) -> Self {
+        let copy = |x: &Tensor<4>| x.clone().mul_scalar(1.0);
+        Self { keys: copy(&self.keys), values: copy(&self.values), ..self.clone() }
+    }
+
     /// Forgets everything held; the memory stays.
     pub fn reset(&mut self) {
+        self.counted = None;
         self.len = 0;
     }
 
@@ -172,6 +184,7 @@ impl LayerCache {
         if len > self.len {
             return Err(CacheError::Truncate { len: self.len, requested: len });
         }
+        self.counted = None;
         self.len = len;
         Ok(())
     }
@@ -265,6 +278,30 @@ mod tests {
         cache.view(&cache.values).into_data().assert_eq(&positions(&[-1.0, -2.0]).into_data(), true);
         let refused = cache.write_new(1, |_, _, _| Some(()));
         assert_eq!(refused, Err(CacheError::Full { len: 2, capacity: 2, requested: 1 }));
+    }
+
+    #[test]
+    fn a_counted_cache_is_the_hosts_again_when_it_is_shortened() {
+        let mut cache = cache(3);
+        cache.append(positions(&[1.0, 2.0]), positions(&[1.0, 2.0])).unwrap();
+        let copied = cache.copied();
+        let counted = Counted { count: Tensor::from_floats([1.0], &Device::flex()), hidden: None };
+        cache.count_on_device(counted);
+        assert_eq!((cache.len(), cache.remaining(), cache.counted().is_some()), (2, 1, true));
+        assert_eq!(cache.write_new(1, |_, _, len| Some(len)), Ok(Some(2)));
+        cache.truncate(1).unwrap();
+        assert!(cache.counted().is_none());
+        let (k, _) = cache.append(positions(&[5.0]), positions(&[5.0])).unwrap();
+        k.into_data().assert_eq(&positions(&[1.0, 5.0]).into_data(), true);
+        copied.view(&copied.keys).into_data().assert_eq(&positions(&[1.0, 2.0]).into_data(), true);
+    }
+
+    #[test]
+    #[should_panic = "that the device counts"]
+    fn plain_operations_cannot_write_where_the_device_counts() {
+        let mut cache = cache(2);
+        cache.count_on_device(Counted { count: Tensor::from_floats([0.0], &Device::flex()), hidden: None });
+        let _ = cache.append(positions(&[1.0]), positions(&[1.0]));
     }
 
     #[test]

@@ -13,7 +13,8 @@ pub fn decoding(device: &Device) -> Decoding {
     if is_cpu(device) {
         return Decoding::Host;
     }
-    Decoding::Device(DeviceDecoding { tokens_per_read: None, static_shapes: true, recorded: is_cuda(device) })
+    let recorded_from = is_cuda(device).then_some(DeviceDecoding::RECORDED_FROM);
+    Decoding::Device(DeviceDecoding { tokens_per_read: None, static_shapes: true, recorded_from })
 }
 
 #[cfg(all(test, feature = "flex"))]

@@ -82,6 +82,8 @@ pub(super) struct Run {
     pub(super) kv_bytes: usize,
     pub(super) buffer_bytes: Option<usize>,
     pub(super) peak_bytes: Option<usize>,
+    /// Whether the device repeated what it recorded.
+    pub(super) recorded: bool,
     /// One list a step.
     pub(super) generated: Vec<Vec<u32>>,
 }
@@ -157,6 +159,7 @@ impl<M: LanguageModel> Bench for OnHost<'_, M> {
             kv_bytes: self.model.kv_bytes(&state),
             buffer_bytes: last.map(|(_, bytes)| bytes),
             peak_bytes: memory::peak_bytes(),
+            recorded: false,
             generated,
         })
     }
@@ -187,6 +190,7 @@ impl Bench for OnDevice<'_> {
             kv_bytes: rounds.kv_bytes(),
             buffer_bytes: None,
             peak_bytes: memory::peak_bytes(),
+            recorded: rounds.is_recorded(),
             generated,
         })
     }

@@ -12,15 +12,16 @@ use crate::{DeviceDecoding, GenerateError, GenerateOptions, LanguageModel, Sampl
 /// Cached positions are attended to in multiples of this where shapes are static.
 const POSITIONS: usize = 64;
 
-/// Recording decodes some blocks for nothing: worth it if so many are left.
-const WORTH_RECORDING: usize = 8;
+/// While a device records, keys and values are there twice: only if they take no more than this.
+const MOST_RECORDED_BYTES: usize = 2 << 30;
 
 /// Decodes a batch on its device, some tokens of all sequences at a time: what
 /// [`Decoding::Device`](crate::Decoding::Device) does inside [`generate`](crate::generate()), for programs that measure it
-/// or want its tokens round by round.
+/// or want its tokens round by round. It stays on its thread, as captured graphs do.
 pub struct Rounds<'a, M: LanguageModel> {
     model: &'a M,
-    state: M::State,
+    /// Gone where blocks are repeated.
+    state: Option<M::State>,
     next: Next,
     sampler: DeviceSampler,
     /// Sequences; rows behind them fill up the batch.
@@ -29,6 +30,7 @@ pub struct Rounds<'a, M: LanguageModel> {
     /// Tokens of the next round that have been decoded by themselves.
     ahead: usize,
     left: usize,
+    recorded_from: usize,
     course: Course<'a>,
     kv_bytes: usize,
     device: Device,
@@ -123,13 +125,29 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
         let [batch, vocab_size] = logits.dims();
         let sampler = DeviceSampler::new(samplers, batch, vocab_size, device);
         let tokens_per_read = decoding.tokens_per_read(&layout);
-        let recorded = decoding.recorded && sampler.without_counts().is_some();
-        let course = if recorded { Course::StepsAtFirst(Vec::new()) } else { Course::Steps };
-        let (next, kv_bytes, device) = (Next::Logits(logits), model.kv_bytes(&state), device.clone());
-        Self { model, state, next, sampler, n_sequences, tokens_per_read, ahead: 0, left, course, kv_bytes, device }
+        let kv_bytes = model.kv_bytes(&state);
+        let recorded_from = decoding.recorded_from.filter(|_| kv_bytes <= MOST_RECORDED_BYTES);
+        let (recorded_from, course) = match recorded_from.filter(|_| sampler.without_counts().is_some()) {
+            Some(from) => (from, Course::StepsAtFirst(Vec::new())),
+            None => (0, Course::Steps),
+        };
+        Self {
+            model,
+            state: Some(state),
+            next: Next::Logits(logits),
+            sampler,
+            n_sequences,
+            tokens_per_read,
+            ahead: 0,
+            left,
+            recorded_from,
+            course,
+            kv_bytes,
+            device: device.clone(),
+        }
     }
 
-    /// Whether the device repeats what it recorded: from the second block on, if [it was asked to](DeviceDecoding::recorded),
+    /// Whether the device repeats what it recorded: from the second block on, if [it was asked to](DeviceDecoding::recorded_from),
     /// can, and there are enough tokens to decode.
     pub fn is_recorded(&self) -> bool {
         matches!(&self.course, Course::Repeated(repeated) if repeated.is_recorded())
@@ -150,6 +168,9 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
         while decoded < n {
             let missing = n - decoded;
             let block_length = self.model.layout().block_length;
+            if matches!(&self.course, Course::StepsAtFirst(block) if block.len() == block_length) {
+                self.record();
+            }
             let tokens = match &mut self.course {
                 Course::Steps => self.steps(missing),
                 Course::StepsAtFirst(block) => {
@@ -162,9 +183,6 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
             decoded += taken;
             self.left -= taken;
             parts.push(tokens);
-            if matches!(&self.course, Course::StepsAtFirst(block) if block.len() == block_length) {
-                self.record(block_length);
-            }
         }
         (n > 0).then(|| Tensor::cat(parts, 1).slice(s![0..self.n_sequences, ..]))
     }
@@ -176,7 +194,10 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
         for place in 0..n {
             let logits = match &self.next {
                 Next::Logits(logits) => logits.clone(),
-                Next::Token(ids) => self.model.step_on_device(&mut self.state, ids.clone()),
+                Next::Token(ids) => match &mut self.state {
+                    Some(state) => self.model.step_on_device(state, ids.clone()),
+                    None => unreachable!("blocks are repeated where there is no state"),
+                },
             };
             let drawn = self.sampler.draw(logits, column(uniforms.as_ref(), place));
             tokens.push(drawn.checked);
@@ -189,13 +210,15 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
     }
 
     /// Has the device record what comes behind the first block, if it is worth it and possible.
-    fn record(&mut self, block_length: usize) {
+    fn record(&mut self) {
         let Course::StepsAtFirst(block) = std::mem::replace(&mut self.course, Course::Steps) else { return };
-        let Some(draw) = self.sampler.without_counts().filter(|_| self.left >= WORTH_RECORDING * block_length) else {
-            return;
-        };
-        if let Some(steps) = self.model.take_steps(&mut self.state) {
-            let repeated = Repeated::new(steps, draw, Tensor::cat(block, 1), &self.sampler, &self.device);
+        let draw = self.sampler.without_counts().filter(|_| self.left >= self.recorded_from);
+        let steps = self.state.as_ref().and_then(|state| self.model.recordable_steps(state));
+        let (Some(draw), Some(steps)) = (draw, steps) else { return };
+        let repeated = Repeated::new(steps, draw, Tensor::cat(block, 1), !self.sampler.is_greedy(), &self.device);
+        // What a device that could not record has left behind is not to be read: the state is as it was.
+        if repeated.is_recorded() {
+            self.state = None;
             self.course = Course::Repeated(Box::new(repeated));
         }
     }

@@ -230,10 +230,10 @@ pub(super) fn likeliest_on_device(subject: &Subject) -> Answer {
 
 /// The same where the device repeats what it recorded, if it can, of as many tokens as that takes.
 pub(super) fn likeliest_repeated(subject: &Subject) -> Answer {
-    likeliest_by(subject, DeviceDecoding { recorded: true, ..DECODING }, 46)
+    likeliest_by(subject, DeviceDecoding { recorded_from: Some(1), ..DECODING }, 46)
 }
 
-const DECODING: DeviceDecoding = DeviceDecoding { tokens_per_read: None, static_shapes: true, recorded: false };
+const DECODING: DeviceDecoding = DeviceDecoding { tokens_per_read: None, static_shapes: true, recorded_from: None };
 
 fn likeliest_by(subject: &Subject, decoding: DeviceDecoding, max_new_tokens: usize) -> Answer {
     let device = &subject.device;

@@ -3,7 +3,7 @@
 use blockformer::embedder::EmbedderConfig;
 use blockformer::model::{AnyModel, BlockTransformerConfig, VanillaTransformerConfig, presets};
 use blockformer::nn::TransformerConfig;
-use blockformer::token_decoder::TokenDecoderConfig;
+use blockformer::token_decoder::{CrossAttentionConfig, Expansion, TokenDecoderConfig};
 use burn::tensor::Device;
 
 /// The one that is named, or the first of this build's backend.
@@ -30,4 +30,30 @@ pub(crate) fn vanilla_model(transformer: TransformerConfig, max_length: usize) -
     let config = presets::vanilla("vanilla_31").expect("a preset");
     let config = VanillaTransformerConfig { vocab_size: 96, max_length, transformer, ..config };
     AnyModel::Vanilla(config.init(&Device::flex()).expect("a configuration that fits"))
+}
+
+/// The same block model with a token decoder that attends to the context.
+#[allow(dead_code)] // one test of two has a use for it
+pub(crate) fn cross_attention_model(transformer: TransformerConfig, max_length: usize) -> AnyModel {
+    let config = presets::block("block_main_b4_5").expect("a preset");
+    let (d_model, n_heads, head_dim) = (transformer.d_model, transformer.n_heads, transformer.head_dim);
+    let cross_attention = CrossAttentionConfig {
+        d_model,
+        n_layers: 1,
+        n_heads,
+        head_dim,
+        d_ff: 2 * d_model,
+        norm_eps: 1e-6,
+        expansion: Expansion::Layer,
+        expansion_ratio: 2,
+        start_token_id: 0,
+        relative_buckets: 32,
+        relative_max_distance: 128,
+    };
+    let token_decoder = TokenDecoderConfig::CrossAttention(cross_attention);
+    let block_decoder = transformer;
+    let mut config = BlockTransformerConfig { vocab_size: 96, max_length, block_decoder, token_decoder, ..config };
+    let EmbedderConfig::Lookup(lookup) = &mut config.embedder else { panic!("a lookup embedder") };
+    lookup.d_embedding = 8;
+    AnyModel::Block(config.init(&Device::flex()).expect("a configuration that fits"))
 }
