@@ -99,9 +99,10 @@ impl<T: Recordable, U: Recordable> Recordable for (T, U) {
 /// them no longer counts.
 ///
 /// The work has to be a function of its inputs, of tensors that it owns or borrows, and of memory that it writes in place. It is
-/// done three times before it is recorded, so that doing it again must change nothing. No tensor may come from the host, and it
-/// may not wait for the device. If any of that is so, or the device cannot record, [`is_recorded`](Self::is_recorded) is false,
-/// and **what the work writes in place may then be lost**: begin again from a copy.
+/// done three times before it is recorded, so that doing it again must change nothing. Numbers that it brings from the host are
+/// kept as they are then, and it may not wait for the device. If it does, or the device cannot record,
+/// [`is_recorded`](Self::is_recorded) is false, and **what the work writes in place may then be lost**: begin again from a
+/// copy.
 pub struct Recording<'a, I, T> {
     inputs: Rc<RefCell<I>>,
     work: Work<'a, T>,

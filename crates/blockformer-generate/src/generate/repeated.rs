@@ -107,12 +107,12 @@ mod tests {
                 RecordableStep::Token(ids) => (ids, (at.0 + 1, at.1)),
             };
             at = next;
-            let rows = last.into_data().iter::<i64>().flat_map(|before| {
-                let token = after(before as usize, at.0, at.1);
-                let logit = move |i| if token == 7 { f32::NAN } else { f32::from(i == token) };
-                (0..VOCAB_SIZE).map(logit)
-            });
-            let rows: Vec<f32> = rows.collect();
+            let last: Vec<i64> = last.into_data().iter::<i64>().collect();
+            let row = |before: &i64| {
+                let token = after(*before as usize, at.0, at.1);
+                (0..VOCAB_SIZE).map(move |i| if token == 7 { f32::NAN } else { f32::from(i == token) })
+            };
+            let rows: Vec<f32> = last.iter().flat_map(row).collect();
             Tensor::from_data(TensorData::new(rows.clone(), [rows.len() / VOCAB_SIZE, VOCAB_SIZE]), &Device::flex())
         };
         RecordableSteps { held, step: Box::new(step) }
