@@ -218,8 +218,8 @@ pub(super) fn engine(subject: &Subject) -> Answer {
     let of = |request: RequestId| events.iter().filter(|(id, _)| *id == request).map(|(_, token)| *token).collect();
     let paged: Vec<Vec<u32>> = requests.into_iter().map(of).collect();
     vec![
-        behind_the_likeliest::<BlockTransformerConfig>("of the engine", &model, &paged, device),
-        behind_the_likeliest::<BlockTransformerConfig>("of plain generation", &model, &plain, device),
+        behind_the_likeliest::<BlockTransformerConfig>("of the engine", &model, (&paged, NEW), device),
+        behind_the_likeliest::<BlockTransformerConfig>("of plain generation", &model, (&plain, NEW), device),
     ]
 }
 
@@ -246,8 +246,8 @@ fn likeliest_by(subject: &Subject, decoding: DeviceDecoding, max_new_tokens: usi
     let vanilla = subject.vanilla(&models::vanilla(), device);
     let of_vanilla = generated(&vanilla, &rows, &options, device);
     vec![
-        behind_the_likeliest::<BlockTransformerConfig>("block model", &model, &texts, device),
-        behind_the_likeliest::<VanillaTransformerConfig>("vanilla", &vanilla, &of_vanilla, device),
+        behind_the_likeliest::<BlockTransformerConfig>("block model", &model, (&texts, max_new_tokens), device),
+        behind_the_likeliest::<VanillaTransformerConfig>("vanilla", &vanilla, (&of_vanilla, max_new_tokens), device),
     ]
 }
 
@@ -301,11 +301,12 @@ fn generated<M: LanguageModel>(
     }
 }
 
-/// How far the logit of each token is behind the largest, as a share of the largest of all, by passes without caches.
+/// How far the logit of each of `n` tokens a text is behind the largest, as a share of the largest of all, by passes without
+/// caches.
 fn behind_the_likeliest<C: CachedConfig>(
     name: &'static str,
     model: &C::Model,
-    texts: &[Vec<u32>],
+    (texts, n): (&[Vec<u32>], usize),
     device: &Device,
 ) -> Part {
     let mut behind = Vec::new();
@@ -318,7 +319,7 @@ fn behind_the_likeliest<C: CachedConfig>(
         }
     }
     // All tokens that were asked for, and none behind.
-    Part::equal(name, vec![0.0; prompts().len() * NEW], behind)
+    Part::equal(name, vec![0.0; prompts().len() * n], behind)
 }
 
 /// Steps in a shorter type beside passes in float32.
