@@ -353,7 +353,7 @@ mod tests {
         let rows: Vec<&[u32]> = rows.iter().map(Vec::as_slice).collect();
         let texts = generated(&model, &rows, &of_few_tokens(), &device);
         let error = |texts: &[Vec<u32>]| {
-            let part = behind_the_likeliest::<BlockTransformerConfig>("texts", &model, texts, &device);
+            let part = behind_the_likeliest::<BlockTransformerConfig>("texts", &model, (texts, NEW), &device);
             largest_error("none", &vec![part], None).error
         };
         assert!(error(&texts) <= FLOAT32_TOLERANCE);
