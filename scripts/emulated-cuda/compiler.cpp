@@ -143,7 +143,7 @@ Status compile(Program &program, const std::vector<std::string> &options) {
     for (const std::string &option : gcc) how += option;
     for (const std::string &option : options) asked += option;
     const std::string base = folder + "/" + hash(program.source);
-    const std::string built = base + "-" + hash(source + contents(header) + how + flags), library = built + ".so", unit = built + ".cpp";
+    const std::string built = base + "-" + hash(source + contents(header) + contents(header.substr(0, header.rfind('/') + 1) + "emulator.h") + how + flags), library = built + ".so", unit = built + ".cpp";
     const std::string ptx = base + "-" + hash(asked) + ".ptx", own = built + "." + std::to_string(getpid());
     if (!write(base + ".cu", program.source)) return program.log = "cannot write to " + folder, compilation;
     if (!setting("EMULATED_CUDA_NVRTC").empty() && access(ptx.c_str(), R_OK) && !check(program.source, options, ptx, program.log)) {

@@ -31,6 +31,8 @@
 #include <thread>
 #include <vector>
 
+#include "emulator.h"
+
 namespace {
 
 enum Status {
@@ -43,28 +45,6 @@ enum Status {
     not_supported = 801,
     capture_unsupported = 900,
     capture_invalidated = 901,
-};
-
-struct uint3 {
-    uint32_t x, y, z;
-};
-
-// As in kernel.h.
-struct EmulatedThread {
-    uint3 index;
-};
-struct EmulatedBlock {
-    EmulatedThread *current;
-    uint3 index, dim, grid;
-    char *shared;
-};
-struct Emulator {
-    EmulatedBlock *(*block)();
-    void (*sync_block)();
-    void (*sync_warp)(uint32_t);
-    uint32_t (*active_mask)(void *);
-    unsigned long long (*exchange)(uint32_t, unsigned long long, int);
-    uint32_t (*ballot)(uint32_t, bool);
 };
 
 // --- Threads of a block ---

@@ -12,27 +12,8 @@
 #define __grid_constant__
 #define __align__(n) __attribute__((aligned(n)))
 
-struct uint3 { unsigned int x, y, z; };
-struct dim3 : uint3 {};
+#include "emulator.h"
 
-// What the emulator gives to a kernel: the same struct as in driver.cpp.
-struct EmulatedThread {
-    uint3 index;
-};
-struct EmulatedBlock {
-    EmulatedThread *current;
-    uint3 index, dim, grid;
-    char *shared;
-};
-struct Emulator {
-    EmulatedBlock *(*block)();
-    void (*sync_block)();
-    void (*sync_warp)(unsigned int mask);
-    unsigned int (*active_mask)(void *place);
-    // Hands `value` to the lanes of `mask`; `from` is the lane whose value comes back.
-    unsigned long long (*exchange)(unsigned int mask, unsigned long long value, int from);
-    unsigned int (*ballot)(unsigned int mask, bool value);
-};
 static const Emulator *emulator;
 static thread_local EmulatedBlock *emulated_block;
 extern "C" void emulated_module(const Emulator *given) { emulator = given; }
