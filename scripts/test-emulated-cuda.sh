@@ -58,7 +58,7 @@ for part in "${parts[@]}"; do
                 for recorded in false true; do
                     echo "recorded $recorded:"
                     EMULATED_CUDA_IDLE=1 EMULATED_CUDA_ONLY_NVRTC=1 emulated "$target/debug/blockformer" bench --device cuda:0 --model "$model" \
-                        --precision bf16 --prompt-tokens 128 --new-tokens 256 --repeats 3 --recorded "$recorded"
+                        --precision bf16 --prompt-tokens 128 --new-tokens 1600 --repeats 1 --recorded "$recorded"
                 done
             done
             ;;
