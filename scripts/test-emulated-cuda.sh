@@ -37,16 +37,23 @@ emulated() {
     env LD_LIBRARY_PATH="$work${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" CUDA_PATH="${CUDA_PATH:-/usr/local/cuda}" \
         EMULATED_CUDA_KERNELS="$work/kernels" EMULATED_CUDA_HEADER="$PWD/scripts/emulated-cuda/kernel.h" "$@"
 }
-tests() { BLOCKFORMER_TEST_DEVICE=cuda:0 CARGO_TARGET_DIR=$target emulated scripts/check-cuda.sh test -p blockformer-cubecl -p blockformer "$@"; }
+# Built as they are without it: CUDA_PATH would have some of Burn built anew.
+tests() { # TEST [NAME OF ONE IN IT]
+    local built
+    built=$(CARGO_TARGET_DIR=$target scripts/check-cuda.sh test -p blockformer-cubecl -p blockformer --no-run --test "$1" 2>&1 |
+        tee /dev/stderr | sed -n 's/.*Executable .* (\(.*\))$/\1/p')
+    BLOCKFORMER_TEST_DEVICE=cuda:0 emulated "$built" "${@:2}"
+}
 
 for part in "${parts[@]}"; do
     step "$part"
     case $part in
-        kernels) tests --test kernels ;;
+        kernels) tests kernels ;;
         decoding)
-            tests --test gpu_decode --test gpu_launches
+            tests gpu_decode
+            tests gpu_launches
             # And where no graph can be made of what was captured.
-            EMULATED_CUDA_FAIL_CAPTURE=1 BLOCKFORMER_TEST_NO_GRAPHS=1 tests --test gpu_decode repeated
+            EMULATED_CUDA_FAIL_CAPTURE=1 BLOCKFORMER_TEST_NO_GRAPHS=1 tests gpu_decode repeated
             ;;
         device) emulated scripts/check-device.sh "$target/debug/blockformer" cuda:0 ;;
         report)
