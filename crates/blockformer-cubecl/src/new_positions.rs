@@ -116,7 +116,7 @@ fn new_positions_kernel<F: Float, T: Float, O: Float, B: Int>(
         let row_at = batch * qkv.stride(0) + position * qkv.stride(1);
         // Those held, and of the new ones those up to its own; none where the device counts fewer than there are cubes for.
         let end = len + position + 1;
-        let n_keys = select(end > from, min(max(end, from) - from, max_keys), 0usize);
+        let n_keys = min(max(end, from) - from, max_keys);
         let mut feature = unit;
         while feature < head_dim {
             // In the type of the tensors, as on the plain path.

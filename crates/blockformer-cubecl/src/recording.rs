@@ -2,7 +2,6 @@
 #![allow(unsafe_code)] // Repeats launches on the memory they were recorded with.
 
 use std::cell::RefCell;
-use std::marker::PhantomData;
 use std::rc::Rc;
 
 use burn::tensor::{Device, Graph, Tensor, capture};
@@ -104,10 +103,9 @@ impl<T: Recordable, U: Recordable> Recordable for (T, U) {
 /// [`is_recorded`](Self::is_recorded) is false, and **what the work writes in place may then be lost**: begin again from a
 /// copy.
 pub struct Recording<'a, I, T> {
+    /// Not to be sent to another thread: launches are in order with those of the thread that recorded them.
     inputs: Rc<RefCell<I>>,
     work: Work<'a, T>,
-    /// Launches are in order with those of the thread that recorded them.
-    _on_this_thread: PhantomData<Rc<()>>,
 }
 
 type Closure<'a, T> = Box<dyn FnMut() -> T + 'a>;
@@ -132,7 +130,7 @@ impl<'a, I: Recordable + 'a, T: Recordable + 'a> Recording<'a, I, T> {
             Some(device) => Work::Recorded(Box::new(capture(&device, each_time))),
             None => Work::Done(each_time),
         };
-        Self { inputs, work, _on_this_thread: PhantomData }
+        Self { inputs, work }
     }
 
     /// Whether the device repeats what was recorded; otherwise the work is done as usual.

@@ -29,12 +29,7 @@ pub struct BlockState<C> {
 impl<C> BlockState<C> {
     /// `[batch, n_blocks]`, false for blocks of padding; `None` where there are none.
     fn block_mask(&self) -> Option<Tensor<2, Bool>> {
-        if self.padded_blocks.iter().all(|padded| *padded == 0) {
-            return None;
-        }
-        let n = self.n_blocks;
-        let real: Vec<bool> = self.padded_blocks.iter().flat_map(|padded| (0..n).map(move |i| i >= *padded)).collect();
-        Some(Tensor::from_data(TensorData::new(real, [self.padded_blocks.len(), n]), &self.device))
+        behind_padding(&self.padded_blocks, self.n_blocks, &self.device)
     }
 }
 
@@ -136,13 +131,18 @@ fn take_in<E: Embedder, T: TokenDecoder>(
     model.logits(hidden).squeeze_dim(1)
 }
 
-/// True for the first positions of each sequence that are padding, `[batch, 1, 1, capacity]`; `None` where there are none.
-pub(crate) fn hidden(padded: &[usize], capacity: usize, device: &Device) -> Option<Tensor<4, Bool>> {
+/// Of `n` positions, false for the first ones of each sequence that are padding, `[batch, n]`; `None` where there are none.
+pub(crate) fn behind_padding(padded: &[usize], n: usize, device: &Device) -> Option<Tensor<2, Bool>> {
     if padded.iter().all(|padded| *padded == 0) {
         return None;
     }
-    let hidden: Vec<bool> = padded.iter().flat_map(|padded| (0..capacity).map(move |i| i < *padded)).collect();
-    Some(Tensor::from_data(TensorData::new(hidden, [padded.len(), 1, 1, capacity]), device))
+    let real: Vec<bool> = padded.iter().flat_map(|padded| (0..n).map(move |i| i >= *padded)).collect();
+    Some(Tensor::from_data(TensorData::new(real, [padded.len(), n]), device))
+}
+
+/// The opposite for kernels, `[batch, 1, 1, n]`.
+pub(crate) fn hidden(padded: &[usize], n: usize, device: &Device) -> Option<Tensor<4, Bool>> {
+    behind_padding(padded, n, device).map(|real| real.bool_not().reshape([padded.len(), 1, 1, n]))
 }
 
 pub(crate) fn id_tensor<'a, const D: usize>(

@@ -2,9 +2,9 @@
 
 use blockformer_kv_cache::{Counted, KvCache};
 use blockformer_model::{BlockLayout, BlockedPrompts, VanillaTransformer};
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData, s};
+use burn::tensor::{Bool, Device, Int, Tensor, s};
 
-use crate::block::{hidden, id_tensor};
+use crate::block::{behind_padding, hidden, id_tensor};
 use crate::{LanguageModel, RecordableStep, RecordableSteps};
 
 /// The state of a vanilla transformer that generates.
@@ -20,11 +20,7 @@ pub struct VanillaState {
 impl VanillaState {
     /// `[batch, n]`, false on padding; `None` where there is none.
     fn mask(&self, n: usize) -> Option<Tensor<2, Bool>> {
-        if self.padded.iter().all(|padded| *padded == 0) {
-            return None;
-        }
-        let real: Vec<bool> = self.padded.iter().flat_map(|padded| (0..n).map(move |i| i >= *padded)).collect();
-        Some(Tensor::from_data(TensorData::new(real, [self.padded.len(), n]), &self.device))
+        behind_padding(&self.padded, n, &self.device)
     }
 }
 

@@ -20,7 +20,6 @@ pub(super) struct Repeated<'a> {
     ahead: Option<Tensor<2, Int>>,
     held: usize,
     block_length: usize,
-    device: Device,
 }
 
 impl<'a> Repeated<'a> {
@@ -30,13 +29,12 @@ impl<'a> Repeated<'a> {
         draw: impl Fn(Tensor<2>, Option<Tensor<2>>) -> Drawn + 'static,
         ids: Tensor<2, Int>,
         sampled: bool,
-        device: &Device,
     ) -> Self {
-        let [batch, block_length] = ids.dims();
+        let ([batch, block_length], device) = (ids.dims(), ids.device());
         let RecordableSteps { held, mut step } = steps;
         let ids = ids.cast(FloatDType::F32);
-        let blank = sampled.then(|| Tensor::zeros([batch, block_length], (device, DType::F32)));
-        let inputs = (ids.clone(), (blank, count(held, device)));
+        let blank = sampled.then(|| Tensor::zeros([batch, block_length], (&device, DType::F32)));
+        let inputs = (ids.clone(), (blank, count(held, &device)));
         let recording = Recording::new(inputs, move |(ids, (uniforms, count)): Inputs| {
             let ids = ids.clamp_min(0.0).cast(IntDType::I32); // those that are no tokens stand for any
             let mut next = RecordableStep::Block { ids, count };
@@ -48,7 +46,7 @@ impl<'a> Repeated<'a> {
             }
             Tensor::cat(tokens, 1).cast(FloatDType::F32)
         });
-        Self { recording, ids, ahead: None, held, block_length, device: device.clone() }
+        Self { recording, ids, ahead: None, held, block_length }
     }
 
     /// The next `n` tokens, `[batch, n]`.
@@ -66,7 +64,7 @@ impl<'a> Repeated<'a> {
 
     fn block(&mut self, sampler: &mut DeviceSampler) -> Tensor<2, Int> {
         let uniforms = sampler.uniforms(self.block_length);
-        let inputs = (self.ids.clone(), (uniforms, count(self.held, &self.device)));
+        let inputs = (self.ids.clone(), (uniforms, count(self.held, &self.ids.device())));
         self.held += 1;
         self.ids = self.recording.repeat(inputs);
         self.ids.clone().cast(IntDType::I32)
@@ -127,7 +125,7 @@ mod tests {
             let mut sampler = DeviceSampler::new(samplers, 2, VOCAB_SIZE, &device);
             let block = Tensor::<2, Int>::from_ints([[1, 2, 3, 4], [5, 6, 7, 8]], &device);
             let draw = sampler.without_counts().expect("greedy");
-            let mut repeated = Repeated::new(steps(held), draw, block, false, &device);
+            let mut repeated = Repeated::new(steps(held), draw, block, false);
             let taken = sizes.iter().map(|n| repeated.take(*n, &mut sampler)).collect();
             let tokens: Vec<i64> = Tensor::cat(taken, 1).into_data().iter::<i64>().collect();
             for (row, mut before) in [(0, 4), (1, 8)] {
@@ -160,7 +158,7 @@ mod tests {
         let draw = sampler.without_counts().expect("no penalties");
         let block = Tensor::<2, Int>::zeros([2, 3], &device);
         let steps = RecordableSteps { held: 1, step: Box::new(flat) };
-        let mut repeated = Repeated::new(steps, draw, block, true, &device);
+        let mut repeated = Repeated::new(steps, draw, block, true);
         let tokens: Vec<i64> = repeated.take(6, &mut sampler).into_data().iter::<i64>().collect();
         let mut sampler = DeviceSampler::new(samplers(2), 2, VOCAB_SIZE, &device);
         let uniforms: Vec<f32> = sampler.uniforms(6).expect("sampled").into_data().iter::<f32>().collect();

@@ -30,10 +30,8 @@ pub struct Rounds<'a, M: LanguageModel> {
     /// Tokens of the next round that have been decoded by themselves.
     ahead: usize,
     left: usize,
-    recorded_from: usize,
     course: Course<'a>,
     kv_bytes: usize,
-    device: Device,
 }
 
 /// How tokens are decoded.
@@ -126,11 +124,10 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
         let sampler = DeviceSampler::new(samplers, batch, vocab_size, device);
         let tokens_per_read = decoding.tokens_per_read(&layout);
         let kv_bytes = model.kv_bytes(&state);
-        let recorded_from = decoding.recorded_from.filter(|_| kv_bytes <= MOST_RECORDED_BYTES);
-        let (recorded_from, course) = match recorded_from.filter(|_| sampler.without_counts().is_some()) {
-            Some(from) => (from, Course::StepsAtFirst(Vec::new())),
-            None => (0, Course::Steps),
-        };
+        // What is left behind the first block.
+        let worth = decoding.recorded_from.is_some_and(|from| left >= layout.block_length + from);
+        let recorded = worth && kv_bytes <= MOST_RECORDED_BYTES && sampler.without_counts().is_some();
+        let course = if recorded { Course::StepsAtFirst(Vec::new()) } else { Course::Steps };
         Self {
             model,
             state: Some(state),
@@ -140,17 +137,15 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
             tokens_per_read,
             ahead: 0,
             left,
-            recorded_from,
             course,
             kv_bytes,
-            device: device.clone(),
         }
     }
 
     /// Whether the device repeats what it recorded: from the second block on, if [it was asked to](DeviceDecoding::recorded_from),
     /// can, and there are enough tokens to decode.
     pub fn is_recorded(&self) -> bool {
-        matches!(&self.course, Course::Repeated(repeated) if repeated.is_recorded())
+        matches!(&self.course, Course::Repeated(_))
     }
 
     /// Enqueues the next tokens of all sequences, `[sequences, tokens]`, for [`token`](crate::device_sampler::token) to
@@ -209,13 +204,13 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
         Tensor::cat(tokens, 1)
     }
 
-    /// Has the device record what comes behind the first block, if it is worth it and possible.
+    /// Has the device record what comes behind the first block, if it can.
     fn record(&mut self) {
         let Course::StepsAtFirst(block) = std::mem::replace(&mut self.course, Course::Steps) else { return };
-        let draw = self.sampler.without_counts().filter(|_| self.left >= self.recorded_from);
+        let draw = self.sampler.without_counts();
         let steps = self.state.as_ref().and_then(|state| self.model.recordable_steps(state));
         let (Some(draw), Some(steps)) = (draw, steps) else { return };
-        let repeated = Repeated::new(steps, draw, Tensor::cat(block, 1), !self.sampler.is_greedy(), &self.device);
+        let repeated = Repeated::new(steps, draw, Tensor::cat(block, 1), !self.sampler.is_greedy());
         // What a device that could not record has left behind is not to be read: the state is as it was.
         if repeated.is_recorded() {
             self.state = None;

@@ -15,11 +15,20 @@ pub(crate) fn device() -> Device {
 
 /// Small enough for a device in software; both decoders are alike.
 pub(crate) fn block_model(transformer: TransformerConfig, max_length: usize) -> AnyModel {
+    small_block(transformer.clone(), max_length, |token_decoder| {
+        let TokenDecoderConfig::Prefix(prefix) = token_decoder else { panic!("a prefix decoder") };
+        prefix.transformer = transformer;
+    })
+}
+
+fn small_block(
+    block_decoder: TransformerConfig,
+    max_length: usize,
+    change: impl FnOnce(&mut TokenDecoderConfig),
+) -> AnyModel {
     let config = presets::block("block_main_b4_5").expect("a preset");
-    let mut config = BlockTransformerConfig { vocab_size: 96, max_length, ..config };
-    config.block_decoder = transformer.clone();
-    let TokenDecoderConfig::Prefix(prefix) = &mut config.token_decoder else { panic!("a prefix decoder") };
-    prefix.transformer = transformer;
+    let mut config = BlockTransformerConfig { vocab_size: 96, max_length, block_decoder, ..config };
+    change(&mut config.token_decoder);
     let EmbedderConfig::Lookup(lookup) = &mut config.embedder else { panic!("a lookup embedder") };
     lookup.d_embedding = 8;
     AnyModel::Block(config.init(&Device::flex()).expect("a configuration that fits"))
@@ -35,7 +44,6 @@ pub(crate) fn vanilla_model(transformer: TransformerConfig, max_length: usize) -
 /// The same block model with a token decoder that attends to the context.
 #[allow(dead_code)] // one test of two has a use for it
 pub(crate) fn cross_attention_model(transformer: TransformerConfig, max_length: usize) -> AnyModel {
-    let config = presets::block("block_main_b4_5").expect("a preset");
     let (d_model, n_heads, head_dim) = (transformer.d_model, transformer.n_heads, transformer.head_dim);
     let cross_attention = CrossAttentionConfig {
         d_model,
@@ -50,10 +58,6 @@ pub(crate) fn cross_attention_model(transformer: TransformerConfig, max_length: 
         relative_buckets: 32,
         relative_max_distance: 128,
     };
-    let token_decoder = TokenDecoderConfig::CrossAttention(cross_attention);
-    let block_decoder = transformer;
-    let mut config = BlockTransformerConfig { vocab_size: 96, max_length, block_decoder, token_decoder, ..config };
-    let EmbedderConfig::Lookup(lookup) = &mut config.embedder else { panic!("a lookup embedder") };
-    lookup.d_embedding = 8;
-    AnyModel::Block(config.init(&Device::flex()).expect("a configuration that fits"))
+    let cross_attention = TokenDecoderConfig::CrossAttention(cross_attention);
+    small_block(transformer, max_length, |token_decoder| *token_decoder = cross_attention)
 }
