@@ -6,6 +6,7 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
+use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
 use crate::extension::{Optional, max_units};
@@ -13,7 +14,7 @@ use crate::extension::{Optional, max_units};
 /// Units of a cube, if the device has so many.
 const UNITS: u32 = 256;
 
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 fn copying_kernel<F: Float>(source: &[F], target: &mut [F], #[define(F)] _dtype: ElemType) {
     let i = ABSOLUTE_POS;
     if i < target.len() {
@@ -28,11 +29,13 @@ pub(crate) fn launch(source: CubeTensor, target: Optional<CubeBackend>) -> CubeT
     let target = target
         .into_option()
         .unwrap_or_else(|| empty_device_contiguous_dtype(client.clone(), source.device.clone(), source.shape(), dtype));
-    let units = UNITS.min(max_units(&client.properties().hardware));
+    let units = CubeDim::new_1d(UNITS.min(max_units(&client.properties().hardware)));
+    let cubes = calculate_cube_count_elemwise(&client, target.shape().num_elements(), units);
     copying_kernel::launch(
         &client,
-        CubeCount::Static((target.shape().num_elements() as u32).div_ceil(units), 1, 1),
-        CubeDim::new_1d(units),
+        cubes,
+        units,
+        source.required_address_type(),
         source.into_buffer_arg(),
         target.clone().into_buffer_arg(),
         dtype_to_storage_type(dtype),

@@ -10,8 +10,8 @@ use burn_cubecl::CubeBackend;
 use cubecl::ir::HardwareProperties;
 
 use crate::{
-    Choice, FewRows, KERNELS_OFF_VARIABLE, MAX_TENSORS, NewPositions, RowActivation, RowNorm, attention, copying,
-    drawing, few_rows, new_positions,
+    Choice, FewRows, KERNELS_OFF_VARIABLE, MAX_CUBES, MAX_TENSORS, NewPositions, RowActivation, RowNorm, attention,
+    copying, drawing, few_rows, new_positions,
 };
 
 /// A tensor, or none: the macros know no [`Option`] of tensors.
@@ -235,7 +235,9 @@ fn is_off(kernel: &str) -> bool {
 }
 
 pub(crate) fn local_attention(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>) -> Option<Tensor<4>> {
-    if is_off("local_attention") || !has_kernels(q) || !has_kernels(k) || !has_kernels(v) {
+    let [batch, heads, ..] = q.dims();
+    let served = !is_off("local_attention") && has_kernels(q) && has_kernels(k) && has_kernels(v);
+    if !served || !launches_cubes(q, batch * heads) {
         return None;
     }
     let [q, k, v] = [q, k, v].map(|x| x.clone().into_dispatch());
@@ -252,6 +254,7 @@ pub(crate) fn attend_new(
         && has_kernels(qkv)
         && has_kernels(keys)
         && has_kernels(values)
+        && launches_cubes(keys, keys.dims()[0] * n_heads)
         && rotation.is_none_or(|(cos, sin)| has_kernels(cos) && has_kernels(sin))
         && count.is_none_or(|count| has_kernels(count) && takes_counts(keys))
         && hidden.is_none_or(|hidden| matches!(hidden.device().as_dispatch(), DispatchDevice::Cube(_)));
@@ -278,6 +281,15 @@ pub(crate) fn attend_new(
         keys
     });
     mixed
+}
+
+/// Whether the device of `x` launches so many cubes along the first axis.
+pub(crate) fn launches_cubes<const D: usize>(x: &Tensor<D>, cubes: usize) -> bool {
+    cubes <= MAX_CUBES
+        || match x.device().as_dispatch() {
+            DispatchDevice::Cube(device) => cubes <= device.client().properties().hardware.max_cube_count.0 as usize,
+            _ => false,
+        }
 }
 
 /// Whether [`attend_new`] takes a count, for tensors like `x`: with it there is one buffer more than WebGPU promises.

@@ -72,8 +72,11 @@ pub fn has_kernels<const D: usize>(x: &Tensor<D>) -> bool {
     }
 }
 
-/// The most cubes along an axis of a launch: what WebGPU promises.
+/// The most cubes along an axis of a launch on any device: what WebGPU promises.
 const MAX_CUBES: usize = 65_535;
+
+/// The most numbers of a tensor whose places are counted in 32 bits.
+const MAX_ELEMENTS: usize = u32::MAX as usize;
 
 /// The most keys that [`local_attention`] attends to, and a part of [`attend_new`], as every unit of a cube looks at all
 /// scores.
@@ -92,8 +95,8 @@ pub const MAX_QUERIES: usize = 8;
 /// - `q`: `[batch, heads, queries, head_dim]`
 /// - `k`, `v`: `[batch, kv_heads, keys, head_dim]`; query heads share key heads in groups
 /// - returns: `[batch, heads, queries, head_dim]`; `None` where there is no kernel: on backends other than CubeCL's,
-///   under autodiff, for more than [`MAX_QUERIES`], [`MAX_KEYS`] or 65,535 heads of all sequences, and for shapes that
-///   do not fit
+///   under autodiff, for more than [`MAX_QUERIES`] or [`MAX_KEYS`], or more heads of all sequences than the device launches
+///   cubes along an axis (65,535 with WebGPU, 2³¹ - 1 with CUDA), and for shapes that do not fit
 pub fn local_attention(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>) -> Option<Tensor<4>> {
     let ([batch, heads, queries, head_dim], [_, kv_heads, keys, _]) = (q.dims(), k.dims());
     let fits = k.dims() == [batch, kv_heads, keys, head_dim]
@@ -101,7 +104,8 @@ pub fn local_attention(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>) -> Option<Te
         && (1..=MAX_QUERIES.min(keys)).contains(&queries)
         && keys <= MAX_KEYS
         && heads.is_multiple_of(kv_heads)
-        && batch * heads <= MAX_CUBES;
+        && k.shape().num_elements() <= MAX_ELEMENTS
+        && q.shape().num_elements() <= MAX_ELEMENTS;
     if !fits || q.dtype() != k.dtype() || q.dtype() != v.dtype() {
         return None;
     }
@@ -141,7 +145,8 @@ pub struct NewPositions<'a> {
 /// - `keys`, `values`: `[batch, n_kv_heads, capacity, head_dim]`
 /// - returns: `[batch, new, n_heads · head_dim]`; `None`, with the cache as it was, where there is no kernel: on backends
 ///   other than CubeCL's, under autodiff, for more than [`MAX_HELD`] keys, or [`MAX_KEYS`] with several new positions, for
-///   more than [`MAX_QUERIES`] new positions or 65,535 query heads of all sequences, and for shapes that do not fit
+///   more than [`MAX_QUERIES`] new positions, or more query heads of all sequences than the device launches cubes along an axis
+///   (65,535 with WebGPU, 2³¹ - 1 with CUDA), and for shapes that do not fit
 pub fn attend_new(position: NewPositions<'_>, keys: &mut Tensor<4>, values: &mut Tensor<4>) -> Option<Tensor<3>> {
     let NewPositions { qkv, rotation, n_heads, len, hidden, count } = position;
     let ([batch, n_kv_heads, capacity, head_dim], new) = (keys.dims(), qkv.dims()[1]);
@@ -159,7 +164,6 @@ pub fn attend_new(position: NewPositions<'_>, keys: &mut Tensor<4>, values: &mut
         && qkv.dims() == [batch, new, (n_heads + 2 * n_kv_heads) * head_dim]
         && n_heads.is_multiple_of(n_kv_heads)
         && len + new <= capacity.min(most)
-        && batch * n_heads <= MAX_CUBES
         && hidden.is_none_or(|hidden| {
             let [rows, heads, queries, positions] = hidden.dims();
             new == 1 && [1, batch].contains(&rows) && [heads, queries] == [1, 1] && positions > len
@@ -182,7 +186,7 @@ pub fn attend_new(position: NewPositions<'_>, keys: &mut Tensor<4>, values: &mut
 pub fn takes_counts<const D: usize>(x: &Tensor<D>, heads: usize, capacity: usize) -> bool {
     #[cfg(feature = "_kernels")]
     {
-        heads <= MAX_CUBES && capacity <= MAX_HELD && extension::takes_counts(x)
+        capacity <= MAX_HELD && extension::takes_counts(x) && extension::launches_cubes(x, heads)
     }
     #[cfg(not(feature = "_kernels"))]
     {
@@ -363,7 +367,9 @@ pub fn draw(logits: &Tensor<2>, uniform: Option<&Tensor<2>>, choice: Choice) -> 
         Choice::Sampled(_) => uniform.is_some_and(|uniform| uniform.dims() == [rows, 1]),
     };
     // Ids pass through float32.
-    if !given || rows == 0 || rows > MAX_CUBES || vocab_size == 0 || vocab_size > 1 << 24 {
+    let fits =
+        (1..=MAX_CUBES).contains(&rows) && (1..=1 << 24).contains(&vocab_size) && rows * vocab_size <= MAX_ELEMENTS;
+    if !given || !fits {
         return None;
     }
     #[cfg(feature = "_kernels")]

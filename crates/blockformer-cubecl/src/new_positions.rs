@@ -46,7 +46,7 @@ fn rotated<F: Float, T: Float>(
     x
 }
 
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 fn new_positions_kernel<F: Float, T: Float, O: Float, B: Int>(
     qkv: &Tensor<F>,                    // [batch, new, (heads + 2 kv_heads) · head_dim]
     cos: ComptimeOption<&Tensor<T>>,    // [positions, half]
@@ -197,7 +197,7 @@ fn new_positions_kernel<F: Float, T: Float, O: Float, B: Int>(
 }
 
 /// Puts the parts of every query head together.
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 fn together_kernel<F: Float>(
     mixed: &[f32], // [batch · heads, parts, head_dim + 2]: the sums, the largest score, the sum of the weights
     output: &mut [F], // [batch · heads, head_dim]
@@ -273,12 +273,15 @@ pub(crate) fn launch(
         false => output.clone(),
     };
     let units = CubeDim::new_1d(units_for(head_dim, &qkv));
+    let address =
+        [&qkv, &keys, &values, &mixed].map(CubeTensor::required_address_type).into_iter().max().unwrap_or_default();
     let table_type = cos.as_ref().map_or(dtype, |cos| cos.dtype);
     let bool_type = hidden.as_ref().map_or(DType::U32, |hidden| hidden.dtype);
     new_positions_kernel::launch(
         &client,
         CubeCount::Static((batch * kv_heads) as u32, parts as u32, 1),
         units,
+        address,
         qkv.into_tensor_arg(),
         cos.map(CubeTensor::into_tensor_arg).into(),
         sin.map(CubeTensor::into_tensor_arg).into(),
@@ -302,6 +305,7 @@ pub(crate) fn launch(
             &client,
             CubeCount::Static((batch * n_heads) as u32, 1, 1),
             units,
+            mixed.required_address_type(),
             mixed.into_buffer_arg(),
             output.clone().into_buffer_arg(),
             parts as u32,

@@ -67,10 +67,12 @@ impl LanguageModel for AnyModel {
         }
     }
 
-    fn recordable_steps<'a>(&'a self, state: &AnyState) -> Option<RecordableSteps<'a>> {
+    fn recordable_steps<'a>(&'a self, state: AnyState) -> Result<RecordableSteps<'a>, AnyState> {
         match (self, state) {
-            (Self::Block(model), AnyState::Block(state)) => model.recordable_steps(state),
-            (Self::Vanilla(model), AnyState::Vanilla(state)) => model.recordable_steps(state),
+            (Self::Block(model), AnyState::Block(state)) => model.recordable_steps(state).map_err(AnyState::Block),
+            (Self::Vanilla(model), AnyState::Vanilla(state)) => {
+                model.recordable_steps(state).map_err(AnyState::Vanilla)
+            }
             _ => panic!("the state of another kind of model"),
         }
     }

@@ -88,16 +88,15 @@ impl<E: Embedder, T: TokenDecoder> LanguageModel for BlockTransformer<E, T> {
         state.blocks.bytes() + state.tokens.bytes() + recent
     }
 
-    fn recordable_steps<'a>(&'a self, state: &Self::State) -> Option<RecordableSteps<'a>> {
+    fn recordable_steps<'a>(&'a self, state: Self::State) -> Result<RecordableSteps<'a>, Self::State> {
         assert_eq!(state.current.len() + 1, self.layout().block_length, "tokens of the block that steps have taken in");
         // A window of several blocks is carried from one to the next beside the cache.
         if state.recent.is_some() || !self.block_decoder.takes_counts(&state.blocks) {
-            return None;
+            return Err(state);
         }
         let held = state.blocks.len();
         let hidden = hidden(&state.padded_blocks, state.blocks.config().capacity, &state.device);
-        let mut blocks = state.blocks.copied();
-        let mut tokens = self.token_decoder.new_cache(state.padded_blocks.len(), &state.device);
+        let BlockState { mut blocks, mut tokens, .. } = state;
         let step = move |step| {
             let input = match step {
                 RecordableStep::Block { ids, count } => {
@@ -111,7 +110,7 @@ impl<E: Embedder, T: TokenDecoder> LanguageModel for BlockTransformer<E, T> {
             };
             self.logits(self.token_decoder.forward(input, Some(&mut tokens))).squeeze_dim(1)
         };
-        Some(RecordableSteps { held, step: Box::new(step) })
+        Ok(RecordableSteps { held, step: Box::new(step) })
     }
 }
 

@@ -34,8 +34,8 @@ pub struct DeviceDecoding {
     /// Graph capture: whether the device records what decodes a block (or a token of a vanilla transformer) and from then on
     /// repeats it by one call a block ([`Recording`](blockformer_cubecl::Recording)), where
     /// [model and device can](crate::LanguageModel::recordable_steps), sampling has no penalties or bias, and so many
-    /// tokens are left to each sequence: recording decodes three blocks for nothing. `None`: never. The tokens are
-    /// the same. While it records, keys and values are there twice.
+    /// tokens are left to each sequence: recording decodes three blocks for nothing, and where a device fails to record, prompts
+    /// are taken in once more. `None`: never. The tokens are the same.
     pub recorded_from: Option<usize>,
 }
 

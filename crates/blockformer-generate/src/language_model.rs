@@ -79,13 +79,16 @@ pub trait LanguageModel {
     fn kv_bytes(&self, state: &Self::State) -> usize;
 
     /// The steps that come now, for a device to capture in a graph: they launch the same whatever the number of positions held,
-    /// which the device counts. They work on copies of the caches; `state` stays as it is. `None` where a model or its
-    /// device has no such steps.
+    /// which the device counts. They take over the caches.
+    ///
+    /// # Errors
+    /// The state, as it was, where a model or its device has no such steps.
     ///
     /// # Panics
-    /// Unless a block has been decoded whole, of which steps have taken in all tokens but the last.
-    fn recordable_steps<'a>(&'a self, _state: &Self::State) -> Option<RecordableSteps<'a>> {
-        None
+    /// Unless a block has been decoded whole, of which steps have taken in all tokens but the last. The steps panic if there
+    /// is a clone of the state.
+    fn recordable_steps<'a>(&'a self, state: Self::State) -> Result<RecordableSteps<'a>, Self::State> {
+        Err(state)
     }
 }
 

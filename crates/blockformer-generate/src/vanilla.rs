@@ -62,13 +62,13 @@ impl LanguageModel for VanillaTransformer {
         state.cache.bytes()
     }
 
-    fn recordable_steps<'a>(&'a self, state: &VanillaState) -> Option<RecordableSteps<'a>> {
+    fn recordable_steps<'a>(&'a self, state: VanillaState) -> Result<RecordableSteps<'a>, VanillaState> {
         if !self.transformer.takes_counts(&state.cache) {
-            return None;
+            return Err(state);
         }
         let held = state.cache.len();
         let hidden = hidden(&state.padded, state.cache.config().capacity, &state.device);
-        let mut cache = state.cache.copied();
+        let VanillaState { mut cache, .. } = state;
         let step = move |step| {
             let RecordableStep::Block { ids, count } = step else {
                 panic!("a block of a vanilla transformer is a token")
@@ -76,6 +76,6 @@ impl LanguageModel for VanillaTransformer {
             cache.count_on_device(&Counted { count, hidden: hidden.clone() });
             self.logits(self.forward(ids, None, Some(&mut cache))).squeeze_dim(1)
         };
-        Some(RecordableSteps { held, step: Box::new(step) })
+        Ok(RecordableSteps { held, step: Box::new(step) })
     }
 }

@@ -6,7 +6,8 @@ use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 
 use blockformer_generate::{
-    Decoding, DeviceDecoding, GenerateError, GenerateOptions, Generation, LanguageModel, Rounds, Sampling, generate,
+    Decoding, DeviceDecoding, GenerateError, GenerateOptions, Generation, LanguageModel, RecordableSteps, Rounds,
+    Sampling, generate,
 };
 use blockformer_model::{AnyModel, BlockLayout, BlockedPrompts};
 use burn::tensor::{Device, Int, Tensor};
@@ -15,6 +16,11 @@ use models::{all_models, block_model, prompt};
 fn device(tokens_per_read: Option<usize>, static_shapes: bool) -> Decoding {
     let tokens_per_read = tokens_per_read.and_then(NonZeroUsize::new);
     Decoding::Device(DeviceDecoding { tokens_per_read, static_shapes, recorded_from: None })
+}
+
+fn recorded(tokens_per_read: Option<usize>, static_shapes: bool) -> Decoding {
+    let tokens_per_read = tokens_per_read.and_then(NonZeroUsize::new);
+    Decoding::Device(DeviceDecoding { tokens_per_read, static_shapes, recorded_from: Some(1) })
 }
 
 fn sampled(seed: u64) -> Sampling {
@@ -65,12 +71,27 @@ fn every_model_generates_on_the_device_what_it_generates_on_the_host() {
 }
 
 #[test]
-fn a_device_that_cannot_record_goes_on_step_by_step() {
-    let model = AnyModel::Block(block_model());
-    let decoding = DeviceDecoding { recorded_from: Some(1), ..DeviceDecoding::default() };
+fn a_model_without_steps_to_record_goes_on_step_by_step() {
+    let model = block_model();
+    let watched = Watched::new(&model);
     let options = GenerateOptions { max_new_tokens: 14, sampling: sampled(1), ..GenerateOptions::default() };
     let expected = run(&model, &prompts(), &options, Decoding::Host).unwrap();
-    assert_eq!(run(&model, &prompts(), &options, Decoding::Device(decoding)).unwrap(), expected);
+    assert_eq!(run(&watched, &prompts(), &options, recorded(None, false)).unwrap(), expected);
+    assert_eq!(watched.shapes.into_inner(), [[3, 3]], "the state was given back");
+}
+
+#[test]
+fn a_device_that_cannot_record_takes_everything_in_once_more() {
+    for (name, model) in all_models() {
+        let options = GenerateOptions { max_new_tokens: 14, sampling: sampled(1), ..GenerateOptions::default() };
+        let expected = run(&model, &prompts(), &options, Decoding::Host).unwrap();
+        for (tokens_per_read, static_shapes) in [(None, true), (Some(1), false), (Some(3), true), (Some(100), false)] {
+            let watched = Watched { loses_states: true, ..Watched::new(&model) };
+            let got = run(&watched, &prompts(), &options, recorded(tokens_per_read, static_shapes)).unwrap();
+            assert_eq!(got, expected, "{name}, a look each {tokens_per_read:?}, static {static_shapes}");
+            assert_eq!(watched.shapes.into_inner().len(), 2, "{name}");
+        }
+    }
 }
 
 #[test]
@@ -155,11 +176,14 @@ struct Watched<'a, M> {
     steps: std::cell::Cell<usize>,
     host_steps: std::cell::Cell<usize>,
     shapes: std::cell::RefCell<Vec<[usize; 2]>>,
+    /// Has states go with steps that no device records.
+    loses_states: bool,
 }
 
 impl<'a, M> Watched<'a, M> {
     fn new(model: &'a M) -> Self {
-        Self { model, steps: Default::default(), host_steps: Default::default(), shapes: Default::default() }
+        let (steps, host_steps, shapes) = Default::default();
+        Self { model, steps, host_steps, shapes, loses_states: false }
     }
 }
 
@@ -186,8 +210,19 @@ impl<M: LanguageModel> LanguageModel for Watched<'_, M> {
         self.model.step_on_device(state, tokens)
     }
 
+    fn round_positions(&self, state: &mut M::State, multiple: usize) {
+        self.model.round_positions(state, multiple);
+    }
+
     fn kv_bytes(&self, state: &M::State) -> usize {
         self.model.kv_bytes(state)
+    }
+
+    fn recordable_steps<'a>(&'a self, state: M::State) -> Result<RecordableSteps<'a>, M::State> {
+        match self.loses_states {
+            true => Ok(RecordableSteps { held: 0, step: Box::new(|_| panic!("the CPU records nothing")) }),
+            false => Err(state),
+        }
     }
 }
 

@@ -100,11 +100,6 @@ impl KvCache {
         self.layers.first().map(LayerCache::dtype)
     }
 
-    /// The same numbers in memory of their own, whoever else holds these.
-    pub fn copied(&self) -> Self {
-        Self { config: self.config, layers: self.layers.iter().map(LayerCache::copied).collect() }
-    }
-
     /// The cache of layer `index`.
     ///
     /// # Panics

@@ -12,9 +12,6 @@ use crate::{DeviceDecoding, GenerateError, GenerateOptions, LanguageModel, Sampl
 /// Cached positions are attended to in multiples of this where shapes are static.
 const POSITIONS: usize = 64;
 
-/// While a device records, keys and values are there twice: only if they take no more than this.
-const MOST_RECORDED_BYTES: usize = 2 << 30;
-
 /// Decodes a batch on its device, some tokens of all sequences at a time: what
 /// [`Decoding::Device`](crate::Decoding::Device) does inside [`generate`](crate::generate()), for programs that measure it
 /// or want its tokens round by round. It stays on its thread, as captured graphs do.
@@ -38,10 +35,45 @@ pub struct Rounds<'a, M: LanguageModel> {
 enum Course<'a> {
     /// Step by step.
     Steps,
-    /// For now; what comes behind the first block is to be recorded. The block's tokens, `[batch, 1]` each.
-    StepsAtFirst(Vec<Tensor<2, Int>>),
+    /// For now; what comes behind the first block is to be recorded.
+    StepsAtFirst(Beginning),
     /// By repeating what was recorded.
     Repeated(Box<Repeated<'a>>),
+}
+
+/// What was taken in and decoded before the device records.
+struct Beginning {
+    prompts: Prompts,
+    /// Tokens of the first block, `[batch, 1]` each.
+    block: Vec<Tensor<2, Int>>,
+}
+
+impl Beginning {
+    /// The state behind it, taken in once more.
+    fn again<M: LanguageModel>(&self, model: &M, device: &Device) -> M::State {
+        let (mut state, _) = self.prompts.take_in(model, device);
+        let all_but_the_last = self.block.iter().take(self.block.len() - 1);
+        all_but_the_last.for_each(|ids| drop(model.step_on_device(&mut state, ids.clone())));
+        state
+    }
+}
+
+/// Prompts of a batch.
+struct Prompts {
+    blocked: BlockedPrompts,
+    /// New tokens that there is to be room for.
+    room: usize,
+    static_shapes: bool,
+}
+
+impl Prompts {
+    fn take_in<M: LanguageModel>(&self, model: &M, device: &Device) -> (M::State, Tensor<2>) {
+        let (mut state, logits) = model.prefill(&self.blocked, self.room, device);
+        if self.static_shapes {
+            model.round_positions(&mut state, POSITIONS);
+        }
+        (state, logits)
+    }
 }
 
 /// What the next token comes from.
@@ -115,19 +147,20 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
     ) -> Self {
         let layout = model.layout();
         let (n_sequences, left) = (samplers.len(), options.max_new_tokens);
-        let (prompts, room) = if decoding.static_shapes { fill_up(prompts, left, &layout) } else { (prompts, left) };
-        let (mut state, logits) = model.prefill(&prompts, room, device);
-        if decoding.static_shapes {
-            model.round_positions(&mut state, POSITIONS);
-        }
+        let static_shapes = decoding.static_shapes;
+        let (blocked, room) = if static_shapes { fill_up(prompts, left, &layout) } else { (prompts, left) };
+        let prompts = Prompts { blocked, room, static_shapes };
+        let (state, logits) = prompts.take_in(model, device);
         let [batch, vocab_size] = logits.dims();
         let sampler = DeviceSampler::new(samplers, batch, vocab_size, device);
         let tokens_per_read = decoding.tokens_per_read(&layout);
         let kv_bytes = model.kv_bytes(&state);
         // What is left behind the first block.
         let worth = decoding.recorded_from.is_some_and(|from| left >= layout.block_length + from);
-        let recorded = worth && kv_bytes <= MOST_RECORDED_BYTES && sampler.without_counts().is_some();
-        let course = if recorded { Course::StepsAtFirst(Vec::new()) } else { Course::Steps };
+        let course = match worth && sampler.without_counts().is_some() {
+            true => Course::StepsAtFirst(Beginning { prompts, block: Vec::with_capacity(layout.block_length) }),
+            false => Course::Steps,
+        };
         Self {
             model,
             state: Some(state),
@@ -163,12 +196,12 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
         while decoded < n {
             let missing = n - decoded;
             let block_length = self.model.layout().block_length;
-            if matches!(&self.course, Course::StepsAtFirst(block) if block.len() == block_length) {
+            if matches!(&self.course, Course::StepsAtFirst(Beginning { block, .. }) if block.len() == block_length) {
                 self.record();
             }
             let tokens = match &mut self.course {
                 Course::Steps => self.steps(missing),
-                Course::StepsAtFirst(block) => {
+                Course::StepsAtFirst(Beginning { block, .. }) => {
                     let to_its_end = block_length - block.len();
                     self.steps(missing.min(to_its_end))
                 }
@@ -196,7 +229,7 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
             };
             let drawn = self.sampler.draw(logits, column(uniforms.as_ref(), place));
             tokens.push(drawn.checked);
-            if let Course::StepsAtFirst(block) = &mut self.course {
+            if let Course::StepsAtFirst(Beginning { block, .. }) = &mut self.course {
                 block.push(drawn.ids.clone());
             }
             self.next = Next::Token(drawn.ids);
@@ -206,16 +239,26 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
 
     /// Has the device record what comes behind the first block, if it can.
     fn record(&mut self) {
-        let Course::StepsAtFirst(block) = std::mem::replace(&mut self.course, Course::Steps) else { return };
-        let draw = self.sampler.without_counts();
-        let steps = self.state.as_ref().and_then(|state| self.model.recordable_steps(state));
-        let (Some(draw), Some(steps)) = (draw, steps) else { return };
-        let repeated = Repeated::new(steps, draw, Tensor::cat(block, 1), !self.sampler.is_greedy());
-        // What a device that could not record has left behind is not to be read: the state is as it was.
+        let Course::StepsAtFirst(beginning) = std::mem::replace(&mut self.course, Course::Steps) else { return };
+        let Some(draw) = self.sampler.without_counts() else { return };
+        let Some(state) = self.state.take() else { return };
+        let steps = match self.model.recordable_steps(state) {
+            Ok(steps) => steps,
+            Err(state) => {
+                self.state = Some(state);
+                return;
+            }
+        };
+        let block = Tensor::cat(beginning.block.clone(), 1);
+        let device = block.device();
+        let repeated = Repeated::new(steps, draw, block, !self.sampler.is_greedy());
         if repeated.is_recorded() {
-            self.state = None;
             self.course = Course::Repeated(Box::new(repeated));
+            return;
         }
+        // What a device that could not record has left behind is not to be read.
+        drop(repeated);
+        self.state = Some(beginning.again(self.model, &device));
     }
 }
 
