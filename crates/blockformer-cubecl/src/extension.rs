@@ -4,14 +4,14 @@ use std::sync::OnceLock;
 
 use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::{BoolTensor, FloatTensor, IntTensor};
-use burn::backend::{Backend, Dispatch, DispatchDevice, ExtensionType, backend_extension};
+use burn::backend::{Backend, Dispatch, DispatchDevice, DispatchTensor, ExtensionType, backend_extension};
 use burn::tensor::{DType, Int, Shape, Tensor};
 use burn_cubecl::CubeBackend;
 use cubecl::ir::HardwareProperties;
 
 use crate::{
-    Choice, FewRows, KERNELS_OFF_VARIABLE, MAX_CUBES, MAX_TENSORS, NewPositions, RowActivation, RowNorm, attention,
-    copying, drawing, few_rows, new_positions,
+    Choice, FewRows, KERNELS_OFF_VARIABLE, MAX_CUBES, MAX_TENSORS, NewPositions, PagedPositions, RowActivation,
+    RowNorm, attention, copying, drawing, few_rows, new_positions, paged,
 };
 
 /// A tensor, or none: the macros know no [`Option`] of tensors.
@@ -56,6 +56,20 @@ pub(crate) struct PositionInputs<B: Backend> {
     pub(crate) values: FloatTensor<B>,
 }
 
+/// What new positions take whose cache lies in pages, see [`PagedPositions`].
+#[derive(Debug, Clone, ExtensionType)]
+#[extension_type(fusion)]
+pub(crate) struct PagedInputs<B: Backend> {
+    pub(crate) qkv: FloatTensor<B>,
+    #[extension_type]
+    pub(crate) cos: Optional<B>,
+    #[extension_type]
+    pub(crate) sin: Optional<B>,
+    pub(crate) tables: IntTensor<B>,
+    pub(crate) keys: FloatTensor<B>,
+    pub(crate) values: FloatTensor<B>,
+}
+
 /// What a product takes, see [`FewRows`]; `scale` and `shift` are those of the norm.
 #[derive(Debug, Clone, ExtensionType)]
 #[extension_type(fusion)]
@@ -89,6 +103,16 @@ pub(crate) trait DecodingOps: Backend {
         #[extension_type] inputs: PositionInputs<Self>,
         n_heads: usize,
         len: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`crate::attend_paged`]: mixed values, keys and values.
+    #[fusion(meta = paged_specs)]
+    fn paged(
+        #[extension_type] inputs: PagedInputs<Self>,
+        n_heads: usize,
+        head_dim: usize,
+        page_length: usize,
+        longest: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 
     /// See [`crate::norm`].
@@ -139,6 +163,18 @@ fn new_positions_specs(
     (TensorSpec::new(shape, qkv.dtype), keys.clone(), values.clone())
 }
 
+fn paged_specs(
+    inputs: &PagedInputsMetadata,
+    n_heads: &usize,
+    head_dim: &usize,
+    _page_length: &usize,
+    _longest: &usize,
+) -> (TensorSpec, TensorSpec, TensorSpec) {
+    let PagedInputsMetadata { qkv, keys, values, .. } = inputs;
+    let shape = Shape::new([qkv.shape[0], 1, n_heads * head_dim]);
+    (TensorSpec::new(shape, qkv.dtype), keys.clone(), values.clone())
+}
+
 fn product_spec(
     inputs: &ProductInputsMetadata,
     _centred: &bool,
@@ -164,6 +200,16 @@ impl DecodingOps for CubeBackend {
         len: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         new_positions::launch(inputs, n_heads, len)
+    }
+
+    fn paged(
+        inputs: PagedInputs<Self>,
+        n_heads: usize,
+        head_dim: usize,
+        page_length: usize,
+        longest: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        paged::launch(inputs, [n_heads, head_dim], page_length, longest)
     }
 
     fn norm(
@@ -217,7 +263,7 @@ pub(crate) fn has_kernels<const D: usize>(x: &Tensor<D>) -> bool {
 
 /// Whether [`KERNELS_OFF_VARIABLE`] leaves a kernel out.
 fn is_off(kernel: &str) -> bool {
-    const KERNELS: [&str; 5] = ["norm", "product", "attend_new", "local_attention", "draw"];
+    const KERNELS: [&str; 6] = ["norm", "product", "attend_new", "attend_paged", "local_attention", "draw"];
     static OFF: OnceLock<Vec<&str>> = OnceLock::new();
     let off = OFF.get_or_init(|| {
         let given = std::env::var(KERNELS_OFF_VARIABLE).unwrap_or_default();
@@ -267,20 +313,54 @@ pub(crate) fn attend_new(
         Some(hidden) => OptionalBool::Some(hidden.clone().into_dispatch()),
     };
     let (qkv, count) = (qkv.clone().into_dispatch(), optional(count));
+    Some(written_in_place(keys, values, |keys, values| {
+        let inputs = PositionInputs { qkv, cos, sin, hidden, count, keys, values };
+        <Dispatch as DecodingOps>::new_positions(inputs, n_heads, len)
+    }))
+}
+
+/// Lets a kernel have keys and values as their only owner, if they have one.
+fn written_in_place<const D: usize>(
+    keys: &mut Tensor<D>,
+    values: &mut Tensor<D>,
+    launch: impl FnOnce(DispatchTensor, DispatchTensor) -> (DispatchTensor, DispatchTensor, DispatchTensor),
+) -> Tensor<3> {
     let mut mixed = None;
     keys.inplace(|keys| {
         let mut written = None;
         values.inplace(|values| {
-            let (keys, values) = (keys.into_dispatch(), values.into_dispatch());
-            let inputs = PositionInputs { qkv, cos, sin, hidden, count: count.clone(), keys, values };
-            let (output, keys, values) = <Dispatch as DecodingOps>::new_positions(inputs, n_heads, len);
+            let (output, keys, values) = launch(keys.into_dispatch(), values.into_dispatch());
             (mixed, written) = (Some(Tensor::from_dispatch(output)), Some(Tensor::from_dispatch(keys)));
             Tensor::from_dispatch(values)
         });
         let Some(keys) = written else { unreachable!("it was called") };
         keys
     });
+    let Some(mixed) = mixed else { unreachable!("it was called") };
     mixed
+}
+
+pub(crate) fn attend_paged(
+    position: PagedPositions<'_>,
+    keys: &mut Tensor<2>,
+    values: &mut Tensor<2>,
+) -> Option<Tensor<3>> {
+    let PagedPositions { qkv, rotation, n_heads, head_dim, tables, page_length, longest } = position;
+    let served = !is_off("attend_paged")
+        && has_kernels(qkv)
+        && has_kernels(keys)
+        && has_kernels(values)
+        && launches_cubes(keys, qkv.dims()[0] * n_heads)
+        && rotation.is_none_or(|(cos, sin)| has_kernels(cos) && has_kernels(sin));
+    if !served {
+        return None;
+    }
+    let [cos, sin] = [rotation.map(|(cos, _)| cos), rotation.map(|(_, sin)| sin)].map(optional);
+    let (qkv, tables) = (qkv.clone().into_dispatch(), tables.clone().into_dispatch());
+    Some(written_in_place(keys, values, |keys, values| {
+        let inputs = PagedInputs { qkv, cos, sin, tables, keys, values };
+        <Dispatch as DecodingOps>::paged(inputs, n_heads, head_dim, page_length, longest)
+    }))
 }
 
 /// Whether the device of `x` launches so many cubes along the first axis.

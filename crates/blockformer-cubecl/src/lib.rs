@@ -2,6 +2,7 @@
 //!
 //! - [`local_attention`]: a few queries over a short cache, such as that of a Block Transformer's token decoder;
 //! - [`attend_new`]: the same for the new positions of a decoding step, from the projections on, writing the cache;
+//! - [`attend_paged`]: the same for a position of each of many sequences, whose caches lie in the pages of a pool;
 //! - [`norm`]: a norm of some rows;
 //! - [`product`]: a product of a few rows with weights, and the norm, bias, activation and residual around it;
 //! - [`draw`]: a token of every row of logits, by an inverse cumulative distribution, without sorting.
@@ -44,6 +45,8 @@ mod few_rows;
 mod new_positions;
 #[cfg(feature = "_kernels")]
 mod observation;
+#[cfg(feature = "_kernels")]
+mod paged;
 mod recording;
 #[cfg(feature = "_kernels")]
 mod softmax;
@@ -151,14 +154,6 @@ pub fn attend_new(position: NewPositions<'_>, keys: &mut Tensor<4>, values: &mut
     let NewPositions { qkv, rotation, n_heads, len, hidden, count } = position;
     let ([batch, n_kv_heads, capacity, head_dim], new) = (keys.dims(), qkv.dims()[1]);
     let most = if new == 1 { MAX_HELD } else { MAX_KEYS };
-    let tables_fit = rotation.is_none_or(|(cos, sin)| {
-        let [positions, half] = cos.dims();
-        sin.dims() == cos.dims()
-            && sin.dtype() == cos.dtype()
-            && len + new <= positions
-            && half > 0
-            && 2 * half <= head_dim
-    });
     let fits = values.dims() == keys.dims()
         && (1..=MAX_QUERIES).contains(&new)
         && qkv.dims() == [batch, new, (n_heads + 2 * n_kv_heads) * head_dim]
@@ -169,7 +164,7 @@ pub fn attend_new(position: NewPositions<'_>, keys: &mut Tensor<4>, values: &mut
             new == 1 && [1, batch].contains(&rows) && [heads, queries] == [1, 1] && positions > len
         })
         && count.is_none_or(|count| new == 1 && count.dims() == [1] && count.dtype() == DType::F32)
-        && tables_fit;
+        && rotation.is_none_or(|tables| rotation_fits(tables, len + new, head_dim));
     if !fits || qkv.dtype() != keys.dtype() || qkv.dtype() != values.dtype() {
         return None;
     }
@@ -179,6 +174,69 @@ pub fn attend_new(position: NewPositions<'_>, keys: &mut Tensor<4>, values: &mut
     }
     #[cfg(not(feature = "_kernels"))]
     None
+}
+
+/// A new position of each of several sequences whose keys and values lie in pages of a common pool.
+#[derive(Debug, Clone, Copy)]
+pub struct PagedPositions<'a> {
+    /// Their queries, keys and values, heads one after another, `[rows, 1, (n_heads + 2 · n_kv_heads) · head_dim]`.
+    pub qkv: &'a Tensor<3>,
+    /// As [`NewPositions::rotation`].
+    pub rotation: Option<(&'a Tensor<2>, &'a Tensor<2>)>,
+    /// Query heads.
+    pub n_heads: usize,
+    /// Features a head.
+    pub head_dim: usize,
+    /// For each sequence the number of positions held and then its pages in order, that of the new position included,
+    /// `[rows, 1 + pages]` or wider, in 32 bits. No two sequences may have the page of a new position in common, and pages have to be in the pool.
+    pub tables: &'a Tensor<2, Int>,
+    /// Positions a page.
+    pub page_length: usize,
+    /// The most positions that one of the sequences holds.
+    pub longest: usize,
+}
+
+/// Attention of a new position of each of several sequences, in one launch, or two where one of them has more than [`MAX_KEYS`]
+/// keys, however many there are: queries and keys are rotated, keys and values written into the pool, in its type, and each query
+/// attends to all positions of its sequence up to its own. A pool that nobody else holds is written in place.
+///
+/// # Shapes
+/// - `keys`, `values`: `[positions of the pool, n_kv_heads · head_dim]`, a page behind the other
+/// - returns: `[rows, 1, n_heads · head_dim]`; `None`, with the pool as it was, where there is no kernel: on backends other than
+///   CubeCL's, under autodiff, for more than [`MAX_HELD`] keys, or more query heads of all sequences than the device launches
+///   cubes along an axis (65,535 with WebGPU, 2³¹ - 1 with CUDA), and for shapes that do not fit
+pub fn attend_paged(positions: PagedPositions<'_>, keys: &mut Tensor<2>, values: &mut Tensor<2>) -> Option<Tensor<3>> {
+    let PagedPositions { qkv, rotation, n_heads, head_dim, tables, page_length, longest } = positions;
+    let ([rows, new, width], [of_pool, kv_width]) = (qkv.dims(), keys.dims());
+    let most = longest + 1;
+    let fits = new == 1
+        && values.dims() == keys.dims()
+        && head_dim > 0
+        && page_length > 0
+        && kv_width.is_multiple_of(head_dim)
+        && width == n_heads * head_dim + 2 * kv_width
+        && (n_heads * head_dim).is_multiple_of(kv_width)
+        && tables.dims()[0] == rows
+        && tables.dims()[1] > most.div_ceil(page_length)
+        && tables.dtype() == DType::I32
+        && most <= MAX_HELD
+        && of_pool <= MAX_ELEMENTS
+        && rotation.is_none_or(|tables| rotation_fits(tables, most, head_dim));
+    if !fits || values.dtype() != keys.dtype() {
+        return None;
+    }
+    #[cfg(feature = "_kernels")]
+    {
+        extension::attend_paged(positions, keys, values)
+    }
+    #[cfg(not(feature = "_kernels"))]
+    None
+}
+
+/// Whether tables of cosine and sine turn so many positions.
+fn rotation_fits((cos, sin): (&Tensor<2>, &Tensor<2>), positions: usize, head_dim: usize) -> bool {
+    let [rows, half] = cos.dims();
+    sin.dims() == cos.dims() && sin.dtype() == cos.dtype() && positions <= rows && half > 0 && 2 * half <= head_dim
 }
 
 /// Whether [`attend_new`] can be given a count of positions by the device, for tensors like `x`, so many query heads of all

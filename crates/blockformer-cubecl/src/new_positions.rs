@@ -18,7 +18,7 @@ use crate::softmax::{PARTS, add_parts, units_for, weigh};
 
 /// A feature of a head behind its rotation, the head beginning at `at` of the projections.
 #[cube]
-fn rotated<F: Float, T: Float>(
+pub(crate) fn rotated<F: Float, T: Float>(
     qkv: &Tensor<F>,
     cos: &ComptimeOption<&Tensor<T>>,
     sin: &ComptimeOption<&Tensor<T>>,
@@ -230,6 +230,35 @@ fn together_kernel<F: Float>(
     }
 }
 
+/// A cache to write in place: a copy, if others hold it too.
+///
+/// # Panics
+/// If they do and the device counts what it holds.
+pub(crate) fn owned(cache: CubeTensor, counted: bool) -> CubeTensor {
+    if cache.can_mut() && cache.is_nonoverlapping() {
+        return cache;
+    }
+    // A graph would copy what the cache held when it was captured, again and again.
+    assert!(!counted, "a cache that the device counts belongs to somebody else, too");
+    cache.copy()
+}
+
+/// Puts the parts of all query heads together, `[rows · heads, parts, head_dim + 2]`, into `[rows, .., heads · head_dim]`.
+pub(crate) fn put_together(mixed: CubeTensor, output: CubeTensor, parts: usize, head_dim: usize, units: CubeDim) {
+    let (client, address, dtype) = (mixed.client.clone(), mixed.required_address_type(), output.dtype);
+    together_kernel::launch(
+        &client,
+        CubeCount::Static(mixed.shape()[0] as u32, 1, 1),
+        units,
+        address,
+        mixed.into_buffer_arg(),
+        output.into_buffer_arg(),
+        parts as u32,
+        head_dim as u32,
+        dtype_to_storage_type(dtype),
+    );
+}
+
 /// Launches it; shapes have been checked. Caches that others hold too are copied first.
 ///
 /// # Panics
@@ -241,15 +270,7 @@ pub(crate) fn launch(
 ) -> (CubeTensor, CubeTensor, CubeTensor) {
     let PositionInputs { qkv, cos, sin, hidden, count, keys, values } = inputs;
     let counted = !matches!(count, Optional::None);
-    let own = |x: CubeTensor| {
-        if x.can_mut() && x.is_nonoverlapping() {
-            return x;
-        }
-        // A graph would copy what the cache held when it was captured, again and again.
-        assert!(!counted, "a cache that the device counts belongs to somebody else, too");
-        x.copy()
-    };
-    let [keys, values] = [keys, values].map(own);
+    let [keys, values] = [keys, values].map(|x| owned(x, counted));
     let [cos, sin, count] = [cos, sin, count].map(Optional::into_option);
     let hidden = match hidden {
         OptionalBool::None => None,
@@ -301,17 +322,7 @@ pub(crate) fn launch(
         [dtype, table_type, mixed.dtype, bool_type].map(dtype_to_storage_type),
     );
     if split {
-        together_kernel::launch(
-            &client,
-            CubeCount::Static((batch * n_heads) as u32, 1, 1),
-            units,
-            mixed.required_address_type(),
-            mixed.into_buffer_arg(),
-            output.clone().into_buffer_arg(),
-            parts as u32,
-            head_dim as u32,
-            dtype_to_storage_type(dtype),
-        );
+        put_together(mixed, output.clone(), parts, head_dim, units);
     }
     (output, keys, values)
 }

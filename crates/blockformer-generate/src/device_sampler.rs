@@ -83,10 +83,9 @@ impl DeviceSampler {
         if self.sampling.is_greedy() {
             return None;
         }
-        let below_one = 1.0 - f32::EPSILON / 2.0;
         let mut numbers: Vec<f32> = Vec::with_capacity(self.batch * n);
         for sampler in &mut self.samplers {
-            numbers.extend((0..n).map(|_| (sampler.uniform() as f32).min(below_one)));
+            numbers.extend(uniforms_of(sampler, n));
         }
         numbers.resize(self.batch * n, 0.0);
         Some(Tensor::from_data(TensorData::new(numbers, [self.batch, n]), (&self.device, DType::F32)))
@@ -124,8 +123,19 @@ impl DeviceSampler {
     }
 }
 
-/// A token of every sequence, and the same with [`NOT_A_NUMBER`] where there is none, `[batch, 1]` both.
-fn choose(sampling: &Sampling, logits: Tensor<2>, uniform: Option<Tensor<2>>) -> (Tensor<2, Int>, Tensor<2, Int>) {
+/// The random numbers of a sequence's next `n` tokens, from 0 to less than 1.
+pub(crate) fn uniforms_of(sampler: &mut Sampler, n: usize) -> impl Iterator<Item = f32> {
+    let below_one = 1.0 - f32::EPSILON / 2.0;
+    (0..n).map(move |_| (sampler.uniform() as f32).min(below_one))
+}
+
+/// A token of every sequence, and the same with [`NOT_A_NUMBER`] where there is none, `[batch, 1]` both. `logits` are in
+/// float32.
+pub(crate) fn choose(
+    sampling: &Sampling,
+    logits: Tensor<2>,
+    uniform: Option<Tensor<2>>,
+) -> (Tensor<2, Int>, Tensor<2, Int>) {
     if let Some(drawn) = blockformer_cubecl::draw(&logits, uniform.as_ref(), choice(sampling)) {
         return (drawn.clone().clamp_min(0), drawn);
     }

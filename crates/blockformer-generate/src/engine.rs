@@ -2,7 +2,9 @@
 
 mod beams;
 mod config;
+mod context;
 mod decode;
+mod drawing;
 mod job;
 mod prefill;
 

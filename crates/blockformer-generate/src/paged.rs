@@ -9,6 +9,7 @@ use blockformer_model::BlockLayout;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 use crate::block::id_tensor;
+use crate::read_back::read_tokens;
 
 /// Whole blocks of one or several sequences, as many of each.
 #[derive(Debug, Clone, Copy)]
@@ -50,22 +51,6 @@ pub struct Context {
     pub window: Tensor<3>,
     /// Those that the windows of later blocks need too, `[rows, blocks, n_embedding_tokens, d_model]`.
     pub recent: Option<Tensor<4>>,
-}
-
-impl Context {
-    /// The contexts of several sequences as one.
-    pub(crate) fn join(contexts: Vec<Self>) -> Self {
-        let recent: Option<Vec<_>> = contexts.iter().map(|context| context.recent.clone()).collect();
-        let windows = contexts.into_iter().map(|context| context.window).collect();
-        Self { window: Tensor::cat(windows, 0), recent: recent.map(|recent| Tensor::cat(recent, 0)) }
-    }
-
-    /// One for each sequence.
-    pub(crate) fn split(self) -> Vec<Self> {
-        let rows = self.window.dims()[0];
-        let recent = |row: usize| self.recent.as_ref().map(|recent| recent.clone().narrow(0, row, 1));
-        (0..rows).map(|row| Self { window: self.window.clone().narrow(0, row, 1), recent: recent(row) }).collect()
-    }
 }
 
 /// A model that can go on from prompts, block by block (of one token, for a vanilla transformer), many sequences at a
@@ -114,6 +99,21 @@ pub trait PagedModel {
     /// # Panics
     /// If there is not one token a row, or if blocks have one token only.
     fn step(&self, block: &mut Self::Block, tokens: &[u32], device: &Device) -> Tensor<2>;
+
+    /// The same with tokens that are on the device and stay there, without a host that waits for them. Unless a model says
+    /// otherwise, they are read back.
+    ///
+    /// # Shapes
+    /// - `tokens`: `[rows, 1]`
+    /// - returns: logits of the tokens after them, `[rows, vocab_size]`
+    ///
+    /// # Panics
+    /// As [`step`](Self::step).
+    fn step_on_device(&self, block: &mut Self::Block, tokens: Tensor<2, Int>) -> Tensor<2> {
+        let device = tokens.device();
+        let tokens: Vec<u32> = read_tokens(tokens).iter().map(|id| *id as u32).collect();
+        self.step(block, &tokens, &device)
+    }
 
     /// Logits of several tokens of each block in one pass: all that follow the first `known` of `tokens`.
     ///

@@ -8,7 +8,8 @@ use std::collections::HashMap;
 use blockformer_generate::{
     Alignment, Completion, Engine, EngineConfig, Event, GenerateError, Request, RequestId, Sampling, Speculation,
 };
-use burn::tensor::Device;
+use blockformer_token_decoder::AnyTokenDecoder;
+use burn::tensor::{Device, Tensor, s};
 use models::{VOCAB_SIZE, all_models, block_model};
 use proptest::prelude::*;
 use schedules::{alone, arrivals, check_accounts, check_reuse, check_schedule, tight};
@@ -22,6 +23,20 @@ proptest! {
         for (name, model) in all_models() {
             let config = tight(&model, alignment);
             check_schedule(name, &model, &config, &arrivals, 0.0);
+        }
+    }
+
+    /// Those that need the host among them.
+    #[test]
+    fn tokens_drawn_on_the_device_are_those_drawn_on_the_host(arrivals in arrivals(), forced in any::<bool>()) {
+        let alignment = if forced { Alignment::ForceRest } else { Alignment::PadFirstBlock };
+        for (name, model) in all_models() {
+            let on = |draw_on_device| EngineConfig { draw_on_device: Some(draw_on_device), ..tight(&model, alignment) };
+            check_schedule(name, &model, &on(true), &arrivals, 0.0);
+            for arrival in &arrivals {
+                let [on_device, on_host] = [true, false].map(|there| alone(&model, &on(there), &arrival.request()));
+                assert_eq!(on_device, on_host, "{name}: {arrival:?}");
+            }
         }
     }
 
@@ -40,6 +55,29 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_row_without_numbers_fails_alone_where_tokens_are_drawn_on_the_device() {
+    let model = block_model();
+    let config = EngineConfig { draw_on_device: Some(true), ..tight(&model, Alignment::ForceRest) };
+    let good = Request::new([1, 2, 3, 4, 5]).with_max_new_tokens(9);
+    let expected = alone(&model, &config, &good);
+    // Behind a token that the good text lacks, the token decoder finds no numbers.
+    let poison = (6..).find(|id| !expected.samples[0].tokens.contains(id)).unwrap();
+    let mut poisoned = model.clone();
+    let AnyTokenDecoder::Prefix(prefix) = &mut poisoned.token_decoder else { panic!("a prefix decoder") };
+    let embedding = &mut prefix.vocabulary.embedding.weight;
+    let nan = Tensor::<2>::full([1, embedding.dims()[1]], f32::NAN, &Device::flex());
+    *embedding = embedding.clone().map(|weight| weight.slice_assign(s![poison as usize..poison as usize + 1, ..], nan));
+    let mut engine = Engine::new(poisoned, config, &Device::flex()).unwrap();
+    let id = engine.submit(good).unwrap();
+    let bad = engine.submit(Request::new([1, 2, 3, 4, poison]).with_max_new_tokens(9)).unwrap();
+    let (mut events, mut failed) = (Vec::new(), Vec::new());
+    engine.run(|of, event| if of == id { events.push(event) } else { failed.push((of, event)) });
+    assert_eq!(failed, [(bad, Event::Failed(GenerateError::NotANumber))]);
+    assert_eq!(Completion::from_events(events).unwrap().samples, expected.samples);
+    assert_eq!(engine.stats().pool.used, 0);
 }
 
 #[test]

@@ -4,17 +4,19 @@
 //! attention(q, k, v) = softmax(q kᵀ / sqrt(head_dim)) v
 //! ```
 
-use core::cell::LazyCell;
+use core::cell::{LazyCell, OnceCell};
 use core::ops::Range;
 
-use blockformer_cubecl::{MAX_QUERIES, NewPositions, attend_new, has_kernels, local_attention};
+use blockformer_cubecl::{
+    MAX_QUERIES, NewPositions, PagedPositions, attend_new, attend_paged, has_kernels, local_attention,
+};
 use blockformer_kv_cache::{KvCache, LayerCache, PagedBatch};
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::activation::softmax;
 use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Bool, Device, Tensor, s};
+use burn::tensor::{Bool, Device, Int, Tensor, s};
 
 use crate::linear::{FullNorm, linear_behind, linear_onto};
 use crate::rotary::Rotation;
@@ -45,6 +47,8 @@ pub(crate) struct AttentionContext {
     rotation: Lazy<Rotation>,
     /// What new positions see; with a paged cache, one list a sequence, one entry for each piece of its new positions.
     sight: Vec<Vec<Sight>>,
+    /// Where the positions of a paged cache lie, once a layer has asked.
+    pages: OnceCell<Tensor<2, Int>>,
 }
 
 /// Which keys some queries see.
@@ -108,9 +112,10 @@ impl AttentionContext {
         let sight = |(row, start): (usize, &usize)| {
             let piece = |queries: Range<usize>| {
                 let n_keys = start + queries.end;
-                let hidden = mask.hidden(queries.len(), n_keys, &x.device());
-                let (hidden, hidden_held) = (lazily(|| hidden), lazily(|| None));
-                Sight { queries, n_keys, hidden, hidden_held, fused: false, plain_causal: false }
+                let (mask, n_queries, device) = (mask.clone(), queries.len(), x.device());
+                let plain_causal = mask.is_plain_causal();
+                let hidden = lazily(move || mask.hidden(n_queries, n_keys, &device));
+                Sight { queries, n_keys, hidden, hidden_held: lazily(|| None), fused: false, plain_causal }
             };
             batch.pieces(row).into_iter().map(piece).collect()
         };
@@ -130,7 +135,7 @@ impl AttentionContext {
             let tables = tables.clone();
             move || tables.map(|tables| tables.rotation(&starts, positions, dtype))
         });
-        Self { tables, rotation, sight }
+        Self { tables, rotation, sight, pages: OnceCell::new() }
     }
 }
 
@@ -185,9 +190,12 @@ impl Attention {
         let [batch, positions, _] = x.dims();
         let (heads, kv_heads, head_dim) = (self.n_heads, self.n_kv_heads, self.head_dim);
         let qkv = linear_behind(norm, &self.qkv, x.clone()); // [batch, positions, (heads + 2 kv_heads) · head_dim]
-        if let LayerKv::Contiguous(cache) = &mut kv
-            && let Some(mixed) = self.attend_new(&qkv, context, cache)
-        {
+        let mixed = match &mut kv {
+            LayerKv::None => None,
+            LayerKv::Contiguous(cache) => self.attend_new(&qkv, context, cache),
+            LayerKv::Paged { batch, layer } => self.attend_new_paged(&qkv, context, batch, *layer),
+        };
+        if let Some(mixed) = mixed {
             return linear_onto(&self.output, mixed, x);
         }
         let qkv = qkv.reshape([batch, positions, heads + 2 * kv_heads, head_dim]).swap_dims(1, 2); // [batch, heads + 2 kv_heads, positions, head_dim]
@@ -235,6 +243,26 @@ impl Attention {
             Ok(mixed) => mixed,
             Err(error) => panic!("attention with a cache: {error}"),
         }
+    }
+
+    /// One new position of each sequence of a pool, by a kernel if there is one: `[rows, 1, heads · head_dim]`.
+    fn attend_new_paged(
+        &self,
+        qkv: &Tensor<3>,
+        context: &AttentionContext,
+        batch: &mut PagedBatch<'_>,
+        layer: usize,
+    ) -> Option<Tensor<3>> {
+        let sees_all_before = context.sight.iter().flatten().all(|sight| sight.plain_causal);
+        if batch.new_positions() != 1 || !sees_all_before || !has_kernels(qkv) {
+            return None;
+        }
+        let tables = context.pages.get_or_init(|| batch.tables(&qkv.device()));
+        let rotation = context.tables.as_ref().map(RotaryTable::tables);
+        let (n_heads, head_dim, page_length) = (self.n_heads, self.head_dim, batch.config().page_length);
+        let longest = batch.starts().into_iter().max().unwrap_or(0);
+        let positions = PagedPositions { qkv, rotation, n_heads, head_dim, tables, page_length, longest };
+        batch.write_new(layer, |keys, values| attend_paged(positions, keys, values))
     }
 
     fn project(&self, mixed: Tensor<4>, residual: Tensor<3>) -> Tensor<3> {

@@ -7,7 +7,7 @@ use blockformer_kv_cache::{KvStorage, PagedBatch, PoolConfig};
 use blockformer_model::{AnyModel, BlockLayout, ModelConfig};
 use blockformer_token_decoder::AnyTokenCache;
 use blockformer_train::Batch;
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::devices::is_cpu;
 
@@ -126,6 +126,14 @@ impl PagedModel for ServingModel {
         match (self, block) {
             (Self::Plain(model), ServingBlock::Plain(block)) => model.step(block, tokens, device),
             (Self::Packed(model), ServingBlock::Packed(block)) => model.step(block, tokens, device),
+            _ => panic!("the block of another kind of model"),
+        }
+    }
+
+    fn step_on_device(&self, block: &mut ServingBlock, tokens: Tensor<2, Int>) -> Tensor<2> {
+        match (self, block) {
+            (Self::Plain(model), ServingBlock::Plain(block)) => PagedModel::step_on_device(model, block, tokens),
+            (Self::Packed(model), ServingBlock::Packed(block)) => PagedModel::step_on_device(model, block, tokens),
             _ => panic!("the block of another kind of model"),
         }
     }

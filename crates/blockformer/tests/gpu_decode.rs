@@ -6,11 +6,14 @@ mod gpu_models;
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 
-use blockformer::generate::{Decoding, DeviceDecoding, GenerateOptions, Rounds, Sampling, generate};
+use blockformer::generate::{
+    Completion, Decoding, DeviceDecoding, Engine, EngineConfig, GenerateOptions, Request, Rounds, Sampling, generate,
+};
+use blockformer::kv_cache::KvStorage;
 use blockformer::model::AnyModel;
 use blockformer::nn::{AttentionMask, Residual, Transformer, TransformerConfig};
 use burn::module::Module;
-use burn::tensor::{Bool, Device, Distribution, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Device, Distribution, Tensor, TensorData};
 use gpu_models::{block_model, cross_attention_model, device, vanilla_model};
 
 fn run(model: &AnyModel, device: &Device, sampling: &Sampling, decoding: Decoding) -> Vec<Vec<u32>> {
@@ -88,6 +91,47 @@ fn repeated_blocks_are_those_that_are_launched_one_by_one() {
             let known = cfg!(feature = "cuda") && std::env::var_os("BLOCKFORMER_TEST_NO_GRAPHS").is_none();
             assert!(!known || recorded, "the device does not repeat what it recorded");
             println!("{n} tokens, recorded: {recorded}");
+        }
+    }
+}
+
+/// Requests that come one after another, behind pages that others hold too; the vanilla transformer's are longer than one cube
+/// attends to.
+#[test]
+fn an_engine_on_the_device_says_what_one_on_the_cpu_says() {
+    let style = |config: TransformerConfig| TransformerConfig { initializer_range: 0.3, ..config };
+    let neox = style(TransformerConfig::gpt_neox(32, 1, 4));
+    let llama = style(TransformerConfig::llama(32, 2, 4).with_n_kv_heads(2));
+    let device = device();
+    let sampled = Sampling { temperature: 1.1, top_k: Some(40), top_p: Some(0.95), seed: 3, ..Sampling::default() };
+    let run = |model: &AnyModel, device: &Device, sampling: &Sampling, config: EngineConfig| {
+        let config = EngineConfig { kv_budget: 1 << 20, page_blocks: 4, ..config };
+        let mut engine = Engine::new(model, config, device).expect("a pool of some pages");
+        let (mut events, mut ids) = (Vec::new(), Vec::new());
+        for (len, n) in [(6, 9), (70, 21), (3, 5), (6, 14)] {
+            let prompt: Vec<u32> = (0..len).map(|i| (i * 7 + i * i) % 96).collect();
+            let request = Request::new(prompt).with_max_new_tokens(n).with_sampling(sampling.clone());
+            // The last two samples go on from pages of one prompt.
+            let n = if sampling.is_greedy() { 1 } else { 2 };
+            ids.push(engine.submit(Request { n, ..request }).expect("a request that fits"));
+            events.extend(engine.step());
+        }
+        engine.run(|id, event| events.push((id, event)));
+        let of = |id| events.iter().filter(move |(of, _)| *of == id).map(|(_, event)| event.clone());
+        ids.into_iter().map(|id| Completion::from_events(of(id)).expect("tokens").samples).collect::<Vec<_>>()
+    };
+    for on_cpu in [block_model(neox, 128), block_model(llama.clone(), 128), vanilla_model(llama, 128)] {
+        let model = on_cpu.clone().to_device(&device);
+        let expected = run(&on_cpu, &Device::flex(), &Sampling::greedy(), EngineConfig::default());
+        let got = run(&model, &device, &Sampling::greedy(), EngineConfig::default());
+        assert_eq!(got, expected, "the CPU finds other tokens");
+        for kv_storage in [KvStorage::Float32, KvStorage::Float16, KvStorage::Int8] {
+            if kv_storage == KvStorage::Float16 && !device.supports_dtype(DType::F16) {
+                continue;
+            }
+            let on = |draw_on_device| EngineConfig { kv_storage, draw_on_device, ..EngineConfig::default() };
+            let drawn = run(&model, &device, &sampled, on(None));
+            assert_eq!(drawn, run(&model, &device, &sampled, on(Some(false))), "the host draws other tokens");
         }
     }
 }

@@ -5,7 +5,8 @@
 mod gpu_models;
 
 use blockformer::bench::{MeasureOptions, Subject, Workload, measure, step_kernels};
-use blockformer::cubecl::KERNELS_OFF_VARIABLE;
+use blockformer::cubecl::{KERNELS_OFF_VARIABLE, Observe, observe_kernels};
+use blockformer::generate::{Engine, EngineConfig, Request};
 use blockformer::model::AnyModel;
 use blockformer::nn::TransformerConfig;
 use burn::module::Module;
@@ -26,6 +27,36 @@ fn launches(model: AnyModel, device: &Device) -> f64 {
         println!("{:6.2} {}", kernel.launches, kernel.kernel);
     }
     kernels.launches
+}
+
+/// Kernels launched for a block of all rows of an engine.
+fn of_engine(model: AnyModel, rows: usize, device: &Device) -> usize {
+    let model = model.to_device(device);
+    let config = EngineConfig { kv_budget: 1 << 20, ..EngineConfig::default() };
+    let mut engine = Engine::new(model, config, device).expect("a pool of some pages");
+    for row in 0..rows {
+        let prompt: Vec<u32> = (0..8 + 4 * row as u32).map(|i| (i * 7 + i * i) % 96).collect();
+        engine.submit(Request::new(prompt).with_max_new_tokens(64)).expect("a request that fits");
+    }
+    (0..3).for_each(|_| drop(engine.step())); // when all is compiled and tuned, and everybody there
+    let (events, kernels) = observe_kernels(Observe::Launches, || engine.step());
+    assert_eq!(events.len(), 4 * rows, "a block of each");
+    let kernels = kernels.expect("blocks launch kernels");
+    for kernel in &kernels {
+        println!("{:6} {}", kernel.launches, kernel.kernel);
+    }
+    kernels.iter().map(|kernel| kernel.launches).sum()
+}
+
+fn an_engine_launches_as_many_whatever_its_rows(device: &Device) {
+    let model = |n_layers| block_model(TransformerConfig::gpt_neox(32, n_layers, 4), 128);
+    let [[one, more], [_, two_layers]] =
+        [1, 2].map(|n_layers| [1, 6].map(|rows| of_engine(model(n_layers), rows, device)));
+    println!("an engine: {one} launches a block, {more} for six rows, {two_layers} with two layers");
+    if std::env::var_os(KERNELS_OFF_VARIABLE).is_none() {
+        assert!(more.abs_diff(one) <= 2, "six rows launch {more}, one row {one}");
+        assert!((two_layers - more).abs_diff(25) <= 1, "a layer adds {} launches to a block", two_layers - more);
+    }
 }
 
 #[test]
@@ -51,4 +82,5 @@ fn a_layer_launches_few_kernels() {
         assert!((two - one - most).abs() <= 0.25, "{name}: a layer adds {} launches, not {most}", two - one);
         assert!(one - most <= 9.0, "{name}: what is no layer launches {}", one - most);
     }
+    an_engine_launches_as_many_whatever_its_rows(&device);
 }

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use blockformer_kv_cache::SequenceId;
-use burn::tensor::Tensor;
 
+use super::context::RowContext;
 use super::decode::Logits;
 use super::job::Sample;
 use super::{Engine, RequestId};
-use crate::paged::{Context, PagedModel};
+use crate::paged::PagedModel;
 use crate::sampler::{Sampler, TokenLogprobs, top_logprobs};
 use crate::{FinishReason, GenerateError, Request, TokenEvent};
 
@@ -19,7 +19,7 @@ type Drawn = Vec<(u32, Option<TokenLogprobs>)>;
 #[derive(Debug)]
 pub(super) struct Beam {
     pub(super) kv: SequenceId,
-    pub(super) context: Context,
+    pub(super) context: RowContext,
 }
 
 /// A sequence of a search, within a block.
@@ -137,9 +137,10 @@ impl<M: PagedModel> Engine<M> {
     async fn search_block(&mut self, search: &mut BeamSearch) -> Result<(), GenerateError> {
         while !search.is_over() && search.hypotheses[0].block.len() < self.limits.layout.block_length {
             let known = search.hypotheses[0].block.len();
-            let windows = search.hypotheses.iter().map(|h| search.beams[h.origin].context.window.clone()).collect();
+            let contexts: Vec<_> = search.hypotheses.iter().map(|h| &search.beams[h.origin].context).collect();
+            let window = RowContext::windows(&contexts);
             let tokens: Vec<u32> = search.hypotheses.iter().flat_map(|h| h.block.iter().copied()).collect();
-            let logits = Logits::read(self.model.decode_whole(Tensor::cat(windows, 0), &tokens, known)).await;
+            let logits = Logits::read(self.model.decode_whole(window, &tokens, known)).await;
             search.advance(&logits)?;
             self.counters.generated += search.hypotheses.len() as u64;
             if let Some(job) = self.jobs.get_mut(&search.id) {
@@ -179,7 +180,8 @@ impl<M: PagedModel> Engine<M> {
         }
         let sequences: Vec<SequenceId> = search.sequences().collect();
         let blocks: Vec<u32> = search.hypotheses.iter_mut().flat_map(|h| std::mem::take(&mut h.block)).collect();
-        let contexts = search.beams.iter().map(|beam| beam.context.clone()).collect();
+        let contexts: Vec<_> = search.beams.iter().map(|beam| &beam.context).collect();
+        let contexts = RowContext::join(&contexts);
         let contexts = self.take_in_blocks(&sequences, &blocks, contexts)?;
         search.beams.iter_mut().zip(contexts).for_each(|(beam, context)| beam.context = context);
         search.hypotheses.iter_mut().enumerate().for_each(|(index, hypothesis)| hypothesis.origin = index);

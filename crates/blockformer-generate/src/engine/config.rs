@@ -27,13 +27,19 @@ pub struct EngineConfig {
     pub alignment: Alignment,
     /// Whether prompts that begin alike share keys and values.
     pub reuse_prefixes: bool,
-    /// Whether several tokens of a block are tried at once.
+    /// Whether several tokens of a block are tried at once. What is drawn then is drawn on the host.
     pub speculation: Option<Speculation>,
+    /// Whether tokens are drawn where the logits are and read a block at a time, so that the host waits once a block. The tokens are
+    /// the same, up to rounding. Requests with penalties, [`logit_bias`](crate::Sampling::logit_bias),
+    /// [`typical_p`](crate::Sampling::typical_p), a hook, log probabilities or a ranking of samples need the host for each token all
+    /// the same, and blocks that are decoded together with theirs wait with them. `None`: where the device has
+    /// [kernels](blockformer_cubecl::has_kernels) for it.
+    pub draw_on_device: Option<bool>,
 }
 
 impl Default for EngineConfig {
     /// 256 MiB in float32, pages of 16 blocks, 32 sequences, 1,024 waiting requests, 128 blocks of prompts at a time,
-    /// padded prompts, prefixes reused, no speculation.
+    /// padded prompts, prefixes reused, no speculation, tokens drawn where it suits the device.
     fn default() -> Self {
         Self {
             kv_budget: 256 << 20,
@@ -45,6 +51,7 @@ impl Default for EngineConfig {
             alignment: Alignment::PadFirstBlock,
             reuse_prefixes: true,
             speculation: None,
+            draw_on_device: None,
         }
     }
 }

@@ -3,6 +3,7 @@
 use blockformer_kv_cache::SequenceId;
 use burn::tensor::{FloatDType, Tensor, TensorData};
 
+use super::context::RowContext;
 use super::job::Row;
 use super::{Engine, Speculation};
 use crate::draft::draft;
@@ -56,29 +57,22 @@ impl<M: PagedModel> Engine<M> {
     /// All rows are at the same place of their blocks, so one cache of the token decoder serves them all.
     async fn decode_token_by_token(&self, rows: &mut [Row], failed: &mut Vec<(usize, GenerateError)>) {
         let layout = &self.limits.layout;
-        let window = Tensor::cat(rows.iter().map(|row| row.context.window.clone()).collect(), 0);
-        let (mut block, logits) = self.model.begin_blocks(window);
-        let mut logits = Logits::read(logits).await;
+        let contexts: Vec<_> = rows.iter().map(|row| &row.context).collect();
+        let (mut block, mut logits) = self.model.begin_blocks(RowContext::windows(&contexts));
+        if self.draws_on_device(&logits, rows) {
+            return self.draw_block(rows, (block, logits), failed).await;
+        }
+        let all: Vec<usize> = (0..rows.len()).collect();
         for place in 0..layout.block_length {
-            for (index, row) in rows.iter_mut().enumerate() {
-                let given = place < row.block.len(); // the rest of a prompt
-                if row.finish.is_some() || given || failed.iter().any(|(failed, _)| *failed == index) {
-                    continue;
-                }
-                if let Err(error) = row.advance(logits.row(index)) {
-                    failed.push((index, error));
-                }
-            }
+            self.draw_on_host(rows, &all, (logits, place), failed).await;
             let open = |(index, row): (usize, &Row)| {
                 row.finish.is_none() && !failed.iter().any(|(failed, _)| *failed == index)
             };
             if place + 1 == layout.block_length || !rows.iter().enumerate().any(open) {
                 return;
             }
-            // A sequence that ended goes on with padding, which nobody reads.
-            let tokens: Vec<u32> =
-                rows.iter().map(|row| row.block.get(place).copied().unwrap_or(layout.pad_token_id)).collect();
-            logits = Logits::read(self.model.step(&mut block, &tokens, &self.device)).await;
+            let tokens: Vec<u32> = rows.iter().map(|row| row.token(place, layout)).collect();
+            logits = self.model.step(&mut block, &tokens, &self.device);
         }
     }
 
@@ -106,7 +100,8 @@ impl<M: PagedModel> Engine<M> {
                 let padding = std::iter::repeat_n(self.limits.layout.pad_token_id, room - draft.len());
                 tokens.extend(row.block.iter().copied().chain(draft.iter().copied()).chain(padding));
             }
-            let window = Tensor::cat(open.iter().map(|index| rows[*index].context.window.clone()).collect(), 0);
+            let contexts: Vec<_> = open.iter().map(|index| &rows[*index].context).collect();
+            let window = RowContext::windows(&contexts);
             let logits = Logits::read(self.model.decode_whole(window, &tokens, known)).await; // [open, length - known, vocab_size]
             self.counters.verifications += 1;
             for (place, &index) in open.iter().enumerate() {
@@ -149,8 +144,12 @@ impl<M: PagedModel> Engine<M> {
         let mut rows = std::mem::take(&mut self.running);
         let sequences: Vec<SequenceId> = rows.iter().map(|row| row.kv).collect();
         let blocks: Vec<u32> = rows.iter_mut().flat_map(|row| std::mem::take(&mut row.block)).collect();
-        let contexts = rows.iter().map(|row| row.context.clone()).collect();
-        match self.take_in_blocks(&sequences, &blocks, contexts) {
+        if rows.is_empty() {
+            return;
+        }
+        let contexts: Vec<_> = rows.iter().map(|row| &row.context).collect();
+        let context = RowContext::join(&contexts);
+        match self.take_in_blocks(&sequences, &blocks, context) {
             Ok(contexts) => rows.iter_mut().zip(contexts).for_each(|(row, context)| row.context = context),
             Err(error) => {
                 // The pool has promised room for every block, so this is a fault of the engine: nothing goes on.
@@ -168,17 +167,14 @@ impl<M: PagedModel> Engine<M> {
         &mut self,
         sequences: &[SequenceId],
         blocks: &[u32],
-        contexts: Vec<Context>,
-    ) -> Result<Vec<Context>, GenerateError> {
-        if sequences.is_empty() {
-            return Ok(Vec::new());
-        }
+        context: Context,
+    ) -> Result<impl Iterator<Item = RowContext> + use<M>, GenerateError> {
         let mut batch = self.pool.batch(sequences, self.limits.positions_per_block)?;
         let (rows, device) = (sequences.len(), &self.device);
         let blocks = Blocks { ids: blocks, real: None, rows, begin: false, device };
-        let context = self.model.take_in(blocks, Some(Context::join(contexts)), &mut batch);
+        let context = self.model.take_in(blocks, Some(context), &mut batch);
         batch.commit();
-        Ok(context.split())
+        Ok(RowContext::each(context))
     }
 }
 

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use blockformer_kv_cache::SequenceId;
+use blockformer_model::BlockLayout;
 
 use super::RequestId;
+use super::context::RowContext;
 use crate::paged::Context;
 use crate::prompt::AlignedPrompt;
 use crate::sampler::{Sampler, TokenLogprobs};
@@ -85,7 +87,7 @@ pub(super) struct Row {
     pub(super) sample: usize,
     pub(super) request: Arc<Request>,
     pub(super) kv: SequenceId,
-    pub(super) context: Context,
+    pub(super) context: RowContext,
     pub(super) sampler: Sampler,
     /// Tokens of the block that is being decoded.
     pub(super) block: Vec<u32>,
@@ -103,6 +105,24 @@ pub(super) struct Row {
 }
 
 impl Row {
+    /// Whether its tokens can be drawn where the logits are: without a look at any of them, or at the tokens before.
+    pub(super) fn draws_on_device(&self) -> bool {
+        let request = &self.request;
+        let all_may_come = request.sampling.typical_p.is_none_or(|p| p >= 1.0) && request.hook.is_none();
+        all_may_come && request.sampling.keeps_logits() && request.logprobs.is_none() && !request.is_ranked()
+    }
+
+    /// The token at a place of its block; padding behind its end, which nobody reads.
+    pub(super) fn token(&self, place: usize, layout: &BlockLayout) -> u32 {
+        self.block.get(place).copied().unwrap_or(layout.pad_token_id)
+    }
+
+    /// Goes on by a token that was drawn on the device.
+    pub(super) fn take_drawn(&mut self, token: u32) -> Result<(), GenerateError> {
+        self.sampler.push(token);
+        self.take(token, None)
+    }
+
     /// Draws the next token from its logits.
     pub(super) fn advance(&mut self, logits: &[f32]) -> Result<(), GenerateError> {
         let token = self.sampler.sample(logits)?;
@@ -116,6 +136,10 @@ impl Row {
             self.logprob += f64::from(logprobs.chosen);
             self.counted += 1;
         }
+        self.take(token, logprobs)
+    }
+
+    fn take(&mut self, token: u32, logprobs: Option<TokenLogprobs>) -> Result<(), GenerateError> {
         if self.request.stop_tokens.contains(&token) {
             return self.end(FinishReason::Stop);
         }

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use super::beams::{Beam, BeamSearch};
+use super::context::RowContext;
 use super::job::{Prefill, Row};
 use super::{Engine, RequestId};
-use crate::paged::{Blocks, Context, PagedModel};
+use crate::paged::{Blocks, PagedModel};
 use crate::sampler::Sampler;
 use crate::text::TextStream;
 use crate::{GenerateError, Request};
@@ -123,7 +124,8 @@ impl<M: PagedModel> Engine<M> {
         let capacity = self.limits.capacity(&request, &job.prompt);
         if request.beams.is_some() {
             let own_pages = self.limits.own_pages(&request, &job.prompt);
-            self.searches.push(BeamSearch::new(id, request, Beam { kv, context }, rest, (capacity, own_pages)));
+            let beam = Beam { kv, context: RowContext::of_one(context) };
+            self.searches.push(BeamSearch::new(id, request, beam, rest, (capacity, own_pages)));
             return Ok(());
         }
         if let Some(reserve) = job.reserve.take() {
@@ -139,6 +141,7 @@ impl<M: PagedModel> Engine<M> {
                 }
             }
         }
+        let context = RowContext::of_one(context);
         for (sample, kv) in sequences.into_iter().enumerate() {
             let row = self.row(id, sample, &request, kv, context.clone(), rest.clone());
             self.running.push(row);
@@ -152,7 +155,7 @@ impl<M: PagedModel> Engine<M> {
         sample: usize,
         request: &Arc<Request>,
         kv: blockformer_kv_cache::SequenceId,
-        context: Context,
+        context: RowContext,
         rest: Vec<u32>,
     ) -> Row {
         let sampler = Sampler::new(request.sampling.clone(), sample, &request.prompt).with_hook(request.hook.clone());

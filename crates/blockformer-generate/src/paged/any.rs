@@ -3,7 +3,7 @@
 use blockformer_kv_cache::{KvStorage, PagedBatch, PoolConfig};
 use blockformer_model::{AnyModel, BlockLayout};
 use blockformer_token_decoder::AnyTokenCache;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
 use crate::paged::{Blocks, Context, PagedModel};
 
@@ -62,6 +62,13 @@ impl PagedModel for AnyModel {
         }
     }
 
+    fn step_on_device(&self, block: &mut Option<AnyTokenCache>, tokens: Tensor<2, Int>) -> Tensor<2> {
+        match (self, block) {
+            (Self::Block(model), Some(cache)) => PagedModel::step_on_device(model, cache, tokens),
+            _ => panic!("the block of another kind of model"),
+        }
+    }
+
     fn decode_whole(&self, window: Tensor<3>, tokens: &[u32], known: usize) -> Tensor<3> {
         inner!(self, model => model.decode_whole(window, tokens, known))
     }
@@ -108,6 +115,10 @@ impl<M: PagedModel> PagedModel for &M {
 
     fn step(&self, block: &mut M::Block, tokens: &[u32], device: &Device) -> Tensor<2> {
         (**self).step(block, tokens, device)
+    }
+
+    fn step_on_device(&self, block: &mut M::Block, tokens: Tensor<2, Int>) -> Tensor<2> {
+        (**self).step_on_device(block, tokens)
     }
 
     fn decode_whole(&self, window: Tensor<3>, tokens: &[u32], known: usize) -> Tensor<3> {

@@ -4,7 +4,7 @@ use blockformer_embedder::Embedder;
 use blockformer_kv_cache::{KvStorage, PagedBatch, PoolConfig};
 use blockformer_model::{BlockLayout, BlockTransformer};
 use blockformer_token_decoder::{TokenCache, TokenDecoder, TokenInput};
-use burn::tensor::{Device, Tensor, s};
+use burn::tensor::{Device, Int, Tensor, s};
 
 use crate::block::id_tensor;
 use crate::paged::{Blocks, Context, PagedModel};
@@ -55,8 +55,11 @@ impl<E: Embedder, T: TokenDecoder> PagedModel for BlockTransformer<E, T> {
     }
 
     fn step(&self, cache: &mut T::Cache, tokens: &[u32], device: &Device) -> Tensor<2> {
-        let ids = id_tensor(tokens.iter(), [tokens.len(), 1], device);
-        let hidden = self.token_decoder.forward(TokenInput::next(ids), Some(cache)); // [rows, 1, d_model]
+        PagedModel::step_on_device(self, cache, id_tensor(tokens.iter(), [tokens.len(), 1], device))
+    }
+
+    fn step_on_device(&self, cache: &mut T::Cache, tokens: Tensor<2, Int>) -> Tensor<2> {
+        let hidden = self.token_decoder.forward(TokenInput::next(tokens), Some(cache)); // [rows, 1, d_model]
         self.logits(hidden).squeeze_dim(1)
     }
 

@@ -2,7 +2,7 @@
 
 use core::ops::Range;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use super::storage::Storage;
 use super::{HostLayer, KvPool, PageId, PoolConfig, SequenceId};
@@ -179,6 +179,43 @@ impl PagedBatch<'_> {
         let held = self.rows[row].start + self.new;
         assert!(len <= held, "{len} positions of a sequence of {held}");
         self.pool.storage.read(layer, &self.runs(row, 0..len))
+    }
+
+    /// For each sequence the positions it holds and then its pages in order, those of the new positions included, for kernels that
+    /// find their way themselves. Behind the last page of a sequence that has fewer than others stand zeros.
+    ///
+    /// # Shapes
+    /// - returns: `[rows, 1 + pages]` in 32 bits
+    pub fn tables(&self, device: &Device) -> Tensor<2, Int> {
+        let pages = self.rows.iter().map(|row| row.pages.len()).max().unwrap_or(0);
+        let mut numbers = Vec::with_capacity(self.rows.len() * (1 + pages));
+        for row in &self.rows {
+            numbers.push(row.start as i32);
+            numbers.extend(row.pages.iter().map(|page| *page as i32));
+            numbers.resize(numbers.len() + pages - row.pages.len(), 0);
+        }
+        Tensor::from_data(TensorData::new(numbers, [self.rows.len(), 1 + pages]), (device, DType::I32))
+    }
+
+    /// Lets `write` put keys and values of the new positions of all sequences into layer `layer`, and nothing else: it is given
+    /// all pages, and answers nothing if it has left them as they were. Without asking it, nothing is the answer of a pool
+    /// that is on the host or keeps eight bits a number.
+    ///
+    /// # Shapes
+    /// - given: keys and values, `[positions of the pool, n_kv_heads · head_dim]`, position `i` of page `p` in row
+    ///   `p · page_length + i`
+    ///
+    /// # Panics
+    /// If there is no such layer.
+    pub fn write_new<T>(
+        &mut self,
+        layer: usize,
+        write: impl FnOnce(&mut Tensor<2>, &mut Tensor<2>) -> Option<T>,
+    ) -> Option<T> {
+        match &mut self.pool.storage {
+            Storage::Device(pages) => pages.floats_mut(layer).and_then(|(keys, values)| write(keys, values)),
+            Storage::Host(_) => None,
+        }
     }
 
     /// Makes the new positions part of the sequences.

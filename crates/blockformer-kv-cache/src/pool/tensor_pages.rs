@@ -123,6 +123,14 @@ impl TensorPages {
         (keys.read(runs, self.heads, self.head_dim), values.read(runs, self.heads, self.head_dim))
     }
 
+    /// Keys and values of a layer, if they are stored as floats.
+    pub(super) fn floats_mut(&mut self, layer: usize) -> Option<(&mut Tensor<2>, &mut Tensor<2>)> {
+        match &mut self.layers[layer] {
+            (Rows::Float(keys), Rows::Float(values)) => Some((keys, values)),
+            _ => None,
+        }
+    }
+
     /// Copies rows, in all layers.
     pub(super) fn copy(&mut self, from: Run, to: Run) {
         for (keys, values) in &mut self.layers {

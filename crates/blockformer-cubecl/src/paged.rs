@@ -1,0 +1,212 @@
+//! Attention of one new position of each of many sequences, whose keys and values lie in pages of a common pool.
+//!
+//! As [`new_positions`](crate::new_positions), but for where a position lies: a cube looks up the rows of its keys in the
+//! sequence's table first.
+
+use burn::backend::TensorMetadata;
+use burn::backend::cubecl::dtype_to_storage_type;
+use burn::tensor::{DType, Shape};
+use burn_cubecl::CubeBackend;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use crate::MAX_KEYS;
+use crate::extension::{Optional, PagedInputs};
+use crate::new_positions::{owned, put_together, rotated};
+use crate::softmax::{PARTS, add_parts, units_for, weigh};
+
+/// The row of the pool where a position of the sequence lies whose table begins at `table`.
+#[cube]
+fn row_of(tables: &Tensor<i32>, table: usize, position: usize, page_length: usize) -> usize {
+    let page = tables[table + (1 + position / page_length) * tables.stride(1)];
+    usize::cast_from(page) * page_length + position % page_length
+}
+
+#[cube(launch, address_type = "dynamic")]
+fn paged_kernel<F: Float, P: Float, T: Float, O: Float>(
+    qkv: &Tensor<F>,                 // [rows, 1, (heads + 2 kv_heads) · head_dim]
+    cos: ComptimeOption<&Tensor<T>>, // [positions, half]
+    sin: ComptimeOption<&Tensor<T>>, // the same
+    tables: &Tensor<i32>,            // [rows, 1 + pages]: positions held, then pages
+    keys: &mut Tensor<P>,            // [positions of the pool, kv_heads · head_dim]
+    values: &mut Tensor<P>,          // the same
+    output: &mut [O],                // [rows, heads, head_dim], or [rows, heads, parts, head_dim + 2]
+    group: u32,
+    kv_heads: u32,
+    page_length: u32,
+    scale: f32,
+    #[comptime] split: bool,
+    #[comptime] parts: usize,
+    #[comptime] max_keys: usize,
+    #[comptime] head_dim: usize,
+    #[define(F, P, T, O)] _dtypes: [ElemType; 4],
+) {
+    let unit = UNIT_POS_X as usize;
+    let units = CUBE_DIM_X as usize;
+    let (group, kv_heads, page_length) = (group as usize, kv_heads as usize, page_length as usize);
+    let heads = kv_heads * group;
+    let row = CUBE_POS_X as usize / kv_heads;
+    let kv_head = CUBE_POS_X as usize % kv_heads;
+    let table = row * tables.stride(0);
+    let len = usize::cast_from(tables[table]);
+    // This cube's keys; none where another sequence is longer.
+    let part = CUBE_POS_Y as usize;
+    let from = part * max_keys;
+    let n_keys = min(max(len + 1, from) - from, max_keys);
+
+    let mut rows = Shared::<[u32]>::new_slice(max_keys);
+    let mut i = unit;
+    while i < n_keys {
+        rows[i] = row_of(tables, table, from + i, page_length) as u32;
+        i += units;
+    }
+
+    let head_stride = head_dim * qkv.stride(2);
+    let (k_position, k_feature) = (keys.stride(0), keys.stride(1));
+    let (v_position, v_feature) = (values.stride(0), values.stride(1));
+    let row_at = row * qkv.stride(0);
+    let k_at = kv_head * head_dim * k_feature;
+    let v_at = kv_head * head_dim * v_feature;
+
+    // The new key and value, for the pool and for this position.
+    let mut new_key = Shared::<[f32]>::new_slice(head_dim);
+    let mut new_value = Shared::<[f32]>::new_slice(head_dim);
+    if part == len / max_keys {
+        let place = row_of(tables, table, len, page_length);
+        let key_at = row_at + (heads + kv_head) * head_stride;
+        let value_at = row_at + (heads + kv_heads + kv_head) * head_stride;
+        let mut feature = unit;
+        while feature < head_dim {
+            let key = P::cast_from(rotated::<F, T>(qkv, &cos, &sin, len, key_at, feature));
+            let value = P::cast_from(qkv[value_at + feature * qkv.stride(2)]);
+            keys[place * k_position + k_at + feature * k_feature] = key;
+            values[place * v_position + v_at + feature * v_feature] = value;
+            new_key[feature] = f32::cast_from(key);
+            new_value[feature] = f32::cast_from(value);
+            feature += units;
+        }
+    }
+
+    let mut query = Shared::<[f32]>::new_slice(head_dim);
+    let mut partial = Shared::<[f32]>::new_slice(comptime!(parts * max_keys));
+    let mut scores = Shared::<[f32]>::new_slice(max_keys);
+    for query_of in 0..group {
+        let head = kv_head * group + query_of;
+        let mut feature = unit;
+        while feature < head_dim {
+            // In the type of the model, as on the plain path.
+            let x = F::cast_from(rotated::<F, T>(qkv, &cos, &sin, len, row_at + head * head_stride, feature));
+            query[feature] = f32::cast_from(x);
+            feature += units;
+        }
+        sync_cube();
+
+        // Every part of every score.
+        let mut i = unit;
+        while i < n_keys * parts {
+            let key = i / parts;
+            let at = rows[key] as usize * k_position + k_at;
+            let mut sum = 0.0f32;
+            let mut feature = i % parts;
+            while feature < head_dim {
+                let y =
+                    if from + key < len { f32::cast_from(keys[at + feature * k_feature]) } else { new_key[feature] };
+                sum += query[feature] * y;
+                feature += parts;
+            }
+            partial[i] = sum;
+            i += units;
+        }
+        sync_cube();
+
+        add_parts(&partial, &mut scores, n_keys, scale, parts);
+        let (mut largest, total) = weigh(&mut scores, n_keys);
+        if n_keys == 0 {
+            largest = f32::min_value();
+        }
+        let mut output_at = (row * heads + head) * head_dim;
+        if comptime!(split) {
+            output_at = ((row * heads + head) * CUBE_COUNT_Y as usize + part) * (head_dim + 2);
+        }
+        let mut feature = unit;
+        while feature < head_dim {
+            let mut sum = 0.0f32;
+            for key in 0..n_keys {
+                let y = if from + key < len {
+                    f32::cast_from(values[rows[key] as usize * v_position + v_at + feature * v_feature])
+                } else {
+                    new_value[feature]
+                };
+                sum += scores[key] * y;
+            }
+            if comptime!(!split) {
+                sum /= total;
+            }
+            output[output_at + feature] = O::cast_from(sum);
+            feature += units;
+        }
+        if comptime!(split) && unit == 0 {
+            output[output_at + head_dim] = O::cast_from(largest);
+            output[output_at + head_dim + 1] = O::cast_from(total);
+        }
+        sync_cube();
+    }
+}
+
+/// Launches it; shapes have been checked. A pool that others hold too is copied first. `longest` is the most positions that one of
+/// the sequences holds.
+pub(crate) fn launch(
+    inputs: PagedInputs<CubeBackend>,
+    [n_heads, head_dim]: [usize; 2],
+    page_length: usize,
+    longest: usize,
+) -> (CubeTensor, CubeTensor, CubeTensor) {
+    let PagedInputs { qkv, cos, sin, tables, keys, values } = inputs;
+    let [keys, values] = [keys, values].map(|x| owned(x, false));
+    let [cos, sin] = [cos, sin].map(Optional::into_option);
+    let rows = qkv.shape()[0];
+    let kv_heads = keys.shape()[1] / head_dim;
+    let (client, device, dtype) = (qkv.client.clone(), qkv.device.clone(), qkv.dtype);
+    let output =
+        empty_device_contiguous_dtype(client.clone(), device.clone(), Shape::new([rows, 1, n_heads * head_dim]), dtype);
+    let parts = (longest + 1).div_ceil(MAX_KEYS);
+    let split = parts > 1;
+    let mixed = match split {
+        true => {
+            let shape = Shape::new([rows * n_heads, parts, head_dim + 2]);
+            empty_device_contiguous_dtype(client.clone(), device, shape, DType::F32)
+        }
+        false => output.clone(),
+    };
+    let units = CubeDim::new_1d(units_for(head_dim, &qkv));
+    let address = [&qkv, &keys, &values, &mixed].map(CubeTensor::required_address_type).into_iter().max();
+    let table_type = cos.as_ref().map_or(dtype, |cos| cos.dtype);
+    let pool_type = keys.dtype;
+    paged_kernel::launch(
+        &client,
+        CubeCount::Static((rows * kv_heads) as u32, parts as u32, 1),
+        units,
+        address.unwrap_or_default(),
+        qkv.into_tensor_arg(),
+        cos.map(CubeTensor::into_tensor_arg).into(),
+        sin.map(CubeTensor::into_tensor_arg).into(),
+        tables.into_tensor_arg(),
+        keys.clone().into_tensor_arg(),
+        values.clone().into_tensor_arg(),
+        mixed.clone().into_buffer_arg(),
+        (n_heads / kv_heads) as u32,
+        kv_heads as u32,
+        page_length as u32,
+        (head_dim as f32).powf(-0.5),
+        split,
+        PARTS,
+        (longest + 1).next_power_of_two().clamp(16, MAX_KEYS),
+        head_dim,
+        [dtype, pool_type, table_type, mixed.dtype].map(dtype_to_storage_type),
+    );
+    if split {
+        put_together(mixed, output.clone(), parts, head_dim, units);
+    }
+    (output, keys, values)
+}

@@ -1,0 +1,105 @@
+//! The contexts of sequences that come and go.
+
+use std::sync::Arc;
+
+use burn::tensor::{Int, Tensor, TensorData};
+
+use crate::paged::Context;
+
+/// The context of one sequence: a row of what was computed for several, which stay together as long as they go on together.
+#[derive(Debug, Clone)]
+pub(super) struct RowContext {
+    of: Arc<Context>,
+    row: usize,
+}
+
+impl RowContext {
+    /// Those of all rows of `context`.
+    pub(super) fn each(context: Context) -> impl Iterator<Item = Self> {
+        let (rows, of) = (context.window.dims()[0], Arc::new(context));
+        (0..rows).map(move |row| Self { of: Arc::clone(&of), row })
+    }
+
+    /// That of a single sequence.
+    pub(super) fn of_one(context: Context) -> Self {
+        Self { of: Arc::new(context), row: 0 }
+    }
+
+    /// The windows of several sequences, `[rows, n_contexts, d_model]`.
+    pub(super) fn windows(rows: &[&Self]) -> Tensor<3> {
+        gathered(rows, |context| context.window.clone())
+    }
+
+    /// The contexts of several sequences as one.
+    pub(super) fn join(rows: &[&Self]) -> Context {
+        let recent = rows.iter().all(|row| row.of.recent.is_some());
+        let recent = recent.then(|| {
+            gathered(rows, |context| match &context.recent {
+                Some(recent) => recent.clone(),
+                None => unreachable!("all have them"),
+            })
+        });
+        Context { window: Self::windows(rows), recent }
+    }
+}
+
+/// Rows of some tensors as one: the very tensor, where they are all of its rows in order.
+fn gathered<const D: usize>(rows: &[&RowContext], of: impl Fn(&Context) -> Tensor<D>) -> Tensor<D> {
+    let mut runs: Vec<(&Arc<Context>, Vec<usize>)> = Vec::new();
+    for row in rows {
+        match runs.last_mut() {
+            Some((context, run)) if Arc::ptr_eq(context, &row.of) => run.push(row.row),
+            _ => runs.push((&row.of, vec![row.row])),
+        }
+    }
+    let mut parts: Vec<_> = runs.into_iter().map(|(context, run)| rows_of(of(context), &run)).collect();
+    if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 0) }
+}
+
+/// These rows of a tensor, in this order.
+pub(super) fn rows_of<const D: usize>(x: Tensor<D>, rows: &[usize]) -> Tensor<D> {
+    let first = rows[0];
+    if rows.iter().enumerate().all(|(index, row)| *row == first + index) {
+        return if rows.len() == x.dims()[0] { x } else { x.narrow(0, first, rows.len()) };
+    }
+    let indices: Vec<i32> = rows.iter().map(|row| *row as i32).collect();
+    let indices = Tensor::<1, Int>::from_data(TensorData::new(indices, [rows.len()]), &x.device());
+    x.select(0, indices)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+
+    fn contexts(first: f32, rows: usize) -> Vec<RowContext> {
+        let numbers: Vec<f32> = (0..rows).map(|row| first + row as f32).collect();
+        let column = Tensor::<1>::from_floats(numbers.as_slice(), &Device::flex());
+        let (window, recent) = (column.clone().reshape([rows, 1, 1]), column.add_scalar(0.5).reshape([rows, 1, 1, 1]));
+        RowContext::each(Context { window, recent: Some(recent) }).collect()
+    }
+
+    #[test]
+    fn sequences_keep_their_contexts_whoever_comes_and_goes() {
+        let (a, b) = (contexts(10.0, 4), contexts(20.0, 1));
+        for rows in [
+            vec![&a[0], &a[1], &a[2], &a[3]],
+            vec![&a[1], &a[2]],
+            vec![&a[0], &a[3]],
+            vec![&a[2], &a[2], &a[2]],
+            vec![&b[0], &b[0]],
+            vec![&a[0], &a[1], &b[0]],
+            vec![&a[3], &b[0], &a[0], &a[1]],
+        ] {
+            let expected: Vec<f32> = rows
+                .iter()
+                .map(|row| row.row as f32 + if Arc::ptr_eq(&row.of, &a[0].of) { 10.0 } else { 20.0 })
+                .collect();
+            let joined = RowContext::join(&rows);
+            assert_eq!(joined.window.dims(), [rows.len(), 1, 1]);
+            assert_eq!(joined.window.into_data().iter::<f32>().collect::<Vec<_>>(), expected);
+            let recent: Vec<f32> = joined.recent.unwrap().into_data().iter::<f32>().map(|x| x - 0.5).collect();
+            assert_eq!(recent, expected);
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Blocks whose tokens are drawn where the logits are, and read together.
+
+use blockformer_cubecl::has_kernels;
+use burn::tensor::{Bool, DType, Device, FloatDType, Int, Tensor, TensorData, s};
+
+use super::Engine;
+use super::context::rows_of;
+use super::decode::Logits;
+use super::job::Row;
+use crate::block::id_tensor;
+use crate::device_sampler::{choose, token, uniforms_of};
+use crate::paged::PagedModel;
+use crate::{GenerateError, Sampling};
+
+/// Rows whose tokens are drawn in the same way.
+struct Group {
+    /// Places of the batch, in order.
+    rows: Vec<usize>,
+    /// The way; `None` if it takes the host.
+    on_device: Option<OnDevice>,
+}
+
+struct OnDevice {
+    sampling: Sampling,
+    /// A column for each place of the block, `[rows, places]`; none if the likeliest tokens are taken.
+    uniforms: Option<Tensor<2>>,
+    /// What was drawn, `[rows, 1]` for each place.
+    drawn: Vec<Tensor<2, Int>>,
+}
+
+/// A batch of rows that begin a block.
+struct Batch {
+    groups: Vec<Group>,
+    /// Tokens that rows were given, the rest of their prompts.
+    given: Vec<Vec<u32>>,
+    /// Places of the block that somebody needs.
+    places: usize,
+}
+
+impl Batch {
+    fn new(rows: &mut [Row], block_length: usize, device: &Device) -> Self {
+        let given: Vec<Vec<u32>> = rows.iter().map(|row| row.block.clone()).collect();
+        let needed = |row: &Row| row.block.len() + row.request.max_new_tokens - row.generated;
+        let places = rows.iter().map(needed).max().unwrap_or(0).min(block_length);
+        let mut groups: Vec<Group> = Vec::new();
+        for (index, row) in rows.iter().enumerate() {
+            let sampling = row.draws_on_device().then(|| row.sampler.sampling());
+            let alike = |group: &&mut Group| match (&group.on_device, sampling) {
+                (None, None) => true,
+                (Some(on_device), Some(sampling)) => draw_alike(&on_device.sampling, sampling),
+                _ => false,
+            };
+            match groups.iter_mut().find(alike) {
+                Some(group) => group.rows.push(index),
+                None => {
+                    let new = |sampling: &Sampling| OnDevice {
+                        sampling: sampling.clone(),
+                        uniforms: None,
+                        drawn: Vec::with_capacity(places),
+                    };
+                    groups.push(Group { rows: vec![index], on_device: sampling.map(new) });
+                }
+            }
+        }
+        for group in &mut groups {
+            if let Some(on_device) = group.on_device.as_mut().filter(|on_device| !on_device.sampling.is_greedy()) {
+                let mut numbers = Vec::with_capacity(group.rows.len() * places);
+                for &row in &group.rows {
+                    // As many as are drawn: a row that ends before has no use for the others.
+                    let given = given[row].len().min(places);
+                    numbers.extend(std::iter::repeat_n(0.0, given));
+                    numbers.extend(uniforms_of(&mut rows[row].sampler, places - given));
+                }
+                let data = TensorData::new(numbers, [group.rows.len(), places]);
+                on_device.uniforms = Some(Tensor::from_data(data, (device, DType::F32)));
+            }
+        }
+        Self { groups, given, places }
+    }
+
+    /// Ids to go on with, `[rows, 1]`, of those of the groups.
+    fn in_order(&self, of_groups: Vec<Tensor<2, Int>>, place: usize, device: &Device) -> Tensor<2, Int> {
+        let n = self.given.len();
+        let mut at = vec![0; n];
+        let order = self.groups.iter().flat_map(|group| &group.rows);
+        order.enumerate().for_each(|(position, row)| at[*row] = position);
+        let ids = match of_groups.len() {
+            1 => Tensor::cat(of_groups, 0),
+            _ => rows_of_ids(Tensor::cat(of_groups, 0), &at),
+        };
+        if self.given.iter().all(|given| given.len() <= place) {
+            return ids;
+        }
+        let known: Vec<bool> = self.given.iter().map(|given| given.len() > place).collect();
+        let known = Tensor::<2, Bool>::from_data(TensorData::new(known, [n, 1]), device);
+        let tokens: Vec<u32> = self.given.iter().map(|given| given.get(place).copied().unwrap_or(0)).collect();
+        ids.clone().mask_where(known, id_tensor(tokens.iter(), [n, 1], device).cast(ids.dtype()))
+    }
+
+    /// What was drawn on the device, row after row of its groups, `[rows of them, places]`.
+    fn drawn(&mut self) -> Option<Tensor<2, Int>> {
+        let on_device = self.groups.iter_mut().filter_map(|group| group.on_device.as_mut());
+        let parts: Vec<_> = on_device.map(|group| Tensor::cat(std::mem::take(&mut group.drawn), 1)).collect();
+        (!parts.is_empty()).then(|| Tensor::cat(parts, 0))
+    }
+}
+
+impl<M: PagedModel> Engine<M> {
+    /// Whether tokens that come from `logits` are drawn there.
+    pub(super) fn draws_on_device(&self, logits: &Tensor<2>, rows: &[Row]) -> bool {
+        let wanted = self.config.draw_on_device.unwrap_or_else(|| has_kernels(logits));
+        wanted && rows.iter().any(Row::draws_on_device)
+    }
+
+    /// Decodes a block of all rows, whose first logits are given. The host waits once, or for each token of rows that need it.
+    pub(super) async fn draw_block(
+        &self,
+        rows: &mut [Row],
+        (mut block, mut logits): (M::Block, Tensor<2>),
+        failed: &mut Vec<(usize, GenerateError)>,
+    ) {
+        let layout = &self.limits.layout;
+        let mut batch = Batch::new(rows, layout.block_length, &self.device);
+        for place in 0..batch.places {
+            let mut ids = Vec::with_capacity(batch.groups.len());
+            for group in &mut batch.groups {
+                let logits = rows_of(logits.clone(), &group.rows);
+                ids.push(match &mut group.on_device {
+                    Some(on_device) => on_device.draw(logits, place),
+                    None => {
+                        self.draw_on_host(rows, &group.rows, (logits, place), failed).await;
+                        let tokens: Vec<u32> = group.rows.iter().map(|row| rows[*row].token(place, layout)).collect();
+                        id_tensor(tokens.iter(), [tokens.len(), 1], &self.device)
+                    }
+                });
+            }
+            if place + 1 < batch.places {
+                logits = self.model.step_on_device(&mut block, batch.in_order(ids, place, &self.device));
+            }
+        }
+        let Some(drawn) = batch.drawn() else { return };
+        let drawn: Vec<i64> = match drawn.into_data_async().await {
+            Ok(data) => data.iter::<i64>().collect(),
+            Err(error) => panic!("the device failed: {error}"),
+        };
+        let on_device = batch.groups.iter().filter(|group| group.on_device.is_some()).flat_map(|group| &group.rows);
+        for (&index, drawn) in on_device.zip(drawn.chunks_exact(batch.places)) {
+            let row = &mut rows[index];
+            for &id in drawn.iter().skip(batch.given[index].len()) {
+                if row.finish.is_some() {
+                    break;
+                }
+                if let Err(error) = token(id).and_then(|token| row.take_drawn(token)) {
+                    failed.push((index, error));
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Draws a token of the rows of `group` that go on and were not given it; `logits` are those of the group.
+    pub(super) async fn draw_on_host(
+        &self,
+        rows: &mut [Row],
+        group: &[usize],
+        (logits, place): (Tensor<2>, usize),
+        failed: &mut Vec<(usize, GenerateError)>,
+    ) {
+        let wanted = |row: &Row, index: usize, failed: &[(usize, GenerateError)]| {
+            let given = place < row.block.len(); // the rest of a prompt
+            row.finish.is_none() && !given && !failed.iter().any(|(failed, _)| *failed == index)
+        };
+        if !group.iter().any(|index| wanted(&rows[*index], *index, failed)) {
+            return;
+        }
+        let logits = Logits::read(logits).await;
+        for (position, &index) in group.iter().enumerate() {
+            let row = &mut rows[index];
+            if wanted(row, index, failed)
+                && let Err(error) = row.advance(logits.row(position))
+            {
+                failed.push((index, error));
+            }
+        }
+    }
+}
+
+impl OnDevice {
+    /// Ids to go on with, `[rows, 1]`.
+    fn draw(&mut self, logits: Tensor<2>, place: usize) -> Tensor<2, Int> {
+        let uniforms = self.uniforms.as_ref().map(|uniforms| uniforms.clone().slice(s![.., place..place + 1]));
+        let (ids, checked) = choose(&self.sampling, logits.cast(FloatDType::F32), uniforms);
+        self.drawn.push(checked);
+        ids
+    }
+}
+
+/// Whether tokens are drawn in the same way, but for the random numbers.
+fn draw_alike(a: &Sampling, b: &Sampling) -> bool {
+    let how = |of: &Sampling| (of.temperature, of.top_k, of.top_p, of.min_p);
+    (a.is_greedy() && b.is_greedy()) || how(a) == how(b)
+}
+
+fn rows_of_ids(ids: Tensor<2, Int>, rows: &[usize]) -> Tensor<2, Int> {
+    let indices: Vec<i32> = rows.iter().map(|row| *row as i32).collect();
+    let indices = Tensor::<1, Int>::from_data(TensorData::new(indices, [rows.len()]), &ids.device());
+    ids.select(0, indices)
+}
