@@ -39,7 +39,13 @@ fn of_engine(model: AnyModel, rows: usize, device: &Device) -> usize {
         engine.submit(Request::new(prompt).with_max_new_tokens(64)).expect("a request that fits");
     }
     (0..3).for_each(|_| drop(engine.step())); // when all is compiled and tuned, and everybody there
-    let (events, kernels) = observe_kernels(Observe::Launches, || engine.step());
+    let sync = || device.sync().expect("a device that works");
+    sync();
+    let (events, kernels) = observe_kernels(Observe::Launches, || {
+        let events = engine.step();
+        sync();
+        events
+    });
     assert_eq!(events.len(), 4 * rows, "a block of each");
     let kernels = kernels.expect("blocks launch kernels");
     for kernel in &kernels {
@@ -50,12 +56,14 @@ fn of_engine(model: AnyModel, rows: usize, device: &Device) -> usize {
 
 fn an_engine_launches_as_many_whatever_its_rows(device: &Device) {
     let model = |n_layers| block_model(TransformerConfig::gpt_neox(32, n_layers, 4), 128);
-    let [[one, more], [_, two_layers]] =
-        [1, 2].map(|n_layers| [1, 6].map(|rows| of_engine(model(n_layers), rows, device)));
-    println!("an engine: {one} launches a block, {more} for six rows, {two_layers} with two layers");
+    // The first pass of a block has two positions of each: eight rows, as many as the kernels of products take.
+    let (one, four, two_layers) =
+        (of_engine(model(1), 1, device), of_engine(model(1), 4, device), of_engine(model(2), 4, device));
+    println!("an engine: {one} launches a block, {four} for four rows, {two_layers} with two layers");
     if std::env::var_os(KERNELS_OFF_VARIABLE).is_none() {
-        assert!(more.abs_diff(one) <= 2, "six rows launch {more}, one row {one}");
-        assert!((two_layers - more).abs_diff(25) <= 1, "a layer adds {} launches to a block", two_layers - more);
+        // Of what Burn fuses as it sees fit, a few may come or go.
+        assert!(four.abs_diff(one) <= 2, "four rows launch {four}, one row {one}");
+        assert!((two_layers - four).abs_diff(25) <= 2, "a layer adds {} launches to a block", two_layers - four);
     }
 }
 
