@@ -1,6 +1,9 @@
 //! What can go wrong with a cache.
 
+use burn::tensor::DType;
 use thiserror::Error;
+
+use crate::KvStorage;
 
 /// Why a cache refused an operation. The cache is unchanged afterwards.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -47,6 +50,14 @@ pub enum CacheError {
         budget: usize,
         /// What a page takes.
         page_bytes: usize,
+    },
+    /// A way to store numbers that the device does not know.
+    #[error("keys and values cannot be stored as {storage:?}: the device has no {}", dtype.name())]
+    Storage {
+        /// How they were to be stored.
+        storage: KvStorage,
+        /// What that takes.
+        dtype: DType,
     },
     /// More pages than the pool has to give, reusable ones included.
     #[error("{requested} pages are needed, {available} are available")]

@@ -134,7 +134,8 @@ impl KvPool {
     /// Allocates the pages.
     ///
     /// # Errors
-    /// [`CacheError::Zero`] if a size is zero, [`CacheError::Budget`] if the budget is less than a page.
+    /// [`CacheError::Zero`] if a size is zero, [`CacheError::Budget`] if the budget is less than a page,
+    /// [`CacheError::Storage`] if the device cannot store numbers so.
     pub fn new(config: PoolConfig, device: &Device) -> Result<Self, CacheError> {
         let sizes = [
             ("n_layers", config.n_layers),
@@ -148,6 +149,10 @@ impl KvPool {
         let n_pages = config.n_pages();
         if n_pages == 0 {
             return Err(CacheError::Budget { budget: config.budget, page_bytes: config.page_bytes() });
+        }
+        let (storage, dtype) = (config.storage, config.storage.dtype());
+        if config.place == KvPlace::Device && !device.supports_dtype(dtype) {
+            return Err(CacheError::Storage { storage, dtype });
         }
         let storage = Storage::new(&config, n_pages, device);
         Ok(Self { config, storage, pages: Pages::new(n_pages), sequences: HashMap::new(), next_id: 0 })

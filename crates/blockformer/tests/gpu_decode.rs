@@ -13,7 +13,7 @@ use blockformer::kv_cache::KvStorage;
 use blockformer::model::AnyModel;
 use blockformer::nn::{AttentionMask, Residual, Transformer, TransformerConfig};
 use burn::module::Module;
-use burn::tensor::{Bool, DType, Device, Distribution, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Distribution, Tensor, TensorData};
 use gpu_models::{block_model, cross_attention_model, device, vanilla_model};
 
 fn run(model: &AnyModel, device: &Device, sampling: &Sampling, decoding: Decoding) -> Vec<Vec<u32>> {
@@ -120,16 +120,23 @@ fn an_engine_on_the_device_says_what_one_on_the_cpu_says() {
         let of = |id| events.iter().filter(move |(of, _)| *of == id).map(|(_, event)| event.clone());
         ids.into_iter().map(|id| Completion::from_events(of(id)).expect("tokens").samples).collect::<Vec<_>>()
     };
-    for on_cpu in [block_model(neox, 128), block_model(llama.clone(), 128), vanilla_model(llama, 128)] {
+    let every_storage = &[KvStorage::Float32, KvStorage::Float16, KvStorage::Int8][..];
+    for (on_cpu, storages) in [
+        (block_model(neox, 128), &every_storage[..1]),
+        (block_model(llama.clone(), 128), every_storage),
+        (vanilla_model(llama, 128), &every_storage[..2]),
+    ] {
         let model = on_cpu.clone().to_device(&device);
         let expected = run(&on_cpu, &Device::flex(), &Sampling::greedy(), EngineConfig::default());
         let got = run(&model, &device, &Sampling::greedy(), EngineConfig::default());
         assert_eq!(got, expected, "the CPU finds other tokens");
-        for kv_storage in [KvStorage::Float32, KvStorage::Float16, KvStorage::Int8] {
-            if kv_storage == KvStorage::Float16 && !device.supports_dtype(DType::F16) {
+        for &kv_storage in storages {
+            let on = |draw_on_device| EngineConfig { kv_storage, draw_on_device, ..EngineConfig::default() };
+            if !device.supports_dtype(kv_storage.dtype()) {
+                let refused = Engine::new(&model, on(None), &device).err().map(|error| error.to_string());
+                assert!(refused.is_some_and(|error| error.contains("cannot be stored as")), "{kv_storage:?}");
                 continue;
             }
-            let on = |draw_on_device| EngineConfig { kv_storage, draw_on_device, ..EngineConfig::default() };
             let drawn = run(&model, &device, &sampled, on(None));
             assert_eq!(drawn, run(&model, &device, &sampled, on(Some(false))), "the host draws other tokens");
         }

@@ -1,6 +1,6 @@
 //! How and where a pool keeps its numbers.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use super::PoolConfig;
 use super::host_pages::HostPages;
@@ -20,6 +20,15 @@ pub enum KvStorage {
 }
 
 impl KvStorage {
+    /// The type of the numbers.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::Float32 => DType::F32,
+            Self::Float16 => DType::F16,
+            Self::Int8 => DType::I8,
+        }
+    }
+
     /// Bytes of the keys and values of one position: `2 · layers · heads · (head_dim · bytes + scale)`.
     pub fn bytes_per_position(self, n_layers: usize, n_kv_heads: usize, head_dim: usize) -> usize {
         let head = match self {

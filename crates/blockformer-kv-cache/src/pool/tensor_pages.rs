@@ -17,13 +17,12 @@ enum Rows {
 impl Rows {
     fn new(storage: KvStorage, rows: usize, heads: usize, head_dim: usize, device: &Device) -> Self {
         let shape = [rows, heads * head_dim];
+        let dtype = storage.dtype();
         match storage {
-            KvStorage::Float32 => Self::Float(Tensor::zeros(shape, (device, DType::F32))),
-            KvStorage::Float16 => Self::Float(Tensor::zeros(shape, (device, DType::F16))),
-            KvStorage::Int8 => Self::Int8(
-                Tensor::zeros(shape, (device, DType::I8)),
-                Tensor::zeros([rows, heads], (device, DType::F32)),
-            ),
+            KvStorage::Float32 | KvStorage::Float16 => Self::Float(Tensor::zeros(shape, (device, dtype))),
+            KvStorage::Int8 => {
+                Self::Int8(Tensor::zeros(shape, (device, dtype)), Tensor::zeros([rows, heads], (device, DType::F32)))
+            }
         }
     }
 
