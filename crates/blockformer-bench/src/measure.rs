@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use blockformer_cpu::{CpuModel, CpuState, Profile};
 use blockformer_generate::Decoding;
+use blockformer_kv_cache::KvStorage;
 use blockformer_model::AnyModel;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, Tensor};
@@ -15,7 +16,7 @@ use crate::error::guarded;
 use crate::{BenchError, Workload, memory};
 pub(crate) use run::begin;
 pub use run::random_ids;
-use run::{OnDevice, OnHost, Repeats, Run, repeat, take_in};
+use run::{OnDevice, OnEngine, OnHost, Repeats, Run, repeat, take_in};
 
 /// A model under measurement.
 #[derive(Debug, Clone, Copy)]
@@ -109,12 +110,16 @@ pub struct MeasureOptions {
     pub seed: u64,
     /// Where the likeliest tokens of plain models are found; packed models find them where they compute.
     pub decoding: Decoding,
+    /// Whether an [`Engine`](blockformer_generate::Engine) generates, as a service has it, each sequence a request. Nothing is
+    /// [recorded](blockformer_generate::DeviceDecoding::recorded_from) then, tokens come a block at a time, the first of them too, and
+    /// where weights take two bytes, so do the numbers of keys and values if the device has float16.
+    pub engine: bool,
 }
 
 impl Default for MeasureOptions {
-    /// One sequence, one warm-up, five repeats, tokens found on the host.
+    /// One sequence, one warm-up, five repeats, tokens found on the host, no engine.
     fn default() -> Self {
-        Self { batch: 1, repeats: 5, warm_up: 1, seed: 0, decoding: Decoding::Host }
+        Self { batch: 1, repeats: 5, warm_up: 1, seed: 0, decoding: Decoding::Host, engine: false }
     }
 }
 
@@ -190,7 +195,8 @@ pub struct Measurement {
     /// Sequences generated together.
     pub batch: usize,
     /// Where tokens were found: `host`, which looks at each, or `device`, where all but the first are
-    /// looked at some at a time; `device, recorded` if the device repeated a captured graph.
+    /// looked at some at a time; `device, recorded` if the device repeated a captured graph; `engine, host` and
+    /// `engine, device` if an engine generated them.
     pub decoding: &'static str,
     /// Repeats that counted.
     pub repeats: usize,
@@ -254,6 +260,17 @@ pub fn measure(
         }
     }
     let Repeats { prompts, warm_up, runs } = match subject.model {
+        Model::Plain(model) if options.engine => {
+            let short = Weights::of(model).dtype.is_some_and(|dtype| dtype.size() == 2);
+            let short = short && device.supports_dtype(KvStorage::Float16.dtype());
+            let kv_storage = if short { KvStorage::Float16 } else { KvStorage::Float32 };
+            let draw_on_device = Some(matches!(options.decoding, Decoding::Device(_)));
+            repeat(&OnEngine { model, kv_storage, draw_on_device }, workload, options, device)?
+        }
+        Model::Packed(model) if options.engine => {
+            let bench = OnEngine { model, kv_storage: KvStorage::Float32, draw_on_device: None };
+            repeat(&bench, workload, options, device)?
+        }
         Model::Plain(model) => match options.decoding {
             Decoding::Host => repeat(&OnHost { model, profile: |_| None }, workload, options, device)?,
             Decoding::Device(decoding) => repeat(&OnDevice { model, decoding }, workload, options, device)?,
@@ -329,6 +346,8 @@ fn summary(subject: &Subject<'_>, workload: &Workload, options: &MeasureOptions,
         new_tokens: workload.new_tokens,
         batch: options.batch,
         decoding: match (subject.model, options.decoding) {
+            (Model::Plain(_), Decoding::Device(_)) if options.engine => "engine, device",
+            _ if options.engine => "engine, host",
             (Model::Plain(_), Decoding::Device(_)) if runs.iter().all(|run| run.recorded) => "device, recorded",
             (Model::Plain(_), Decoding::Device(_)) => "device",
             _ => "host",
@@ -375,7 +394,36 @@ fn phase(median: &dyn Fn(&Part) -> f64) -> Phase {
 
 #[cfg(test)]
 mod tests {
+    use blockformer_cpu::Precision;
+    use blockformer_generate::DeviceDecoding;
+    use blockformer_model::{ModelConfig, presets};
+
     use super::*;
+
+    #[test]
+    fn an_engine_generates_what_is_generated_without_it() {
+        let device = Device::flex();
+        let mut config = presets::block("block_main_b4_5").unwrap();
+        (config.vocab_size, config.block_decoder.n_layers) = (100, 1);
+        let block = AnyModel::Block(config.init(&device).unwrap());
+        let packed = CpuModel::new(&ModelConfig::BlockTransformer(config), block.clone(), Precision::F32).unwrap();
+        let mut config = presets::vanilla("vanilla_31").unwrap();
+        (config.vocab_size, config.transformer.n_layers) = (100, 1);
+        let vanilla = AnyModel::Vanilla(config.init(&device).unwrap());
+        let workload = Workload { name: "short".into(), prompt_tokens: 10, new_tokens: 7 };
+        for (subject, decoding, named) in [
+            (Subject::new("block", &block), Decoding::Host, "engine, host"),
+            (Subject::new("vanilla", &vanilla), Decoding::Device(DeviceDecoding::default()), "engine, device"),
+            (Subject::packed("packed", &packed), Decoding::Host, "engine, host"),
+        ] {
+            let options = MeasureOptions { batch: 3, repeats: 1, warm_up: 0, decoding, ..MeasureOptions::default() };
+            let without = measure(&subject, &workload, &options, &device).unwrap();
+            let with = measure(&subject, &workload, &MeasureOptions { engine: true, ..options }, &device).unwrap();
+            assert_eq!(with.tokens.generated, without.tokens.generated, "{}", subject.name);
+            assert_eq!((with.tokens.generated.len(), with.decoding), (3, named));
+            assert!(with.kv_bytes > 0 && with.first_token_ms.median > 0.0);
+        }
+    }
 
     #[test]
     fn the_median_of_an_even_number_lies_between_the_middle_two() {

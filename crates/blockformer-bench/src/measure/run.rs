@@ -1,10 +1,15 @@
 //! A workload, run: with a look at every token, or at some at a time.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use blockformer_cpu::Profile;
-use blockformer_generate::{Decoding, DeviceDecoding, GenerateError, GenerateOptions, LanguageModel, Rounds};
+use blockformer_generate::{
+    Decoding, DeviceDecoding, Engine, EngineConfig, Event, GenerateError, GenerateOptions, LanguageModel, PagedModel,
+    Request, RequestId, Rounds,
+};
 use blockformer_kernels::{Level, argmax};
+use blockformer_kv_cache::KvStorage;
 use blockformer_model::{AnyModel, BlockLayout};
 use burn::tensor::{Device, Tensor};
 
@@ -33,7 +38,7 @@ pub(super) fn take_in(
     let mut spent = Duration::ZERO;
     let tokens = choose(logits, &mut spent)?;
     if workload.new_tokens > 1 {
-        choose(model.step(&mut state, &tokens), &mut spent)?;
+        choose(LanguageModel::step(model, &mut state, &tokens), &mut spent)?;
     }
     Ok(())
 }
@@ -72,6 +77,13 @@ pub(super) struct OnHost<'a, M: LanguageModel> {
 pub(super) struct OnDevice<'a> {
     pub(super) model: &'a AnyModel,
     pub(super) decoding: DeviceDecoding,
+}
+
+/// A model that an engine runs.
+pub(super) struct OnEngine<'a, M> {
+    pub(super) model: &'a M,
+    pub(super) kv_storage: KvStorage,
+    pub(super) draw_on_device: Option<bool>,
 }
 
 pub(super) struct Run {
@@ -192,6 +204,65 @@ impl Bench for OnDevice<'_> {
             peak_bytes: memory::peak_bytes(),
             recorded: rounds.is_recorded(),
             generated,
+        })
+    }
+}
+
+impl<M: PagedModel> Bench for OnEngine<'_, M> {
+    fn layout(&self) -> BlockLayout {
+        PagedModel::layout(self.model)
+    }
+
+    fn run(&self, prompts: &[&[u32]], new_tokens: usize, device: &Device) -> Result<Run, BenchError> {
+        memory::reset_peak();
+        let Self { kv_storage, draw_on_device, .. } = *self;
+        let layout = self.layout();
+        let batch = prompts.len();
+        let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
+        // A learned start, the prompt, and all new blocks.
+        let blocks = 1 + layout.n_blocks(longest) + layout.n_blocks(new_tokens);
+        let config = EngineConfig {
+            kv_storage,
+            draw_on_device,
+            max_batch: batch,
+            max_waiting: batch,
+            prefill_blocks: batch * blocks,
+            reuse_prefixes: false,
+            ..EngineConfig::default()
+        };
+        let page = PagedModel::pool_config(self.model, config.page_blocks, 0, kv_storage);
+        let kv_budget = batch * page.pages_of(blocks * self.model.positions_per_block()) * page.page_bytes();
+        let mut engine = Engine::new(self.model, EngineConfig { kv_budget, ..config }, device)?;
+        let start = Instant::now();
+        let submit = |prompt: &&[u32]| engine.submit(Request::new(*prompt).with_max_new_tokens(new_tokens));
+        let ids = prompts.iter().map(submit).collect::<Result<Vec<_>, _>>()?;
+        let mut rows: HashMap<RequestId, Vec<u32>> = ids.iter().map(|id| (*id, Vec::new())).collect();
+        let mut first = None;
+        while !engine.is_idle() {
+            for (id, event) in engine.step() {
+                match event {
+                    Event::Token(event) => rows.entry(id).or_default().push(event.token),
+                    Event::Failed(error) => return Err(error.into()),
+                    _ => {}
+                }
+            }
+            if first.is_none() && rows.values().all(|tokens| !tokens.is_empty()) {
+                first = Some(start.elapsed());
+            }
+        }
+        let total = start.elapsed();
+        let step = |step: usize| ids.iter().map(|id| rows[id][step]).collect();
+        let usage = engine.stats();
+        Ok(Run {
+            first: first.unwrap_or(total),
+            total,
+            sampling: [Duration::ZERO; 2],
+            profile: None,
+            kv_bytes: usage.pool.peak + batch * self.model.block_bytes(device),
+            buffer_bytes: None,
+            peak_bytes: memory::peak_bytes(),
+            recorded: false,
+            generated: (0..new_tokens).map(step).collect(),
         })
     }
 }

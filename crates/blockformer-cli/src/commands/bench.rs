@@ -67,6 +67,9 @@ pub(crate) struct Arguments {
     /// On GPUs, record how a block is decoded and repeat it by one call (a CUDA graph): by default with CUDA alone
     #[arg(long, value_name = "BOOL")]
     recorded: Option<bool>,
+    /// Let an engine generate, as a service has it, each sequence a request
+    #[arg(long, conflicts_with_all = ["memory_budget", "recorded"])]
+    engine: bool,
     /// A model's loss in nats a token, for the picture of throughput and loss
     #[arg(long, value_name = "NAME=LOSS", value_parser = loss)]
     loss: Vec<(String, f64)>,
@@ -136,8 +139,8 @@ fn all_batches(
     for batch in batches {
         // What the measurement before took is not this one's.
         settle();
-        let Arguments { repeats, warm_up, seed, .. } = *arguments;
-        let options = MeasureOptions { batch, repeats, seed, warm_up, decoding };
+        let Arguments { repeats, warm_up, seed, engine, .. } = *arguments;
+        let options = MeasureOptions { batch, repeats, seed, warm_up, decoding, engine };
         let measured = measure(subject, workload, &options, device)?;
         print(&measured)?;
         report.measurements.push(measured);

@@ -96,7 +96,7 @@ fn row(
     let batch = if largest { find_largest(run, &subject, workload)? } else { 1 };
     let Arguments { repeats, recorded, .. } = run.arguments.throughput;
     let decoding = decoding(&run.device, recorded);
-    let options = MeasureOptions { batch, repeats, warm_up: 1, seed: 0, decoding };
+    let options = MeasureOptions { batch, repeats, decoding, ..MeasureOptions::default() };
     let measured = time(&subject, workload, &options, &run.device)?;
     // What was measured stands, whatever becomes of this.
     let (kernels, no_kernels) = match step_kernels(&subject, workload, &options, &run.device) {
