@@ -171,7 +171,7 @@ fn paged_specs(
     _longest: &usize,
 ) -> (TensorSpec, TensorSpec, TensorSpec) {
     let PagedInputsMetadata { qkv, keys, values, .. } = inputs;
-    let shape = Shape::new([qkv.shape[0], 1, n_heads * head_dim]);
+    let shape = Shape::new([qkv.shape[0], qkv.shape[1], n_heads * head_dim]);
     (TensorSpec::new(shape, qkv.dtype), keys.clone(), values.clone())
 }
 
@@ -350,7 +350,7 @@ pub(crate) fn attend_paged(
         && has_kernels(qkv)
         && has_kernels(keys)
         && has_kernels(values)
-        && launches_cubes(keys, qkv.dims()[0] * n_heads)
+        && launches_cubes(keys, qkv.dims()[0] * qkv.dims()[1] * n_heads)
         && rotation.is_none_or(|(cos, sin)| has_kernels(cos) && has_kernels(sin));
     if !served {
         return None;

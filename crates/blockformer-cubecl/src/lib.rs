@@ -78,6 +78,9 @@ pub fn has_kernels<const D: usize>(x: &Tensor<D>) -> bool {
 /// The most cubes along an axis of a launch on any device: what WebGPU promises.
 const MAX_CUBES: usize = 65_535;
 
+/// The most numbers that the parts of the sums of several new positions in pages may take.
+const MAX_PARTS: usize = 1 << 24;
+
 /// The most numbers of a tensor whose places are counted in 32 bits.
 const MAX_ELEMENTS: usize = u32::MAX as usize;
 
@@ -176,10 +179,10 @@ pub fn attend_new(position: NewPositions<'_>, keys: &mut Tensor<4>, values: &mut
     None
 }
 
-/// A new position of each of several sequences whose keys and values lie in pages of a common pool.
+/// New positions, as many of each, of several sequences whose keys and values lie in pages of a common pool.
 #[derive(Debug, Clone, Copy)]
 pub struct PagedPositions<'a> {
-    /// Their queries, keys and values, heads one after another, `[rows, 1, (n_heads + 2 · n_kv_heads) · head_dim]`.
+    /// Their queries, keys and values, heads one after another, `[rows, new, (n_heads + 2 · n_kv_heads) · head_dim]`.
     pub qkv: &'a Tensor<3>,
     /// As [`NewPositions::rotation`].
     pub rotation: Option<(&'a Tensor<2>, &'a Tensor<2>)>,
@@ -187,8 +190,9 @@ pub struct PagedPositions<'a> {
     pub n_heads: usize,
     /// Features a head.
     pub head_dim: usize,
-    /// For each sequence the number of positions held and then its pages in order, that of the new position included,
-    /// `[rows, 1 + pages]` or wider, in 32 bits. No two sequences may have the page of a new position in common, and pages have to be in the pool.
+    /// For each sequence the number of positions held and then its pages in order, those of the new positions included,
+    /// `[rows, 1 + pages]` or wider, in 32 bits. No two sequences may have a page in common that holds new positions, and
+    /// pages have to be in the pool.
     pub tables: &'a Tensor<2, Int>,
     /// Positions a page.
     pub page_length: usize,
@@ -196,20 +200,24 @@ pub struct PagedPositions<'a> {
     pub longest: usize,
 }
 
-/// Attention of a new position of each of several sequences, in one launch, or two where one of them has more than [`MAX_KEYS`]
-/// keys, however many there are: queries and keys are rotated, keys and values written into the pool, in its type, and each query
-/// attends to all positions of its sequence up to its own. A pool that nobody else holds is written in place.
+/// Attention of new positions of several sequences, however many these are, in one launch: queries and keys are rotated, keys and
+/// values written into the pool, in its type, and each query attends to all positions of its sequence up to its own. It takes
+/// one launch more where a sequence has more than [`MAX_KEYS`] keys, and one more for several new positions of each. What comes of
+/// a position does not depend on how many are new beside it. A pool that nobody else holds is written in place.
 ///
 /// # Shapes
 /// - `keys`, `values`: `[positions of the pool, n_kv_heads · head_dim]`, a page behind the other
-/// - returns: `[rows, 1, n_heads · head_dim]`; `None`, with the pool as it was, where there is no kernel: on backends other than
-///   CubeCL's, under autodiff, for more than [`MAX_HELD`] keys, or more query heads of all sequences than the device launches
-///   cubes along an axis (65,535 with WebGPU, 2³¹ - 1 with CUDA), and for shapes that do not fit
+/// - returns: `[rows, new, n_heads · head_dim]`; `None`, with the pool as it was, where there is no kernel: on backends other
+///   than CubeCL's, under autodiff, for more than [`MAX_HELD`] keys, for more query heads of all sequences than the device launches
+///   cubes along an axis (65,535 with WebGPU, 2³¹ - 1 with CUDA), for so many new positions that the parts of their
+///   sums would take more than 64 MiB, and for shapes that do not fit
 pub fn attend_paged(positions: PagedPositions<'_>, keys: &mut Tensor<2>, values: &mut Tensor<2>) -> Option<Tensor<3>> {
     let PagedPositions { qkv, rotation, n_heads, head_dim, tables, page_length, longest } = positions;
     let ([rows, new, width], [of_pool, kv_width]) = (qkv.dims(), keys.dims());
-    let most = longest + 1;
-    let fits = new == 1
+    let most = longest + new;
+    let heads = rows * new * n_heads;
+    let fits = (1..=MAX_CUBES).contains(&new)
+        && (new == 1 || heads * most.div_ceil(MAX_KEYS) * (head_dim + 2) <= MAX_PARTS)
         && values.dims() == keys.dims()
         && head_dim > 0
         && page_length > 0

@@ -1,7 +1,8 @@
-//! Attention of one new position of each of many sequences, whose keys and values lie in pages of a common pool.
+//! Attention of the new positions of many sequences, whose keys and values lie in pages of a common pool.
 //!
 //! As [`new_positions`](crate::new_positions), but for where a position lies: a cube looks up the rows of its keys in the
-//! sequence's table first.
+//! sequence's table first. A cube has one position. Where there are several of each sequence, a kernel of its own has written their
+//! keys and values before, as other cubes look at them.
 
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
@@ -23,19 +24,90 @@ fn row_of(tables: &Tensor<i32>, table: usize, position: usize, page_length: usiz
     usize::cast_from(page) * page_length + position % page_length
 }
 
+/// Writes a feature of a new key and of its value where the position lies, and returns them.
+#[cube]
+fn write_new<F: Float, P: Float, T: Float>(
+    qkv: &Tensor<F>,
+    cos: &ComptimeOption<&Tensor<T>>,
+    sin: &ComptimeOption<&Tensor<T>>,
+    keys: &mut Tensor<P>,
+    values: &mut Tensor<P>,
+    at: &NewPlace,
+    feature: usize,
+) -> (f32, f32) {
+    let key = P::cast_from(rotated::<F, T>(qkv, cos, sin, at.position, at.key, feature));
+    let value = P::cast_from(qkv[at.value + feature * qkv.stride(2)]);
+    let key_at = at.row * keys.stride(0) + (at.first + feature) * keys.stride(1);
+    let value_at = at.row * values.stride(0) + (at.first + feature) * values.stride(1);
+    keys[key_at] = key;
+    values[value_at] = value;
+    (f32::cast_from(key), f32::cast_from(value))
+}
+
+/// Where a new key and its value are.
+#[derive(CubeType)]
+struct NewPlace {
+    /// The position in its sequence.
+    position: usize,
+    /// The row of the pool.
+    row: usize,
+    /// The first feature of the head in that row.
+    first: usize,
+    /// Where the key begins among the projections.
+    key: usize,
+    /// Where the value does.
+    value: usize,
+}
+
+#[cube(launch, address_type = "dynamic")]
+fn write_kernel<F: Float, P: Float, T: Float>(
+    qkv: &Tensor<F>,
+    cos: ComptimeOption<&Tensor<T>>,
+    sin: ComptimeOption<&Tensor<T>>,
+    tables: &Tensor<i32>,
+    keys: &mut Tensor<P>,
+    values: &mut Tensor<P>,
+    heads: u32,
+    kv_heads: u32,
+    page_length: u32,
+    #[comptime] head_dim: usize,
+    #[define(F, P, T)] _dtypes: [ElemType; 3],
+) {
+    let (heads, kv_heads) = (heads as usize, kv_heads as usize);
+    let (row, kv_head) = (CUBE_POS_X as usize / kv_heads, CUBE_POS_X as usize % kv_heads);
+    let new = CUBE_POS_Y as usize;
+    let table = row * tables.stride(0);
+    let position = usize::cast_from(tables[table]) + new;
+    let at = row * qkv.stride(0) + new * qkv.stride(1);
+    let head_stride = head_dim * qkv.stride(2);
+    let place = NewPlace {
+        position,
+        row: row_of(tables, table, position, page_length as usize),
+        first: kv_head * head_dim,
+        key: at + (heads + kv_head) * head_stride,
+        value: at + (heads + kv_heads + kv_head) * head_stride,
+    };
+    let mut feature = UNIT_POS_X as usize;
+    while feature < head_dim {
+        write_new::<F, P, T>(qkv, &cos, &sin, keys, values, &place, feature);
+        feature += CUBE_DIM_X as usize;
+    }
+}
+
 #[cube(launch, address_type = "dynamic")]
 fn paged_kernel<F: Float, P: Float, T: Float, O: Float>(
-    qkv: &Tensor<F>,                 // [rows, 1, (heads + 2 kv_heads) · head_dim]
+    qkv: &Tensor<F>,                 // [rows, new, (heads + 2 kv_heads) · head_dim]
     cos: ComptimeOption<&Tensor<T>>, // [positions, half]
     sin: ComptimeOption<&Tensor<T>>, // the same
     tables: &Tensor<i32>,            // [rows, 1 + pages]: positions held, then pages
     keys: &mut Tensor<P>,            // [positions of the pool, kv_heads · head_dim]
     values: &mut Tensor<P>,          // the same
-    output: &mut [O],                // [rows, heads, head_dim], or [rows, heads, parts, head_dim + 2]
+    output: &mut [O],                // [rows, new, heads, head_dim], or [rows, new, heads, parts, head_dim + 2]
     group: u32,
     kv_heads: u32,
     page_length: u32,
     scale: f32,
+    #[comptime] written: bool,
     #[comptime] split: bool,
     #[comptime] parts: usize,
     #[comptime] max_keys: usize,
@@ -49,8 +121,9 @@ fn paged_kernel<F: Float, P: Float, T: Float, O: Float>(
     let row = CUBE_POS_X as usize / kv_heads;
     let kv_head = CUBE_POS_X as usize % kv_heads;
     let table = row * tables.stride(0);
-    let len = usize::cast_from(tables[table]);
-    // This cube's keys; none where another sequence is longer.
+    let new = CUBE_POS_Z as usize;
+    let len = usize::cast_from(tables[table]) + new; // positions before its own
+    // This cube's keys; none where another position has more before it.
     let part = CUBE_POS_Y as usize;
     let from = part * max_keys;
     let n_keys = min(max(len + 1, from) - from, max_keys);
@@ -65,25 +138,26 @@ fn paged_kernel<F: Float, P: Float, T: Float, O: Float>(
     let head_stride = head_dim * qkv.stride(2);
     let (k_position, k_feature) = (keys.stride(0), keys.stride(1));
     let (v_position, v_feature) = (values.stride(0), values.stride(1));
-    let row_at = row * qkv.stride(0);
+    let row_at = row * qkv.stride(0) + new * qkv.stride(1);
     let k_at = kv_head * head_dim * k_feature;
     let v_at = kv_head * head_dim * v_feature;
 
     // The new key and value, for the pool and for this position.
     let mut new_key = Shared::<[f32]>::new_slice(head_dim);
     let mut new_value = Shared::<[f32]>::new_slice(head_dim);
-    if part == len / max_keys {
-        let place = row_of(tables, table, len, page_length);
-        let key_at = row_at + (heads + kv_head) * head_stride;
-        let value_at = row_at + (heads + kv_heads + kv_head) * head_stride;
+    if comptime!(!written) && part == len / max_keys {
+        let place = NewPlace {
+            position: len,
+            row: row_of(tables, table, len, page_length),
+            first: kv_head * head_dim,
+            key: row_at + (heads + kv_head) * head_stride,
+            value: row_at + (heads + kv_heads + kv_head) * head_stride,
+        };
         let mut feature = unit;
         while feature < head_dim {
-            let key = P::cast_from(rotated::<F, T>(qkv, &cos, &sin, len, key_at, feature));
-            let value = P::cast_from(qkv[value_at + feature * qkv.stride(2)]);
-            keys[place * k_position + k_at + feature * k_feature] = key;
-            values[place * v_position + v_at + feature * v_feature] = value;
-            new_key[feature] = f32::cast_from(key);
-            new_value[feature] = f32::cast_from(value);
+            let (key, value) = write_new::<F, P, T>(qkv, &cos, &sin, keys, values, &place, feature);
+            new_key[feature] = key;
+            new_value[feature] = value;
             feature += units;
         }
     }
@@ -110,8 +184,11 @@ fn paged_kernel<F: Float, P: Float, T: Float, O: Float>(
             let mut sum = 0.0f32;
             let mut feature = i % parts;
             while feature < head_dim {
-                let y =
-                    if from + key < len { f32::cast_from(keys[at + feature * k_feature]) } else { new_key[feature] };
+                let y = if comptime!(written) || from + key < len {
+                    f32::cast_from(keys[at + feature * k_feature])
+                } else {
+                    new_key[feature]
+                };
                 sum += query[feature] * y;
                 feature += parts;
             }
@@ -125,15 +202,16 @@ fn paged_kernel<F: Float, P: Float, T: Float, O: Float>(
         if n_keys == 0 {
             largest = f32::min_value();
         }
-        let mut output_at = (row * heads + head) * head_dim;
+        let head_of_all = (row * CUBE_COUNT_Z as usize + new) * heads + head;
+        let mut output_at = head_of_all * head_dim;
         if comptime!(split) {
-            output_at = ((row * heads + head) * CUBE_COUNT_Y as usize + part) * (head_dim + 2);
+            output_at = (head_of_all * CUBE_COUNT_Y as usize + part) * (head_dim + 2);
         }
         let mut feature = unit;
         while feature < head_dim {
             let mut sum = 0.0f32;
             for key in 0..n_keys {
-                let y = if from + key < len {
+                let y = if comptime!(written) || from + key < len {
                     f32::cast_from(values[rows[key] as usize * v_position + v_at + feature * v_feature])
                 } else {
                     new_value[feature]
@@ -165,16 +243,20 @@ pub(crate) fn launch(
     let PagedInputs { qkv, cos, sin, tables, keys, values } = inputs;
     let [keys, values] = [keys, values].map(|x| owned(x, false));
     let [cos, sin] = [cos, sin].map(Optional::into_option);
-    let rows = qkv.shape()[0];
+    let (rows, new) = (qkv.shape()[0], qkv.shape()[1]);
     let kv_heads = keys.shape()[1] / head_dim;
     let (client, device, dtype) = (qkv.client.clone(), qkv.device.clone(), qkv.dtype);
-    let output =
-        empty_device_contiguous_dtype(client.clone(), device.clone(), Shape::new([rows, 1, n_heads * head_dim]), dtype);
-    let parts = (longest + 1).div_ceil(MAX_KEYS);
+    let output = empty_device_contiguous_dtype(
+        client.clone(),
+        device.clone(),
+        Shape::new([rows, new, n_heads * head_dim]),
+        dtype,
+    );
+    let parts = (longest + new).div_ceil(MAX_KEYS);
     let split = parts > 1;
     let mixed = match split {
         true => {
-            let shape = Shape::new([rows * n_heads, parts, head_dim + 2]);
+            let shape = Shape::new([rows * new * n_heads, parts, head_dim + 2]);
             empty_device_contiguous_dtype(client.clone(), device, shape, DType::F32)
         }
         false => output.clone(),
@@ -183,11 +265,32 @@ pub(crate) fn launch(
     let address = [&qkv, &keys, &values, &mixed].map(CubeTensor::required_address_type).into_iter().max();
     let table_type = cos.as_ref().map_or(dtype, |cos| cos.dtype);
     let pool_type = keys.dtype;
+    let address = address.unwrap_or_default();
+    let written = new > 1;
+    if written {
+        write_kernel::launch(
+            &client,
+            CubeCount::Static((rows * kv_heads) as u32, new as u32, 1),
+            units,
+            address,
+            qkv.clone().into_tensor_arg(),
+            cos.clone().map(CubeTensor::into_tensor_arg).into(),
+            sin.clone().map(CubeTensor::into_tensor_arg).into(),
+            tables.clone().into_tensor_arg(),
+            keys.clone().into_tensor_arg(),
+            values.clone().into_tensor_arg(),
+            n_heads as u32,
+            kv_heads as u32,
+            page_length as u32,
+            head_dim,
+            [dtype, pool_type, table_type].map(dtype_to_storage_type),
+        );
+    }
     paged_kernel::launch(
         &client,
-        CubeCount::Static((rows * kv_heads) as u32, parts as u32, 1),
+        CubeCount::Static((rows * kv_heads) as u32, parts as u32, new as u32),
         units,
-        address.unwrap_or_default(),
+        address,
         qkv.into_tensor_arg(),
         cos.map(CubeTensor::into_tensor_arg).into(),
         sin.map(CubeTensor::into_tensor_arg).into(),
@@ -199,9 +302,10 @@ pub(crate) fn launch(
         kv_heads as u32,
         page_length as u32,
         (head_dim as f32).powf(-0.5),
+        written,
         split,
         PARTS,
-        (longest + 1).next_power_of_two().clamp(16, MAX_KEYS),
+        (longest + new).next_power_of_two().clamp(16, MAX_KEYS),
         head_dim,
         [dtype, pool_type, table_type, mixed.dtype].map(dtype_to_storage_type),
     );

@@ -272,19 +272,21 @@ fn several_positions_are_one_after_the_other() {
 /// Sequences of a pool, of so many positions each, with pages in a disorderly order.
 struct Pool {
     lens: Vec<usize>,
+    /// New positions of each.
+    new: usize,
     page_length: usize,
     n_pages: usize,
     pages: Vec<Vec<usize>>,
 }
 
 impl Pool {
-    fn new(lens: &[usize], page_length: usize) -> Self {
-        let of = |len: &usize| len / page_length + 1; // that of the new position included
+    fn new(lens: &[usize], new: usize, page_length: usize) -> Self {
+        let of = |len: &usize| (len + new).div_ceil(page_length); // those of the new positions included
         let n_pages = lens.iter().map(of).sum::<usize>() + 2;
         let step = (2..).find(|step| n_pages % step != 0).expect("a number that does not divide it");
         let mut order = (0..n_pages).map(|i| (i * step + 1) % n_pages);
         let pages = lens.iter().map(|len| order.by_ref().take(of(len)).collect()).collect();
-        Self { lens: lens.to_vec(), page_length, n_pages, pages }
+        Self { lens: lens.to_vec(), new, page_length, n_pages, pages }
     }
 
     /// The row of the pool where a position lies.
@@ -304,31 +306,39 @@ impl Pool {
     }
 }
 
-/// A new position of each sequence, compared with the definition; so is what the pool holds then.
+/// New positions of each sequence, compared with the definition; so is what the pool holds then.
 fn check_paged(pool: &Pool, [heads, kv_heads, head_dim]: [usize; 3], half: usize, types: [DType; 2], tolerance: f64) {
     let [dtype, pool_type] = types;
-    let (rows, width, kv_width) = (pool.lens.len(), (heads + 2 * kv_heads) * head_dim, kv_heads * head_dim);
+    let (rows, new) = (pool.lens.len(), pool.new);
+    let (width, kv_width) = ((heads + 2 * kv_heads) * head_dim, kv_heads * head_dim);
     let longest = *pool.lens.iter().max().expect("sequences");
     let shape = [pool.n_pages * pool.page_length, kv_width];
     let held = |salt| tensor(&numbers(shape.iter().product(), salt), shape, pool_type);
     let (mut keys, mut values_) = (held(30), held(31));
     let mut expected_pool: [Vec<f64>; 2] = [values(held(30)), values(held(31))];
-    let table = |salt| tensor(&numbers((longest + 1) * half, salt), [longest + 1, half], DType::F32);
+    let table = |salt| tensor(&numbers((longest + new) * half, salt), [longest + new, half], DType::F32);
     let rotation = (half > 0).then(|| (table(50), table(90)));
-    let qkv = tensor(&numbers(rows * width, 7), [rows, 1, width], dtype).mul_scalar(2.0);
+    let turns: Option<[Vec<f64>; 2]> = rotation.as_ref().map(|(cos, sin)| [cos, sin].map(|x| values(x.clone())));
+    let qkv = tensor(&numbers(rows * new * width, 7), [rows, new, width], dtype).mul_scalar(2.0);
     let projected = values(qkv.clone());
     let mut expected = Vec::new();
-    for (row, &len) in pool.lens.iter().enumerate() {
-        let [cos, sin]: [Vec<f64>; 2] = match &rotation {
-            Some((cos, sin)) => [cos, sin].map(|table| values(table.clone())[len * half..][..half].to_vec()),
-            None => [vec![], vec![]],
+    for (row, position) in (0..rows).flat_map(|row| (0..new).map(move |position| (row, position))) {
+        let len = pool.lens[row] + position;
+        let turn = |head: usize| {
+            let head = &projected[((row * new + position) * width + head * head_dim)..][..head_dim];
+            match &turns {
+                Some(turns) => rotate(head, [0, 1].map(|of: usize| &turns[of][len * half..][..half])),
+                None => head.to_vec(),
+            }
         };
-        let head = |head: usize| &projected[row * width + head * head_dim..][..head_dim];
-        let queries: Vec<f64> = (0..heads).flat_map(|h| rotate(head(h), [&cos, &sin])).collect();
+        let value = |kv: usize| {
+            projected[((row * new + position) * width + (heads + kv_heads + kv) * head_dim)..][..head_dim].to_vec()
+        };
+        let queries: Vec<f64> = (0..heads).flat_map(turn).collect();
         for kv in 0..kv_heads {
             let at = pool.row(row, len) * kv_width + kv * head_dim;
-            expected_pool[0][at..at + head_dim].copy_from_slice(&rotate(head(heads + kv), [&cos, &sin]));
-            expected_pool[1][at..at + head_dim].copy_from_slice(head(heads + kv_heads + kv));
+            expected_pool[0][at..at + head_dim].copy_from_slice(&turn(heads + kv));
+            expected_pool[1][at..at + head_dim].copy_from_slice(&value(kv));
         }
         let [k, v] = [0, 1].map(|of: usize| {
             let place = |i: usize| {
@@ -351,11 +361,11 @@ fn check_paged(pool: &Pool, [heads, kv_heads, head_dim]: [usize; 3], half: usize
     };
     let before = (keys.clone(), values(keys.clone()));
     let mixed = attend_paged(positions, &mut keys, &mut values_).expect("there is a kernel");
-    assert_eq!((mixed.dims(), mixed.dtype()), ([rows, 1, heads * head_dim], dtype));
+    assert_eq!((mixed.dims(), mixed.dtype()), ([rows, new, heads * head_dim], dtype));
     let close = |got: Vec<f64>, expected: &[f64], what: &str| {
         assert_eq!(got.len(), expected.len());
         let error = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-        assert!(error < tolerance, "{what} of {:?}, {heads} heads in {types:?}: {error}", pool.lens);
+        assert!(error < tolerance, "{what} of {:?} and {new}, {heads} heads in {types:?}: {error}", pool.lens);
     };
     close(values(mixed), &expected, "mixed values");
     close(values(keys), &expected_pool[0], "keys");
@@ -365,15 +375,19 @@ fn check_paged(pool: &Pool, [heads, kv_heads, head_dim]: [usize; 3], half: usize
 
 #[test]
 fn new_positions_find_their_pages() {
-    for (lens, page_length, heads, half) in [
-        (vec![0], 4, [1, 1, 3], 0),
-        (vec![7, 0, 8, 3], 4, [4, 2, 17], 8),
-        (vec![5, 62, 63], 16, [6, 1, 64], 32),
+    for (lens, new, page_length, heads, half) in [
+        (vec![0], 1, 4, [1, 1, 3], 0),
+        (vec![7, 0, 8, 3], 1, 4, [4, 2, 17], 8),
+        (vec![5, 62, 63], 1, 16, [6, 1, 64], 32),
         // Of several parts, one of which the shorter ones do not have; the last key of a part, and the first.
-        (vec![3, 2 * MAX_KEYS - 1, 2 * MAX_KEYS, 65], 16, [4, 2, 33], 5),
-        (vec![MAX_KEYS, 1], 7, [2, 2, 200], 25),
+        (vec![3, 2 * MAX_KEYS - 1, 2 * MAX_KEYS, 65], 1, 16, [4, 2, 33], 5),
+        (vec![MAX_KEYS, 1], 1, 7, [2, 2, 200], 25),
+        // Prompts, or pieces of them.
+        (vec![0], 9, 4, [2, 1, 17], 8),
+        (vec![6, 0], 5, 4, [4, 2, 33], 0),
+        (vec![MAX_KEYS - 2, 3], 70, 16, [2, 2, 8], 4),
     ] {
-        let pool = Pool::new(&lens, page_length);
+        let pool = Pool::new(&lens, new, page_length);
         check_paged(&pool, heads, half, [DType::F32, DType::F32], 2e-5);
         for (dtype, tolerance) in [(DType::F16, 8e-3), (DType::BF16, 6e-2)] {
             if device().supports_dtype(dtype) {
@@ -385,19 +399,47 @@ fn new_positions_find_their_pages() {
 }
 
 #[test]
+fn what_comes_of_a_position_does_not_depend_on_those_that_are_new_beside_it() {
+    let (heads, kv_heads, head_dim, page_length, n) = (4, 2, 20, 16, MAX_KEYS + 20);
+    let width = (heads + 2 * kv_heads) * head_dim;
+    let qkv = tensor(&numbers(n * width, 9), [1, n, width], DType::F32);
+    let table = |salt| tensor(&numbers(n * 5, salt), [n, 5], DType::F32);
+    let (cos, sin) = (table(50), table(90));
+    let run = |cuts: &[usize]| {
+        let empty = || Tensor::<2>::zeros([n.next_multiple_of(page_length) + 64, kv_heads * head_dim], &device());
+        let (mut keys, mut values_) = (empty(), empty());
+        let parts = cuts.windows(2).map(|cut| {
+            let (longest, new) = (cut[0], cut[1] - cut[0]);
+            let pool = Pool::new(&[0], n, page_length);
+            let tables = Pool { lens: vec![longest], ..pool }.tables();
+            let qkv = qkv.clone().narrow(1, longest, new);
+            let rotation = Some((&cos, &sin));
+            let of =
+                PagedPositions { qkv: &qkv, rotation, n_heads: heads, head_dim, tables: &tables, page_length, longest };
+            attend_paged(of, &mut keys, &mut values_).expect("there is a kernel")
+        });
+        let mixed = Tensor::cat(parts.collect(), 1);
+        (values(mixed), values(keys), values(values_))
+    };
+    let whole = run(&[0, n]);
+    assert_eq!(run(&[0, 16, 17, 18, 64, 65, n]), whole);
+}
+
+#[test]
 fn positions_in_pages_without_a_kernel_leave_the_pool_alone() {
     let device = device();
     let ones = Tensor::<3>::ones([2, 1, 3 * 8], &device);
     let mut keys = Tensor::<2>::zeros([64, 8], &device);
     let mut values_ = keys.clone();
-    let pool = Pool::new(&[5, 3], 4);
+    let pool = Pool::new(&[5, 3], 1, 4);
     let of = |qkv: &Tensor<3>, head_dim: usize, longest: usize, keys: &mut Tensor<2>, values: &mut Tensor<2>| {
         let (tables, rotation) = (&pool.tables(), None);
         let of = PagedPositions { qkv, rotation, n_heads: 1, head_dim, tables, page_length: 4, longest };
         attend_paged(of, keys, values).is_some()
     };
     assert!(!of(&ones, 8, 8, &mut keys, &mut values_), "more positions than there are pages for");
-    assert!(!of(&ones.clone().repeat_dim(1, 2), 8, 5, &mut keys, &mut values_), "two positions");
+    assert!(!of(&ones.clone().repeat_dim(1, 4), 8, 5, &mut keys, &mut values_), "a page too few");
+    assert!(!of(&ones.clone().repeat_dim(1, 1 << 16), 8, 5, &mut keys, &mut values_), "more positions than cubes");
     assert!(!of(&ones.clone().narrow(0, 0, 1), 8, 5, &mut keys, &mut values_), "one sequence");
     assert!(!of(&ones, 3, 5, &mut keys, &mut values_), "heads that do not fit");
     let mut flex = Tensor::<2>::zeros([64, 8], &Device::flex());

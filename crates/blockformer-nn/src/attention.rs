@@ -245,7 +245,7 @@ impl Attention {
         }
     }
 
-    /// One new position of each sequence of a pool, by a kernel if there is one: `[rows, 1, heads · head_dim]`.
+    /// New positions of the sequences of a pool, by a kernel if there is one: `[rows, new, heads · head_dim]`.
     fn attend_new_paged(
         &self,
         qkv: &Tensor<3>,
@@ -253,8 +253,8 @@ impl Attention {
         batch: &mut PagedBatch<'_>,
         layer: usize,
     ) -> Option<Tensor<3>> {
-        let sees_all_before = context.sight.iter().flatten().all(|sight| sight.plain_causal);
-        if batch.new_positions() != 1 || !sees_all_before || !has_kernels(qkv) {
+        let plain_causal = context.sight.iter().flatten().all(|sight| sight.plain_causal);
+        if !plain_causal || !has_kernels(qkv) {
             return None;
         }
         let tables = context.pages.get_or_init(|| batch.tables(&qkv.device()));
