@@ -202,9 +202,9 @@ pub struct Measurement {
     pub repeats: usize,
     /// Generated tokens of all sequences by the time from prompt to last token.
     pub tokens_per_second: Spread,
-    /// From prompt to first token.
+    /// From prompt to first token; of an engine, to the first block.
     pub first_token_ms: Spread,
-    /// Between tokens of a sequence after the first.
+    /// Between tokens of a sequence after the first; of an engine, after the first block. 0 if there are none.
     pub token_ms: Spread,
     /// Seconds of all repeats before those that counted: on a GPU, kernels are compiled and tuned in them.
     pub warm_up_seconds: f64,
@@ -331,7 +331,6 @@ pub fn needed_bytes(
 
 fn summary(subject: &Subject<'_>, workload: &Workload, options: &MeasureOptions, runs: &[Run]) -> Measurement {
     let spread = |f: &dyn Fn(&Run) -> f64| Spread::of(runs.iter().map(f));
-    let later = workload.new_tokens.saturating_sub(1).max(1) as f64;
     let median = |f: &dyn Fn(&[Profile; 2], &[Duration; 2]) -> f64| {
         Spread::of(runs.iter().filter_map(|run| Some(f(run.profile.as_ref()?, &run.sampling)))).median
     };
@@ -355,7 +354,10 @@ fn summary(subject: &Subject<'_>, workload: &Workload, options: &MeasureOptions,
         repeats: options.repeats,
         tokens_per_second: spread(&|run| (options.batch * workload.new_tokens) as f64 / run.total.as_secs_f64()),
         first_token_ms: spread(&|run| milliseconds(run.first)),
-        token_ms: spread(&|run| milliseconds(run.total - run.first) / later),
+        token_ms: spread(&|run| match workload.new_tokens.saturating_sub(run.first_tokens) {
+            0 => 0.0,
+            later => milliseconds(run.total - run.first) / later as f64,
+        }),
         warm_up_seconds: 0.0,
         weight_bytes,
         kv_bytes,

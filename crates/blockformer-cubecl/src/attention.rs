@@ -11,7 +11,7 @@ use cubecl::prelude::*;
 use crate::MAX_KEYS;
 use crate::softmax::{PARTS, add_parts, units_for, weigh};
 
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 fn attention_kernel<F: Float>(
     q: &Tensor<F>,          // [batch, heads, queries, head_dim]
     k: &Tensor<F>,          // [batch, kv_heads, keys, head_dim]
@@ -80,10 +80,12 @@ pub(crate) fn launch(q: CubeTensor, k: CubeTensor, v: CubeTensor) -> CubeTensor 
     let (client, dtype) = (q.client.clone(), q.dtype);
     let output = empty_device_dtype(client.clone(), q.device.clone(), q.shape(), dtype);
     let units = units_for(head_dim, &q);
+    let address = [&q, &k, &v, &output].map(CubeTensor::required_address_type).into_iter().max().unwrap_or_default();
     attention_kernel::launch(
         &client,
         CubeCount::Static((batch * heads) as u32, queries as u32, 1),
         CubeDim::new_1d(units),
+        address,
         q.into_tensor_arg(),
         k.into_tensor_arg(),
         v.into_tensor_arg(),

@@ -142,7 +142,7 @@ fn shortest<F: Float>(
     (low, enough)
 }
 
-#[cube(launch)]
+#[cube(launch, address_type = "dynamic")]
 fn draw_kernel<F: Float>(
     logits: &Tensor<F>,       // [rows, vocab_size]
     uniforms: &Tensor<f32>,   // [rows, 1]
@@ -298,6 +298,7 @@ pub(crate) fn launch(logits: CubeTensor, uniforms: CubeTensor, filters: Option<F
         &client,
         CubeCount::Static(rows as u32, 1, 1),
         CubeDim::new_1d(units),
+        logits.required_address_type(),
         logits.into_tensor_arg(),
         uniforms.into_tensor_arg(),
         output.clone().into_tensor_arg(),

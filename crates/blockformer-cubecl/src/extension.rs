@@ -351,6 +351,7 @@ pub(crate) fn attend_paged(
         && has_kernels(keys)
         && has_kernels(values)
         && launches_cubes(keys, qkv.dims()[0] * qkv.dims()[1] * n_heads)
+        && matches!(tables.device().as_dispatch(), DispatchDevice::Cube(_))
         && rotation.is_none_or(|(cos, sin)| has_kernels(cos) && has_kernels(sin));
     if !served {
         return None;

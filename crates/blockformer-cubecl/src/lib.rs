@@ -2,7 +2,7 @@
 //!
 //! - [`local_attention`]: a few queries over a short cache, such as that of a Block Transformer's token decoder;
 //! - [`attend_new`]: the same for the new positions of a decoding step, from the projections on, writing the cache;
-//! - [`attend_paged`]: the same for a position of each of many sequences, whose caches lie in the pages of a pool;
+//! - [`attend_paged`]: the same for many sequences whose caches lie in the pages of a pool;
 //! - [`norm`]: a norm of some rows;
 //! - [`product`]: a product of a few rows with weights, and the norm, bias, activation and residual around it;
 //! - [`draw`]: a token of every row of logits, by an inverse cumulative distribution, without sorting.
@@ -81,14 +81,14 @@ const MAX_CUBES: usize = 65_535;
 /// The most numbers that the parts of the sums of several new positions in pages may take.
 const MAX_PARTS: usize = 1 << 24;
 
-/// The most numbers of a tensor whose places are counted in 32 bits.
-const MAX_ELEMENTS: usize = u32::MAX as usize;
+/// The most rows of a pool: 32 bits tell them.
+const MAX_POOL_ROWS: usize = u32::MAX as usize;
 
-/// The most keys that [`local_attention`] attends to, and a part of [`attend_new`], as every unit of a cube looks at all
-/// scores.
+/// The most keys that [`local_attention`] attends to, and a part of [`attend_new`] and [`attend_paged`], as every unit of a cube
+/// looks at all scores.
 pub const MAX_KEYS: usize = 64;
 
-/// The most keys that [`attend_new`] attends to.
+/// The most keys that [`attend_new`] and [`attend_paged`] attend to.
 pub const MAX_HELD: usize = 1 << 14;
 
 /// The most queries of one sequence in a launch.
@@ -110,8 +110,7 @@ pub fn local_attention(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>) -> Option<Te
         && (1..=MAX_QUERIES.min(keys)).contains(&queries)
         && keys <= MAX_KEYS
         && heads.is_multiple_of(kv_heads)
-        && k.shape().num_elements() <= MAX_ELEMENTS
-        && q.shape().num_elements() <= MAX_ELEMENTS;
+        && batch * heads > 0;
     if !fits || q.dtype() != k.dtype() || q.dtype() != v.dtype() {
         return None;
     }
@@ -196,20 +195,21 @@ pub struct PagedPositions<'a> {
     pub tables: &'a Tensor<2, Int>,
     /// Positions a page.
     pub page_length: usize,
-    /// The most positions that one of the sequences holds.
+    /// The most positions that one of the sequences holds: no number of them in `tables` may be greater, or keys are left out.
     pub longest: usize,
 }
 
 /// Attention of new positions of several sequences, however many these are, in one launch: queries and keys are rotated, keys and
 /// values written into the pool, in its type, and each query attends to all positions of its sequence up to its own. It takes
-/// one launch more where a sequence has more than [`MAX_KEYS`] keys, and one more for several new positions of each. What comes of
-/// a position does not depend on how many are new beside it. A pool that nobody else holds is written in place.
+/// one launch more where a sequence has more than [`MAX_KEYS`] keys, and one more for several new positions of each. In this
+/// kernel what comes of a position does not depend on how many are new beside it. A pool that nobody else holds is
+/// written in place.
 ///
 /// # Shapes
 /// - `keys`, `values`: `[positions of the pool, n_kv_heads · head_dim]`, a page behind the other
 /// - returns: `[rows, new, n_heads · head_dim]`; `None`, with the pool as it was, where there is no kernel: on backends other
-///   than CubeCL's, under autodiff, for more than [`MAX_HELD`] keys, for more query heads of all sequences than the device launches
-///   cubes along an axis (65,535 with WebGPU, 2³¹ - 1 with CUDA), for so many new positions that the parts of their
+///   than CubeCL's, under autodiff, for more than [`MAX_HELD`] keys, for more query heads of all new positions than the device
+///   launches cubes along an axis (65,535 with WebGPU, 2³¹ - 1 with CUDA), for so many new positions that the parts of their
 ///   sums would take more than 64 MiB, and for shapes that do not fit
 pub fn attend_paged(positions: PagedPositions<'_>, keys: &mut Tensor<2>, values: &mut Tensor<2>) -> Option<Tensor<3>> {
     let PagedPositions { qkv, rotation, n_heads, head_dim, tables, page_length, longest } = positions;
@@ -219,8 +219,7 @@ pub fn attend_paged(positions: PagedPositions<'_>, keys: &mut Tensor<2>, values:
     let fits = (1..=MAX_CUBES).contains(&new)
         && (new == 1 || heads * most.div_ceil(MAX_KEYS) * (head_dim + 2) <= MAX_PARTS)
         && values.dims() == keys.dims()
-        && head_dim > 0
-        && page_length > 0
+        && [rows, n_heads, head_dim, kv_width, page_length].iter().all(|size| *size > 0)
         && kv_width.is_multiple_of(head_dim)
         && width == n_heads * head_dim + 2 * kv_width
         && (n_heads * head_dim).is_multiple_of(kv_width)
@@ -228,7 +227,7 @@ pub fn attend_paged(positions: PagedPositions<'_>, keys: &mut Tensor<2>, values:
         && tables.dims()[1] > most.div_ceil(page_length)
         && tables.dtype() == DType::I32
         && most <= MAX_HELD
-        && of_pool <= MAX_ELEMENTS
+        && of_pool <= MAX_POOL_ROWS
         && rotation.is_none_or(|tables| rotation_fits(tables, most, head_dim));
     if !fits || values.dtype() != keys.dtype() {
         return None;
@@ -433,8 +432,7 @@ pub fn draw(logits: &Tensor<2>, uniform: Option<&Tensor<2>>, choice: Choice) -> 
         Choice::Sampled(_) => uniform.is_some_and(|uniform| uniform.dims() == [rows, 1]),
     };
     // Ids pass through float32.
-    let fits =
-        (1..=MAX_CUBES).contains(&rows) && (1..=1 << 24).contains(&vocab_size) && rows * vocab_size <= MAX_ELEMENTS;
+    let fits = (1..=MAX_CUBES).contains(&rows) && (1..=1 << 24).contains(&vocab_size);
     if !given || !fits {
         return None;
     }

@@ -35,8 +35,10 @@ fn write_new<F: Float, P: Float, T: Float>(
     at: &NewPlace,
     feature: usize,
 ) -> (f32, f32) {
-    let key = P::cast_from(rotated::<F, T>(qkv, cos, sin, at.position, at.key, feature));
-    let value = P::cast_from(qkv[at.value + feature * qkv.stride(2)]);
+    // By way of the model's type, as on the plain path.
+    let key = F::cast_from(rotated::<F, T>(qkv, cos, sin, at.position, at.key, feature));
+    let key = P::cast_from(f32::cast_from(key));
+    let value = P::cast_from(f32::cast_from(qkv[at.value + feature * qkv.stride(2)]));
     let key_at = at.row * keys.stride(0) + (at.first + feature) * keys.stride(1);
     let value_at = at.row * values.stride(0) + (at.first + feature) * values.stride(1);
     keys[key_at] = key;

@@ -283,7 +283,9 @@ impl Pool {
     fn new(lens: &[usize], new: usize, page_length: usize) -> Self {
         let of = |len: &usize| (len + new).div_ceil(page_length); // those of the new positions included
         let n_pages = lens.iter().map(of).sum::<usize>() + 2;
-        let step = (2..).find(|step| n_pages % step != 0).expect("a number that does not divide it");
+        let divides_both = |by: usize, step: usize| step.is_multiple_of(by) && n_pages.is_multiple_of(by);
+        let coprime = |step: &usize| (2..=*step).all(|by| !divides_both(by, *step));
+        let step = (2..).find(coprime).expect("a number that has no divisor in common with it");
         let mut order = (0..n_pages).map(|i| (i * step + 1) % n_pages);
         let pages = lens.iter().map(|len| order.by_ref().take(of(len)).collect()).collect();
         Self { lens: lens.to_vec(), new, page_length, n_pages, pages }
@@ -396,6 +398,13 @@ fn new_positions_find_their_pages() {
             }
         }
     }
+    // Pools of float16 serve models of any type.
+    let pool = Pool::new(&[7, 0, MAX_KEYS + 3], 1, 4);
+    for (dtype, tolerance) in [(DType::F32, 2e-3), (DType::BF16, 6e-2)] {
+        if device().supports_dtype(DType::F16) && device().supports_dtype(dtype) {
+            check_paged(&pool, [4, 2, 17], 8, [dtype, DType::F16], tolerance);
+        }
+    }
 }
 
 #[test]
@@ -449,6 +458,48 @@ fn positions_in_pages_without_a_kernel_leave_the_pool_alone() {
     assert_eq!(values(keys).iter().sum::<f64>(), 16.0);
 }
 
+/// Sequences so many that their heads are more than WebGPU launches cubes along an axis.
+#[test]
+fn heads_beyond_16_bits_are_attended_to() {
+    if !cfg!(feature = "cuda") {
+        return; // what has no kernel there is another test's
+    }
+    let (batch, heads, head_dim) = (4097, 16, 2);
+    let width = 3 * heads * head_dim;
+    let qkv = tensor(&numbers(batch * width, 3), [batch, 1, width], DType::F32);
+    let cache = |rows: usize, salt| {
+        let shape = [batch, heads, 2, head_dim];
+        tensor(&numbers(shape.iter().product(), salt), shape, DType::F32).narrow(0, batch - rows, rows)
+    };
+    let attend = |rows: usize| {
+        let (mut keys, mut values_) = (cache(rows, 30), cache(rows, 31));
+        let qkv = qkv.clone().narrow(0, batch - rows, rows);
+        let of = NewPositions { qkv: &qkv, rotation: None, n_heads: heads, len: 1, hidden: None, count: None };
+        let mixed = attend_new(of, &mut keys, &mut values_);
+        values(mixed.expect("there is a kernel").narrow(0, rows - 3, 3))
+    };
+    assert_eq!(attend(batch), attend(3), "the last sequences, among all and by themselves");
+    let paged = |rows: usize| {
+        let pool = Pool::new(&vec![1; rows], 1, 2);
+        let (mut keys, mut values_) = (
+            Tensor::<2>::ones([pool.n_pages * 2, heads * head_dim], &device()),
+            Tensor::<2>::ones([pool.n_pages * 2, heads * head_dim], &device()),
+        );
+        let (qkv, tables) = (qkv.clone().narrow(0, batch - rows, rows), pool.tables());
+        let (rotation, page_length, longest) = (None, 2, 1);
+        let of =
+            PagedPositions { qkv: &qkv, rotation, n_heads: heads, head_dim, tables: &tables, page_length, longest };
+        values(attend_paged(of, &mut keys, &mut values_).expect("there is a kernel").narrow(0, rows - 3, 3))
+    };
+    assert_eq!(paged(batch), paged(3), "the last sequences of a pool, among all and by themselves");
+    let q = |rows: usize, salt| cache(rows, salt).narrow(2, 0, 1);
+    let local = |rows: usize| {
+        let mixed = local_attention(&q(rows, 5), &cache(rows, 30), &cache(rows, 31)).expect("there is a kernel");
+        values(mixed.narrow(0, rows - 3, 3))
+    };
+    assert_eq!(local(batch), local(3), "the last sequences of a short cache, among all and by themselves");
+}
+
 /// On a device of less memory it fails for that. An emulated one has what nobody touches for nothing.
 #[test]
 #[ignore = "needs 17 GiB of a CUDA device"]
@@ -467,6 +518,22 @@ fn places_beyond_32_bits_are_found() {
         values(Tensor::cat(mixed.collect(), 1))
     };
     assert_eq!(attend(capacity), attend(2));
+    // Two sequences of a pool, whose pages are its last.
+    let (page_length, kv_width) = (16, 8 * head_dim);
+    let paged = |n_pages: usize| {
+        let empty = || Tensor::<2>::empty([n_pages * page_length, kv_width], (&device(), dtype));
+        let (mut keys, mut values_) = (empty(), empty());
+        let mixed = [0, 2].map(|from| {
+            let pages = vec![vec![n_pages - 1], vec![n_pages - 2]];
+            let tables = &Pool { lens: vec![from; 2], new: 2, page_length, n_pages, pages }.tables();
+            let qkv = tensor(&numbers(2 * 2 * 3 * kv_width, 5 + from as u64), [2, 2, 3 * kv_width], dtype);
+            let of =
+                PagedPositions { qkv: &qkv, rotation: None, n_heads: 8, head_dim, tables, page_length, longest: from };
+            attend_paged(of, &mut keys, &mut values_).expect("there is a kernel")
+        });
+        values(Tensor::cat(mixed.into(), 1))
+    };
+    assert_eq!(paged((1 << 32) / (page_length * kv_width) + 3), paged(2));
 }
 
 #[test]

@@ -110,7 +110,7 @@ impl<M: PagedModel> Engine<M> {
     /// An engine with nothing to do; allocates the pool.
     ///
     /// # Errors
-    /// [`GenerateError::Cache`] if the budget is less than one page, [`GenerateError::Sampling`] if a limit is zero.
+    /// [`GenerateError::Cache`] if the budget is less than one page or the device cannot store keys and values as asked for, [`GenerateError::Sampling`] if a limit is zero.
     pub fn new(model: M, config: EngineConfig, device: &Device) -> Result<Self, GenerateError> {
         config.validate()?;
         let pool = KvPool::new(model.pool_config(config.page_blocks, config.kv_budget, config.kv_storage), device)?;

@@ -100,8 +100,14 @@ pub trait PagedModel {
     /// If there is not one token a row, or if blocks have one token only.
     fn step(&self, block: &mut Self::Block, tokens: &[u32], device: &Device) -> Tensor<2>;
 
+    /// Whether [`step_on_device`](Self::step_on_device) leaves tokens on the device. An engine then has tokens drawn there, if it suits
+    /// the device.
+    fn steps_on_device(&self) -> bool {
+        false
+    }
+
     /// The same with tokens that are on the device and stay there, without a host that waits for them. Unless a model says
-    /// otherwise, they are read back.
+    /// otherwise, they are read back, which waits, and is not to be had in a browser.
     ///
     /// # Shapes
     /// - `tokens`: `[rows, 1]`

@@ -3,13 +3,17 @@
 mod models;
 mod schedules;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 
 use blockformer_generate::{
-    Alignment, Completion, Engine, EngineConfig, Event, GenerateError, Request, RequestId, Sampling, Speculation,
+    Alignment, Blocks, Completion, Context, Engine, EngineConfig, Event, GenerateError, PagedModel, Request, RequestId,
+    Sampling, Speculation,
 };
+use blockformer_kv_cache::{KvStorage, PagedBatch, PoolConfig};
+use blockformer_model::{BlockLayout, BlockTransformer};
 use blockformer_token_decoder::AnyTokenDecoder;
-use burn::tensor::{Device, Tensor, s};
+use burn::tensor::{Device, Int, Tensor, s};
 use models::{VOCAB_SIZE, all_models, block_model};
 use proptest::prelude::*;
 use schedules::{alone, arrivals, check_accounts, check_reuse, check_schedule, tight};
@@ -54,6 +58,71 @@ proptest! {
                 assert_eq!(with.samples, without.samples, "{name}: {arrival:?}");
             }
         }
+    }
+}
+
+/// Counts how often tokens come from the host, and how often from the device.
+struct Watched {
+    model: BlockTransformer,
+    from_host: Cell<usize>,
+    from_device: Cell<usize>,
+}
+
+impl PagedModel for Watched {
+    type Block = <BlockTransformer as PagedModel>::Block;
+
+    fn layout(&self) -> BlockLayout {
+        PagedModel::layout(&self.model)
+    }
+    fn pool_config(&self, page_blocks: usize, budget: usize, storage: KvStorage) -> PoolConfig {
+        self.model.pool_config(page_blocks, budget, storage)
+    }
+    fn positions_per_block(&self) -> usize {
+        self.model.positions_per_block()
+    }
+    fn context_blocks(&self) -> usize {
+        self.model.context_blocks()
+    }
+    fn block_bytes(&self, device: &Device) -> usize {
+        self.model.block_bytes(device)
+    }
+    fn take_in(&self, blocks: Blocks<'_>, before: Option<Context>, batch: &mut PagedBatch<'_>) -> Context {
+        self.model.take_in(blocks, before, batch)
+    }
+    fn begin_blocks(&self, window: Tensor<3>) -> (Self::Block, Tensor<2>) {
+        self.model.begin_blocks(window)
+    }
+    fn step(&self, block: &mut Self::Block, tokens: &[u32], device: &Device) -> Tensor<2> {
+        self.from_host.set(self.from_host.get() + 1);
+        PagedModel::step(&self.model, block, tokens, device)
+    }
+    fn step_on_device(&self, block: &mut Self::Block, tokens: Tensor<2, Int>) -> Tensor<2> {
+        self.from_device.set(self.from_device.get() + 1);
+        PagedModel::step_on_device(&self.model, block, tokens)
+    }
+    fn decode_whole(&self, window: Tensor<3>, tokens: &[u32], known: usize) -> Tensor<3> {
+        self.model.decode_whole(window, tokens, known)
+    }
+    fn teacher_forced(&self, blocks: Blocks<'_>, from: usize) -> Tensor<2> {
+        self.model.teacher_forced(blocks, from)
+    }
+    fn context_embeddings(&self, blocks: Blocks<'_>) -> Tensor<2> {
+        self.model.context_embeddings(blocks)
+    }
+}
+
+#[test]
+fn no_token_goes_through_the_host_and_no_step_is_wasted_behind_the_last() {
+    for (draw_on_device, steps) in [(Some(true), (0, 3 + 3 + 1)), (Some(false), (3 + 3 + 1, 0)), (None, (7, 0))] {
+        let model = Watched { model: block_model(), from_host: Cell::new(0), from_device: Cell::new(0) };
+        let config = EngineConfig { draw_on_device, ..EngineConfig::default() };
+        let mut engine = Engine::new(model, config, &Device::flex()).unwrap();
+        for len in [5, 9] {
+            engine.submit(Request::new(models::prompt(len, len)).with_max_new_tokens(10)).unwrap();
+        }
+        engine.run(|_, _| {});
+        let model = engine.model();
+        assert_eq!((model.from_host.get(), model.from_device.get()), steps, "{draw_on_device:?}");
     }
 }
 

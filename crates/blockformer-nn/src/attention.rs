@@ -48,7 +48,13 @@ pub(crate) struct AttentionContext {
     /// What new positions see; with a paged cache, one list a sequence, one entry for each piece of its new positions.
     sight: Vec<Vec<Sight>>,
     /// Where the positions of a paged cache lie, once a layer has asked.
-    pages: OnceCell<Tensor<2, Int>>,
+    pages: OnceCell<Pages>,
+}
+
+/// See [`PagedPositions`].
+struct Pages {
+    tables: Tensor<2, Int>,
+    longest: usize,
 }
 
 /// Which keys some queries see.
@@ -213,7 +219,7 @@ impl Attention {
                 Err(error) => panic!("attention with a cache: {error}"),
             },
             LayerKv::Paged { batch, layer } => {
-                let mixed = self.attend_paged(queries, keys, values, context, batch, layer);
+                let mixed = self.attend_piece_by_piece(queries, keys, values, context, batch, layer);
                 return self.project(mixed, x);
             }
         };
@@ -254,14 +260,17 @@ impl Attention {
         layer: usize,
     ) -> Option<Tensor<3>> {
         let plain_causal = context.sight.iter().flatten().all(|sight| sight.plain_causal);
-        if !plain_causal || !has_kernels(qkv) {
+        if !plain_causal || !has_kernels(qkv) || !batch.takes_new() {
             return None;
         }
-        let tables = context.pages.get_or_init(|| batch.tables(&qkv.device()));
+        let pages = context.pages.get_or_init(|| Pages {
+            tables: batch.tables(&qkv.device()),
+            longest: batch.starts().into_iter().max().unwrap_or(0),
+        });
+        let Pages { tables, longest } = pages;
         let rotation = context.tables.as_ref().map(RotaryTable::tables);
         let (n_heads, head_dim, page_length) = (self.n_heads, self.head_dim, batch.config().page_length);
-        let longest = batch.starts().into_iter().max().unwrap_or(0);
-        let positions = PagedPositions { qkv, rotation, n_heads, head_dim, tables, page_length, longest };
+        let positions = PagedPositions { qkv, rotation, n_heads, head_dim, tables, page_length, longest: *longest };
         batch.write_new(layer, |keys, values| attend_paged(positions, keys, values))
     }
 
@@ -272,7 +281,7 @@ impl Attention {
     }
 
     /// Each sequence over its own pages, piece by piece.
-    fn attend_paged(
+    fn attend_piece_by_piece(
         &self,
         queries: Tensor<4>,
         keys: Tensor<4>,

@@ -130,6 +130,10 @@ impl PagedModel for ServingModel {
         }
     }
 
+    fn steps_on_device(&self) -> bool {
+        inner!(self, model => model.steps_on_device())
+    }
+
     fn step_on_device(&self, block: &mut ServingBlock, tokens: Tensor<2, Int>) -> Tensor<2> {
         match (self, block) {
             (Self::Plain(model), ServingBlock::Plain(block)) => PagedModel::step_on_device(model, block, tokens),

@@ -5,12 +5,12 @@
 mod gpu_models;
 
 use blockformer::bench::{MeasureOptions, Subject, Workload, measure, step_kernels};
-use blockformer::cubecl::{KERNELS_OFF_VARIABLE, Observe, observe_kernels};
+use blockformer::cubecl::{KERNELS_OFF_VARIABLE, Observe, PagedPositions, attend_paged, observe_kernels};
 use blockformer::generate::{Engine, EngineConfig, Request};
 use blockformer::model::AnyModel;
 use blockformer::nn::TransformerConfig;
 use burn::module::Module;
-use burn::tensor::Device;
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use gpu_models::{block_model, device, vanilla_model};
 
 /// Kernels launched a step, when all is compiled and tuned.
@@ -27,6 +27,42 @@ fn launches(model: AnyModel, device: &Device) -> f64 {
         println!("{:6.2} {}", kernel.launches, kernel.kernel);
     }
     kernels.launches
+}
+
+/// Attention over pages: no launch too many, above all none that copies the pool.
+fn a_pool_is_written_in_place(device: &Device) {
+    let (n_heads, head_dim, page_length) = (2, 8, 4);
+    let launches = |longest: usize, new: usize, shared: bool| {
+        let n_pages = longest / page_length + 2;
+        let (qkv, tables) = (
+            Tensor::<3>::ones([1, new, 3 * n_heads * head_dim], device),
+            std::iter::once(longest).chain(0..n_pages).map(|x| x as i32).collect::<Vec<_>>(),
+        );
+        let tables = Tensor::<2, Int>::from_data(TensorData::new(tables, [1, n_pages + 1]), (device, DType::I32));
+        let pool = || Tensor::<2>::ones([n_pages * page_length, n_heads * head_dim], device);
+        let (mut keys, mut values) = (pool(), pool());
+        let of = PagedPositions { qkv: &qkv, rotation: None, n_heads, head_dim, tables: &tables, page_length, longest };
+        let mut attend = || {
+            attend_paged(of, &mut keys, &mut values).expect("there is a kernel");
+            device.sync().expect("a device that works");
+        };
+        attend(); // when all is compiled
+        let others = shared.then(|| (keys.clone(), values.clone()));
+        let mut attend = || {
+            attend_paged(of, &mut keys, &mut values).expect("there is a kernel");
+            device.sync().expect("a device that works");
+        };
+        let ((), kernels) = observe_kernels(Observe::Launches, &mut attend);
+        drop(others);
+        let kernels = kernels.expect("attention launches kernels");
+        println!("{kernels:?}");
+        kernels.iter().map(|kernel| kernel.launches).sum::<usize>()
+    };
+    assert_eq!(launches(5, 1, false), 1);
+    assert_eq!(launches(100, 1, false), 2, "parts are put together");
+    assert_eq!(launches(5, 3, false), 2, "written before");
+    assert_eq!(launches(100, 3, false), 3);
+    assert_eq!(launches(5, 1, true), 3, "keys and values of somebody else are copied");
 }
 
 /// Kernels launched for a block of all rows of an engine.
@@ -91,4 +127,7 @@ fn a_layer_launches_few_kernels() {
         assert!(one - most <= 9.0, "{name}: what is no layer launches {}", one - most);
     }
     an_engine_launches_as_many_whatever_its_rows(&device);
+    if std::env::var_os(KERNELS_OFF_VARIABLE).is_none() {
+        a_pool_is_written_in_place(&device);
+    }
 }

@@ -87,7 +87,10 @@ pub(super) struct OnEngine<'a, M> {
 }
 
 pub(super) struct Run {
+    /// Until the first tokens of all sequences were there.
     pub(super) first: Duration,
+    /// How many they were of each sequence.
+    pub(super) first_tokens: usize,
     pub(super) total: Duration,
     pub(super) sampling: [Duration; 2],
     pub(super) profile: Option<[Profile; 2]>,
@@ -165,6 +168,7 @@ impl<M: LanguageModel> Bench for OnHost<'_, M> {
         let last = (self.profile)(&state);
         Ok(Run {
             first,
+            first_tokens: 1,
             total,
             sampling,
             profile: prefill.zip(last).map(|(prefill, (last, _))| [prefill, last]),
@@ -196,6 +200,7 @@ impl Bench for OnDevice<'_> {
         let total = start.elapsed();
         Ok(Run {
             first,
+            first_tokens: 1,
             total,
             sampling: [Duration::ZERO; 2],
             profile: None,
@@ -233,11 +238,13 @@ impl<M: PagedModel> Bench for OnEngine<'_, M> {
         let page = PagedModel::pool_config(self.model, config.page_blocks, 0, kv_storage);
         let kv_budget = batch * page.pages_of(blocks * self.model.positions_per_block()) * page.page_bytes();
         let mut engine = Engine::new(self.model, EngineConfig { kv_budget, ..config }, device)?;
+        let failed = |error| BenchError::Device { reason: format!("{error}") };
+        device.sync().map_err(failed)?; // the pool is there
         let start = Instant::now();
         let submit = |prompt: &&[u32]| engine.submit(Request::new(*prompt).with_max_new_tokens(new_tokens));
         let ids = prompts.iter().map(submit).collect::<Result<Vec<_>, _>>()?;
         let mut rows: HashMap<RequestId, Vec<u32>> = ids.iter().map(|id| (*id, Vec::new())).collect();
-        let mut first = None;
+        let (mut first, mut first_tokens) = (Duration::ZERO, 0);
         while !engine.is_idle() {
             for (id, event) in engine.step() {
                 match event {
@@ -246,15 +253,17 @@ impl<M: PagedModel> Bench for OnEngine<'_, M> {
                     _ => {}
                 }
             }
-            if first.is_none() && rows.values().all(|tokens| !tokens.is_empty()) {
-                first = Some(start.elapsed());
+            if first_tokens == 0 {
+                first = start.elapsed();
+                first_tokens = rows.values().map(Vec::len).min().unwrap_or(0);
             }
         }
         let total = start.elapsed();
         let step = |step: usize| ids.iter().map(|id| rows[id][step]).collect();
         let usage = engine.stats();
         Ok(Run {
-            first: first.unwrap_or(total),
+            first,
+            first_tokens,
             total,
             sampling: [Duration::ZERO; 2],
             profile: None,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::paged::Context;
 
@@ -52,25 +52,38 @@ fn gathered<const D: usize>(rows: &[&RowContext], of: impl Fn(&Context) -> Tenso
             _ => runs.push((&row.of, vec![row.row])),
         }
     }
-    let mut parts: Vec<_> = runs.into_iter().map(|(context, run)| rows_of(of(context), &run)).collect();
+    let part = |(context, run): (&Arc<Context>, Vec<usize>)| {
+        let x = of(context);
+        let indices = indices_of(&run, &x.device());
+        rows_of(x, &run, indices.as_ref())
+    };
+    let mut parts: Vec<_> = runs.into_iter().map(part).collect();
     if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 0) }
 }
 
-/// These rows of a tensor, in this order.
-pub(super) fn rows_of<const D: usize>(x: Tensor<D>, rows: &[usize]) -> Tensor<D> {
-    let first = rows[0];
-    if rows.iter().enumerate().all(|(index, row)| *row == first + index) {
-        return if rows.len() == x.dims()[0] { x } else { x.narrow(0, first, rows.len()) };
+/// Whether each row follows the one before.
+fn are_neighbours(rows: &[usize]) -> bool {
+    rows.iter().enumerate().all(|(index, row)| *row == rows[0] + index)
+}
+
+/// Rows for [`rows_of`], if it takes them by their indices.
+pub(super) fn indices_of(rows: &[usize], device: &Device) -> Option<Tensor<1, Int>> {
+    let indices = || rows.iter().map(|row| *row as i32).collect::<Vec<_>>();
+    (!are_neighbours(rows)).then(|| Tensor::from_data(TensorData::new(indices(), [rows.len()]), (device, DType::I32)))
+}
+
+/// These rows of a tensor, in this order; `indices` are those that [`indices_of`] gives.
+pub(super) fn rows_of<const D: usize>(x: Tensor<D>, rows: &[usize], indices: Option<&Tensor<1, Int>>) -> Tensor<D> {
+    match indices {
+        Some(indices) => x.select(0, indices.clone()),
+        None if rows.len() == x.dims()[0] => x,
+        None => x.narrow(0, rows[0], rows.len()),
     }
-    let indices: Vec<i32> = rows.iter().map(|row| *row as i32).collect();
-    let indices = Tensor::<1, Int>::from_data(TensorData::new(indices, [rows.len()]), &x.device());
-    x.select(0, indices)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Device;
 
     fn contexts(first: f32, rows: usize) -> Vec<RowContext> {
         let numbers: Vec<f32> = (0..rows).map(|row| first + row as f32).collect();

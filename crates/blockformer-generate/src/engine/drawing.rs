@@ -1,10 +1,10 @@
 //! Blocks whose tokens are drawn where the logits are, and read together.
 
 use blockformer_cubecl::has_kernels;
-use burn::tensor::{Bool, DType, Device, FloatDType, Int, Tensor, TensorData, s};
+use burn::tensor::{Bool, DType, Device, FloatDType, Int, IntDType, Tensor, TensorData, s};
 
 use super::Engine;
-use super::context::rows_of;
+use super::context::{indices_of, rows_of};
 use super::decode::Logits;
 use super::job::Row;
 use crate::block::id_tensor;
@@ -16,6 +16,8 @@ use crate::{GenerateError, Sampling};
 struct Group {
     /// Places of the batch, in order.
     rows: Vec<usize>,
+    /// The same for the device, if they are not all rows and not neighbours.
+    indices: Option<Tensor<1, Int>>,
     /// The way; `None` if it takes the host.
     on_device: Option<OnDevice>,
 }
@@ -35,6 +37,8 @@ struct Batch {
     given: Vec<Vec<u32>>,
     /// Places of the block that somebody needs.
     places: usize,
+    /// For each row its place among those of all groups, one after another; `None` if they are in order.
+    order: Option<Tensor<1, Int>>,
 }
 
 impl Batch {
@@ -58,11 +62,12 @@ impl Batch {
                         uniforms: None,
                         drawn: Vec::with_capacity(places),
                     };
-                    groups.push(Group { rows: vec![index], on_device: sampling.map(new) });
+                    groups.push(Group { rows: vec![index], indices: None, on_device: sampling.map(new) });
                 }
             }
         }
         for group in &mut groups {
+            group.indices = indices_of(&group.rows, device);
             if let Some(on_device) = group.on_device.as_mut().filter(|on_device| !on_device.sampling.is_greedy()) {
                 let mut numbers = Vec::with_capacity(group.rows.len() * places);
                 for &row in &group.rows {
@@ -75,18 +80,20 @@ impl Batch {
                 on_device.uniforms = Some(Tensor::from_data(data, (device, DType::F32)));
             }
         }
-        Self { groups, given, places }
+        let mut order = vec![0; given.len()];
+        let of_groups = groups.iter().flat_map(|group| &group.rows);
+        of_groups.enumerate().for_each(|(position, row)| order[*row] = position as i32);
+        let order =
+            (groups.len() > 1).then(|| Tensor::from_data(TensorData::new(order, [given.len()]), (device, DType::I32)));
+        Self { groups, given, places, order }
     }
 
     /// Ids to go on with, `[rows, 1]`, of those of the groups.
-    fn in_order(&self, of_groups: Vec<Tensor<2, Int>>, place: usize, device: &Device) -> Tensor<2, Int> {
+    fn in_order(&self, mut of_groups: Vec<Tensor<2, Int>>, place: usize, device: &Device) -> Tensor<2, Int> {
         let n = self.given.len();
-        let mut at = vec![0; n];
-        let order = self.groups.iter().flat_map(|group| &group.rows);
-        order.enumerate().for_each(|(position, row)| at[*row] = position);
-        let ids = match of_groups.len() {
-            1 => Tensor::cat(of_groups, 0),
-            _ => rows_of_ids(Tensor::cat(of_groups, 0), &at),
+        let ids = match &self.order {
+            None => of_groups.remove(0),
+            Some(order) => Tensor::cat(of_groups, 0).select(0, order.clone()),
         };
         if self.given.iter().all(|given| given.len() <= place) {
             return ids;
@@ -100,15 +107,18 @@ impl Batch {
     /// What was drawn on the device, row after row of its groups, `[rows of them, places]`.
     fn drawn(&mut self) -> Option<Tensor<2, Int>> {
         let on_device = self.groups.iter_mut().filter_map(|group| group.on_device.as_mut());
-        let parts: Vec<_> = on_device.map(|group| Tensor::cat(std::mem::take(&mut group.drawn), 1)).collect();
-        (!parts.is_empty()).then(|| Tensor::cat(parts, 0))
+        let mut parts: Vec<_> = on_device.map(|group| Tensor::cat(std::mem::take(&mut group.drawn), 1)).collect();
+        match parts.len() {
+            0 | 1 => parts.pop(),
+            _ => Some(Tensor::cat(parts, 0)),
+        }
     }
 }
 
 impl<M: PagedModel> Engine<M> {
     /// Whether tokens that come from `logits` are drawn there.
     pub(super) fn draws_on_device(&self, logits: &Tensor<2>, rows: &[Row]) -> bool {
-        let wanted = self.config.draw_on_device.unwrap_or_else(|| has_kernels(logits));
+        let wanted = self.config.draw_on_device.unwrap_or_else(|| has_kernels(logits) && self.model.steps_on_device());
         wanted && rows.iter().any(Row::draws_on_device)
     }
 
@@ -124,13 +134,13 @@ impl<M: PagedModel> Engine<M> {
         for place in 0..batch.places {
             let mut ids = Vec::with_capacity(batch.groups.len());
             for group in &mut batch.groups {
-                let logits = rows_of(logits.clone(), &group.rows);
+                let logits = rows_of(logits.clone(), &group.rows, group.indices.as_ref());
                 ids.push(match &mut group.on_device {
-                    Some(on_device) => on_device.draw(logits, place),
+                    Some(on_device) => on_device.draw(logits, place).cast(IntDType::I32),
                     None => {
                         self.draw_on_host(rows, &group.rows, (logits, place), failed).await;
                         let tokens: Vec<u32> = group.rows.iter().map(|row| rows[*row].token(place, layout)).collect();
-                        id_tensor(tokens.iter(), [tokens.len(), 1], &self.device)
+                        id_tensor(tokens.iter(), [tokens.len(), 1], &self.device).cast(IntDType::I32)
                     }
                 });
             }
@@ -199,10 +209,4 @@ impl OnDevice {
 fn draw_alike(a: &Sampling, b: &Sampling) -> bool {
     let how = |of: &Sampling| (of.temperature, of.top_k, of.top_p, of.min_p);
     (a.is_greedy() && b.is_greedy()) || how(a) == how(b)
-}
-
-fn rows_of_ids(ids: Tensor<2, Int>, rows: &[usize]) -> Tensor<2, Int> {
-    let indices: Vec<i32> = rows.iter().map(|row| *row as i32).collect();
-    let indices = Tensor::<1, Int>::from_data(TensorData::new(indices, [rows.len()]), &ids.device());
-    ids.select(0, indices)
 }

@@ -62,6 +62,10 @@ impl PagedModel for AnyModel {
         }
     }
 
+    fn steps_on_device(&self) -> bool {
+        true
+    }
+
     fn step_on_device(&self, block: &mut Option<AnyTokenCache>, tokens: Tensor<2, Int>) -> Tensor<2> {
         match (self, block) {
             (Self::Block(model), Some(cache)) => PagedModel::step_on_device(model, cache, tokens),
@@ -115,6 +119,10 @@ impl<M: PagedModel> PagedModel for &M {
 
     fn step(&self, block: &mut M::Block, tokens: &[u32], device: &Device) -> Tensor<2> {
         (**self).step(block, tokens, device)
+    }
+
+    fn steps_on_device(&self) -> bool {
+        (**self).steps_on_device()
     }
 
     fn step_on_device(&self, block: &mut M::Block, tokens: Tensor<2, Int>) -> Tensor<2> {

@@ -58,6 +58,10 @@ impl<E: Embedder, T: TokenDecoder> PagedModel for BlockTransformer<E, T> {
         PagedModel::step_on_device(self, cache, id_tensor(tokens.iter(), [tokens.len(), 1], device))
     }
 
+    fn steps_on_device(&self) -> bool {
+        true
+    }
+
     fn step_on_device(&self, cache: &mut T::Cache, tokens: Tensor<2, Int>) -> Tensor<2> {
         let hidden = self.token_decoder.forward(TokenInput::next(tokens), Some(cache)); // [rows, 1, d_model]
         self.logits(hidden).squeeze_dim(1)

@@ -45,6 +45,10 @@ impl PagedModel for VanillaTransformer {
         panic!("a block of one token has no second one")
     }
 
+    fn steps_on_device(&self) -> bool {
+        true
+    }
+
     fn decode_whole(&self, window: Tensor<3>, _tokens: &[u32], _known: usize) -> Tensor<3> {
         self.logits(window)
     }

@@ -206,16 +206,27 @@ impl PagedBatch<'_> {
     ///   `p · page_length + i`
     ///
     /// # Panics
-    /// If there is no such layer.
+    /// If there is no such layer, or if what `write` leaves behind has another shape or type.
     pub fn write_new<T>(
         &mut self,
         layer: usize,
         write: impl FnOnce(&mut Tensor<2>, &mut Tensor<2>) -> Option<T>,
     ) -> Option<T> {
         match &mut self.pool.storage {
-            Storage::Device(pages) => pages.floats_mut(layer).and_then(|(keys, values)| write(keys, values)),
+            Storage::Device(pages) => pages.floats_mut(layer).and_then(|(keys, values)| {
+                let of = |x: &Tensor<2>| (x.dims(), x.dtype());
+                let before = of(keys);
+                let written = write(keys, values);
+                assert_eq!((of(keys), of(values)), (before, before), "pages keep their shape and type");
+                written
+            }),
             Storage::Host(_) => None,
         }
+    }
+
+    /// Whether [`write_new`](Self::write_new) asks anybody.
+    pub fn takes_new(&self) -> bool {
+        matches!(&self.pool.storage, Storage::Device(pages) if pages.are_floats())
     }
 
     /// Makes the new positions part of the sequences.

@@ -122,6 +122,11 @@ impl TensorPages {
         (keys.read(runs, self.heads, self.head_dim), values.read(runs, self.heads, self.head_dim))
     }
 
+    /// Whether keys and values are stored as floats.
+    pub(super) fn are_floats(&self) -> bool {
+        self.layers.iter().all(|layer| matches!(layer, (Rows::Float(_), Rows::Float(_))))
+    }
+
     /// Keys and values of a layer, if they are stored as floats.
     pub(super) fn floats_mut(&mut self, layer: usize) -> Option<(&mut Tensor<2>, &mut Tensor<2>)> {
         match &mut self.layers[layer] {

@@ -1,6 +1,6 @@
 //! The pool against a model that keeps every sequence as a plain list.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData, s};
 use proptest::prelude::*;
 
 use super::*;
@@ -32,6 +32,73 @@ fn positions(values: &[u32], layer: usize) -> Tensor<3> {
         .map(|i| number(i / (values.len() * HEAD_DIM), values[i / HEAD_DIM % values.len()], i % HEAD_DIM))
         .collect();
     Tensor::from_data(TensorData::new(numbers, [HEADS, values.len(), HEAD_DIM]), &Device::flex())
+}
+
+/// Writes the next positions of sequences as a kernel would: by their tables, into the rows of the pages.
+fn append_by_tables(pool: &mut KvPool, ids: &[SequenceId], values: &[Vec<u32>]) {
+    let mut batch = pool.batch(ids, values[0].len()).unwrap();
+    let tables = batch.tables(&Device::flex());
+    let width = tables.dims()[1];
+    assert_eq!(tables.dims()[0], ids.len());
+    let tables: Vec<usize> = tables.into_data().iter::<i32>().map(|x| x as usize).collect();
+    for layer in 0..LAYERS {
+        let written = batch.write_new(layer, |keys, negated| {
+            for (values, table) in values.iter().zip(tables.chunks(width)) {
+                let new = positions(values, layer).swap_dims(0, 1).reshape([values.len(), HEADS * HEAD_DIM]);
+                for i in 0..values.len() {
+                    let position = table[0] + i;
+                    let row = table[1 + position / PAGE] * PAGE + position % PAGE;
+                    let new = new.clone().narrow(0, i, 1);
+                    keys.inplace(|keys| keys.slice_assign(s![row..row + 1, ..], new.clone()));
+                    negated.inplace(|negated| negated.slice_assign(s![row..row + 1, ..], new.neg()));
+                }
+            }
+            Some(layer)
+        });
+        assert_eq!(written, Some(layer));
+    }
+    batch.commit();
+}
+
+#[test]
+fn positions_written_by_tables_are_those_that_are_read() {
+    let mut pool = pool(12, KvPlace::Device);
+    let a = pool.open(14).unwrap();
+    append(&mut pool, a, &[1, 2, 3, 4, 5, 6]).unwrap();
+    let b = pool.fork(a, 14).unwrap(); // it shares a full page and one that both go on to write
+    let c = pool.open(5).unwrap();
+    append_by_tables(&mut pool, &[b, c, a], &[vec![17, 18, 19], vec![21, 22, 23], vec![7, 8, 9]]);
+    append_by_tables(&mut pool, &[c, b], &[vec![24], vec![20]]);
+    assert_holds(&mut pool, a, &[1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    assert_holds(&mut pool, b, &[1, 2, 3, 4, 5, 6, 17, 18, 19, 20]);
+    assert_holds(&mut pool, c, &[21, 22, 23, 24]);
+}
+
+#[test]
+fn pools_without_tensors_of_floats_ask_nobody_to_write() {
+    for (storage, place) in [(KvStorage::Int8, KvPlace::Device), (KvStorage::Float32, KvPlace::Host)] {
+        let mut pool = KvPool::new(PoolConfig { place, ..config(2, storage) }, &Device::flex()).unwrap();
+        let id = pool.open(4).unwrap();
+        let mut batch = pool.batch(&[id], 1).unwrap();
+        assert!(!batch.takes_new());
+        assert_eq!(batch.write_new(0, |_, _| -> Option<()> { panic!("{storage:?} was asked") }), None);
+    }
+    let mut floats = pool(2, KvPlace::Device);
+    let id = floats.open(4).unwrap();
+    let batch = floats.batch(&[id], 1).unwrap();
+    assert!(batch.takes_new());
+}
+
+#[test]
+#[should_panic = "pages keep their shape and type"]
+fn what_is_written_may_not_change_the_pages() {
+    let mut pool = pool(2, KvPlace::Device);
+    let id = pool.open(4).unwrap();
+    let mut batch = pool.batch(&[id], 1).unwrap();
+    batch.write_new(0, |keys, _| {
+        *keys = keys.clone().narrow(0, 0, 1);
+        Some(())
+    });
 }
 
 fn append(pool: &mut KvPool, id: SequenceId, values: &[u32]) -> Result<(), CacheError> {
