@@ -3,8 +3,8 @@
 # CubeCL generates CUDA C++ for a device of compute capability 7.5 without tensor cores, lays tensors out and launches as it
 # would there, and the kernels are compiled by g++ and run on the CPU, barriers and exchanges in warps included. This shows wrong
 # results, not speed. Kernels that use tensor cores or copies in the background cannot run; the tuner leaves them out.
-#   scripts/test-emulated-cuda.sh [kernels|decoding|device|report|host]...      # kernels, decoding and device if none is named
-# report makes all sections of `gpu-report`; host times what the host does for a token, with kernels that do nothing.
+#   scripts/test-emulated-cuda.sh [kernels|large|decoding|device|report|host]...      # kernels, decoding and device if none is named
+# large has tensors of 8 GiB, which hardly touch memory; report makes all sections of `gpu-report`; host times what the host does for a token, with kernels that do nothing.
 # It needs g++ 12 or newer on x86-64. The build takes 25 minutes on two cores.
 #
 # With NVIDIA's NVRTC (Python packages nvidia-cuda-nvrtc-cu12, -runtime-cu12, -cccl-cu12, for CUDA_PATH), every kernel is compiled by it, too:
@@ -19,7 +19,7 @@ parts=("$@")
 [ $# -gt 0 ] || parts=(kernels decoding device)
 
 for part in "${parts[@]}"; do
-    case $part in kernels | decoding | device | report | host) ;; *) echo "test-emulated-cuda: no part $part" >&2; exit 1 ;; esac
+    case $part in kernels | large | decoding | device | report | host) ;; *) echo "test-emulated-cuda: no part $part" >&2; exit 1 ;; esac
 done
 
 step() { printf '\n=== %s (%s s)\n' "$*" "$SECONDS"; }
@@ -49,6 +49,7 @@ for part in "${parts[@]}"; do
     step "$part"
     case $part in
         kernels) tests kernels ;;
+        large) EMULATED_CUDA_MEMORY=40 tests kernels --ignored ;;
         decoding)
             tests gpu_decode
             tests gpu_launches

@@ -55,7 +55,7 @@ fn a_pool_is_written_in_place(device: &Device) {
         let ((), kernels) = observe_kernels(Observe::Launches, &mut attend);
         drop(others);
         let kernels = kernels.expect("attention launches kernels");
-        println!("{kernels:?}");
+        assert_eq!(shared, kernels.iter().any(|kernel| kernel.kernel == "UnaryNumeric | Copy"), "{kernels:?}");
         kernels.iter().map(|kernel| kernel.launches).sum::<usize>()
     };
     assert_eq!(launches(5, 1, false), 1);
@@ -84,6 +84,8 @@ fn of_engine(model: AnyModel, rows: usize, device: &Device) -> usize {
     });
     assert_eq!(events.len(), 4 * rows, "a block of each");
     let kernels = kernels.expect("blocks launch kernels");
+    // What the pool's memory would be copied by, if somebody else held it.
+    assert!(kernels.iter().all(|kernel| kernel.kernel != "UnaryNumeric | Copy"), "{kernels:?}");
     for kernel in &kernels {
         println!("{:6} {}", kernel.launches, kernel.kernel);
     }
