@@ -19,7 +19,8 @@ use burn::tensor::Device;
 
 /// Where tokens are drawn, and whether a device records blocks.
 pub(crate) fn decoding(device: &Device, recorded: Option<bool>) -> Decoding {
-    match (blockformer::decoding(device), recorded) {
+    // No other thread of the command uses the device.
+    match (blockformer::exclusive_decoding(device), recorded) {
         (Decoding::Device(decoding), Some(recorded)) => {
             let recorded_from = recorded.then_some(DeviceDecoding::RECORDED_FROM);
             Decoding::Device(DeviceDecoding { recorded_from, ..decoding })

@@ -102,6 +102,9 @@ impl<T: Recordable, U: Recordable> Recordable for (T, U) {
 /// kept as they are then, and it may not wait for the device. If it does, or the device cannot record,
 /// [`is_recorded`](Self::is_recorded) is false, and **what the work writes in place may then be lost**: begin again from a
 /// copy.
+///
+/// **No other thread may use the device while [`new`](Self::new) works**: drivers refuse meanwhile, to every thread, what could
+/// wait for the device, and what that thread computes is lost, without a word until it is read. Afterwards they may.
 pub struct Recording<'a, I, T> {
     /// Not to be sent to another thread: launches are in order with those of the thread that recorded them.
     inputs: Rc<RefCell<I>>,

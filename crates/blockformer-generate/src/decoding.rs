@@ -35,7 +35,7 @@ pub struct DeviceDecoding {
     /// repeats it by one call a block ([`Recording`](blockformer_cubecl::Recording)), where
     /// [model and device can](crate::LanguageModel::recordable_steps), sampling has no penalties or bias, and so many
     /// tokens are left to each sequence: recording decodes three blocks for nothing, and where a device fails to record, prompts
-    /// are taken in once more. `None`: never. The tokens are the same.
+    /// are taken in once more. `None`: never. The tokens are the same. While it records, **no other thread may use the device**.
     pub recorded_from: Option<usize>,
 }
 

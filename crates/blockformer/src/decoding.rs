@@ -8,12 +8,25 @@ use crate::is_cpu;
 
 /// Where [`generate`](crate::generate::generate) should draw tokens of a model on `device`: on CPUs on the host, which
 /// has the logits at hand; elsewhere on the device, with one look at the tokens a block and shapes of which there are
-/// few. By CUDA the device records blocks and repeats them.
+/// few. A program that has the device to itself may ask for [`exclusive_decoding`].
 pub fn decoding(device: &Device) -> Decoding {
-    if is_cpu(device) {
-        return Decoding::Host;
+    match is_cpu(device) {
+        true => Decoding::Host,
+        false => on_device(None),
     }
-    let recorded_from = is_cuda(device).then_some(DeviceDecoding::RECORDED_FROM);
+}
+
+/// The same where **no other thread uses the device** while blocks are generated: by CUDA, the device then records blocks and repeats
+/// them ([`DeviceDecoding::recorded_from`]). While a graph is captured, CUDA refuses to every thread what could wait for the device,
+/// and what such a thread computes is lost.
+pub fn exclusive_decoding(device: &Device) -> Decoding {
+    match is_cpu(device) {
+        true => Decoding::Host,
+        false => on_device(is_cuda(device).then_some(DeviceDecoding::RECORDED_FROM)),
+    }
+}
+
+fn on_device(recorded_from: Option<usize>) -> Decoding {
     Decoding::Device(DeviceDecoding { tokens_per_read: None, static_shapes: true, recorded_from })
 }
 
@@ -23,6 +36,6 @@ mod tests {
 
     #[test]
     fn a_cpu_draws_on_the_host() {
-        assert_eq!(decoding(&Device::flex()), Decoding::Host);
+        assert_eq!([decoding(&Device::flex()), exclusive_decoding(&Device::flex())], [Decoding::Host; 2]);
     }
 }

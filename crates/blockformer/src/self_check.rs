@@ -166,7 +166,9 @@ impl fmt::Display for SelfCheckLine {
     }
 }
 
-/// Runs all checks on `device`: some seconds on a CPU, and on a GPU what its kernels take to compile.
+/// Runs all checks on `device`: some seconds on a CPU, and on a GPU what its kernels take to compile. One of them captures a graph,
+/// so that no other thread may use the device meanwhile ([`Recording`](blockformer_cubecl::Recording)): it belongs to a program's
+/// start.
 ///
 /// # Errors
 /// [`SelfCheckError::Failed`] if a check failed; its message names the first.

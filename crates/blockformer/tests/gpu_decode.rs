@@ -5,6 +5,7 @@ mod gpu_models;
 
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use blockformer::generate::{
     Completion, Decoding, DeviceDecoding, Engine, EngineConfig, GenerateOptions, Request, Rounds, Sampling, generate,
@@ -16,6 +17,12 @@ use burn::module::Module;
 use burn::tensor::{Bool, Device, Distribution, Tensor, TensorData};
 use gpu_models::{block_model, cross_attention_model, device, vanilla_model};
 
+/// One test at a time: while one captures a graph, no other may use the device.
+fn alone() -> MutexGuard<'static, ()> {
+    static DEVICE: Mutex<()> = Mutex::new(());
+    DEVICE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn run(model: &AnyModel, device: &Device, sampling: &Sampling, decoding: Decoding) -> Vec<Vec<u32>> {
     let prompts: [&[u32]; 3] = [&[5, 9, 60, 2, 33, 70], &[1, 2, 3], &[95, 4, 8, 15, 16, 23, 42, 7]];
     let sampling = sampling.clone();
@@ -26,6 +33,7 @@ fn run(model: &AnyModel, device: &Device, sampling: &Sampling, decoding: Decodin
 
 #[test]
 fn the_device_draws_what_the_host_draws_and_finds_what_the_cpu_finds() {
+    let _alone = alone();
     let style = |config: TransformerConfig| TransformerConfig { initializer_range: 0.3, ..config };
     let neox = style(TransformerConfig::gpt_neox(32, 1, 4));
     let llama = style(TransformerConfig::llama(32, 1, 4).with_n_kv_heads(2));
@@ -54,6 +62,7 @@ fn the_device_draws_what_the_host_draws_and_finds_what_the_cpu_finds() {
 /// than one cube attends to.
 #[test]
 fn repeated_blocks_are_those_that_are_launched_one_by_one() {
+    let _alone = alone();
     let config = |config: TransformerConfig| TransformerConfig { initializer_range: 0.3, ..config };
     let neox = config(TransformerConfig::gpt_neox(32, 2, 4));
     let llama = config(TransformerConfig::llama(32, 1, 4).with_n_kv_heads(2));
@@ -99,6 +108,7 @@ fn repeated_blocks_are_those_that_are_launched_one_by_one() {
 /// attends to.
 #[test]
 fn an_engine_on_the_device_says_what_one_on_the_cpu_says() {
+    let _alone = alone();
     let style = |config: TransformerConfig| TransformerConfig { initializer_range: 0.3, ..config };
     let neox = style(TransformerConfig::gpt_neox(32, 1, 4));
     let llama = style(TransformerConfig::llama(32, 2, 4).with_n_kv_heads(2));
@@ -146,6 +156,7 @@ fn an_engine_on_the_device_says_what_one_on_the_cpu_says() {
 /// A few rows at a time, as in decoding, behind more rows than kernels take at once.
 #[test]
 fn layers_compute_what_they_compute_on_the_cpu() {
+    let _alone = alone();
     let device = device();
     let style = |config: TransformerConfig| TransformerConfig { initializer_range: 0.3, norm_eps: 0.1, ..config };
     let neox = TransformerConfig::gpt_neox(32, 2, 4);
