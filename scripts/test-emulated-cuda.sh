@@ -41,7 +41,7 @@ emulated() {
 tests() { # TEST [NAME OF ONE IN IT]
     local built
     built=$(CARGO_TARGET_DIR=$target scripts/check-cuda.sh test -p blockformer-cubecl -p blockformer --no-run --test "$1" 2>&1 |
-        tee /dev/stderr | sed -n 's/.*Executable .* (\(.*\))$/\1/p')
+        tee >(cat >&2) | sed -n 's/.*Executable .* (\(.*\))$/\1/p')
     BLOCKFORMER_TEST_DEVICE=cuda:0 emulated "$built" "${@:2}"
 }
 
