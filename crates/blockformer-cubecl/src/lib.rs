@@ -195,7 +195,7 @@ pub struct PagedPositions<'a> {
     pub tables: &'a Tensor<2, Int>,
     /// Positions a page.
     pub page_length: usize,
-    /// The most positions that one of the sequences holds: no number of them in `tables` may be greater, or keys are left out.
+    /// The most positions that one of the sequences holds. A sequence that `tables` says holds more is taken for one of so many.
     pub longest: usize,
 }
 
@@ -214,9 +214,10 @@ pub struct PagedPositions<'a> {
 pub fn attend_paged(positions: PagedPositions<'_>, keys: &mut Tensor<2>, values: &mut Tensor<2>) -> Option<Tensor<3>> {
     let PagedPositions { qkv, rotation, n_heads, head_dim, tables, page_length, longest } = positions;
     let ([rows, new, width], [of_pool, kv_width]) = (qkv.dims(), keys.dims());
-    let most = longest + new;
+    let most = longest.saturating_add(new);
     let heads = rows * new * n_heads;
-    let fits = (1..=MAX_CUBES).contains(&new)
+    let fits = most <= MAX_HELD
+        && new > 0
         && (new == 1 || heads * most.div_ceil(MAX_KEYS) * (head_dim + 2) <= MAX_PARTS)
         && values.dims() == keys.dims()
         && [rows, n_heads, head_dim, kv_width, page_length].iter().all(|size| *size > 0)
@@ -226,7 +227,6 @@ pub fn attend_paged(positions: PagedPositions<'_>, keys: &mut Tensor<2>, values:
         && tables.dims()[0] == rows
         && tables.dims()[1] > most.div_ceil(page_length)
         && tables.dtype() == DType::I32
-        && most <= MAX_HELD
         && of_pool <= MAX_POOL_ROWS
         && rotation.is_none_or(|tables| rotation_fits(tables, most, head_dim));
     if !fits || values.dtype() != keys.dtype() {

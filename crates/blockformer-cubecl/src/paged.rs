@@ -72,6 +72,7 @@ fn write_kernel<F: Float, P: Float, T: Float>(
     heads: u32,
     kv_heads: u32,
     page_length: u32,
+    longest: u32,
     #[comptime] head_dim: usize,
     #[define(F, P, T)] _dtypes: [ElemType; 3],
 ) {
@@ -79,7 +80,7 @@ fn write_kernel<F: Float, P: Float, T: Float>(
     let (row, kv_head) = (CUBE_POS_X as usize / kv_heads, CUBE_POS_X as usize % kv_heads);
     let new = CUBE_POS_Y as usize;
     let table = row * tables.stride(0);
-    let position = usize::cast_from(tables[table]) + new;
+    let position = min(usize::cast_from(tables[table]), longest as usize) + new;
     let at = row * qkv.stride(0) + new * qkv.stride(1);
     let head_stride = head_dim * qkv.stride(2);
     let place = NewPlace {
@@ -108,6 +109,7 @@ fn paged_kernel<F: Float, P: Float, T: Float, O: Float>(
     group: u32,
     kv_heads: u32,
     page_length: u32,
+    longest: u32,
     scale: f32,
     #[comptime] written: bool,
     #[comptime] split: bool,
@@ -124,7 +126,8 @@ fn paged_kernel<F: Float, P: Float, T: Float, O: Float>(
     let kv_head = CUBE_POS_X as usize % kv_heads;
     let table = row * tables.stride(0);
     let new = CUBE_POS_Z as usize;
-    let len = usize::cast_from(tables[table]) + new; // positions before its own
+    // Positions before its own; never so many that the table has no page for them.
+    let len = min(usize::cast_from(tables[table]), longest as usize) + new;
     // This cube's keys; none where another position has more before it.
     let part = CUBE_POS_Y as usize;
     let from = part * max_keys;
@@ -284,6 +287,7 @@ pub(crate) fn launch(
             n_heads as u32,
             kv_heads as u32,
             page_length as u32,
+            longest as u32,
             head_dim,
             [dtype, pool_type, table_type].map(dtype_to_storage_type),
         );
@@ -303,6 +307,7 @@ pub(crate) fn launch(
         (n_heads / kv_heads) as u32,
         kv_heads as u32,
         page_length as u32,
+        longest as u32,
         (head_dim as f32).powf(-0.5),
         written,
         split,

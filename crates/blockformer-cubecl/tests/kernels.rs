@@ -448,7 +448,6 @@ fn positions_in_pages_without_a_kernel_leave_the_pool_alone() {
     };
     assert!(!of(&ones, 8, 8, &mut keys, &mut values_), "more positions than there are pages for");
     assert!(!of(&ones.clone().repeat_dim(1, 4), 8, 5, &mut keys, &mut values_), "a page too few");
-    assert!(!of(&ones.clone().repeat_dim(1, 1 << 16), 8, 5, &mut keys, &mut values_), "more positions than cubes");
     assert!(!of(&ones.clone().narrow(0, 0, 1), 8, 5, &mut keys, &mut values_), "one sequence");
     assert!(!of(&ones, 3, 5, &mut keys, &mut values_), "heads that do not fit");
     let mut flex = Tensor::<2>::zeros([64, 8], &Device::flex());
@@ -456,6 +455,43 @@ fn positions_in_pages_without_a_kernel_leave_the_pool_alone() {
     assert_eq!(values(keys.clone()).iter().sum::<f64>(), 0.0);
     assert!(of(&ones, 8, 5, &mut keys, &mut values_));
     assert_eq!(values(keys).iter().sum::<f64>(), 16.0);
+}
+
+#[test]
+fn parts_that_take_too_much_are_left_to_others() {
+    let (new, head_dim, page_length) = (2049, 126, 64);
+    let attend = |longest: usize| {
+        let pool = Pool::new(&[longest], new, page_length);
+        let empty = || Tensor::<2>::zeros([pool.n_pages * page_length, head_dim], &device());
+        let qkv = Tensor::<3>::zeros([1, new, 3 * head_dim], &device());
+        let (tables, rotation) = (&pool.tables(), None);
+        let of = PagedPositions { qkv: &qkv, rotation, n_heads: 1, head_dim, tables, page_length, longest };
+        attend_paged(of, &mut empty(), &mut empty()).is_some()
+    };
+    // 2,049 positions, 64 parts, 128 numbers: more than 2²⁴.
+    assert!(!attend(64 * MAX_KEYS - new));
+}
+
+/// A claim of fewer positions than a table tells harms nobody else.
+#[test]
+fn no_position_is_written_beyond_those_that_were_claimed() {
+    let (head_dim, page_length) = (8, 4);
+    let pool = Pool { lens: vec![9, 2], new: 1, page_length, n_pages: 2, pages: vec![vec![0], vec![1]] };
+    let empty = || Tensor::<2>::zeros([2 * page_length, head_dim], &device());
+    let (mut keys, mut values_) = (empty(), empty());
+    for new in [1, 2] {
+        let qkv = Tensor::<3>::ones([2, new, 3 * head_dim], &device());
+        let (tables, rotation) = (&pool.tables(), None);
+        let of = PagedPositions { qkv: &qkv, rotation, n_heads: 1, head_dim, tables, page_length, longest: 2 };
+        attend_paged(of, &mut keys, &mut values_).expect("there is a kernel");
+    }
+    let written = |x: &Tensor<2>| values(x.clone()).chunks(head_dim).map(|row| row[0]).collect::<Vec<_>>();
+    assert_eq!(
+        written(&keys),
+        [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0],
+        "the third and fourth positions of both pages"
+    );
+    assert_eq!(written(&values_), written(&keys));
 }
 
 /// Sequences so many that their heads are more than WebGPU launches cubes along an axis.
@@ -518,22 +554,22 @@ fn places_beyond_32_bits_are_found() {
         values(Tensor::cat(mixed.collect(), 1))
     };
     assert_eq!(attend(capacity), attend(2));
-    // Two sequences of a pool, whose pages are its last.
+    // Two sequences of a pool whose pages are its last, and two with the pages that the last ones' places in 32 bits would lie in.
     let (page_length, kv_width) = (16, 8 * head_dim);
     let paged = |n_pages: usize| {
         let empty = || Tensor::<2>::empty([n_pages * page_length, kv_width], (&device(), dtype));
         let (mut keys, mut values_) = (empty(), empty());
         let mixed = [0, 2].map(|from| {
-            let pages = vec![vec![n_pages - 1], vec![n_pages - 2]];
-            let tables = &Pool { lens: vec![from; 2], new: 2, page_length, n_pages, pages }.tables();
-            let qkv = tensor(&numbers(2 * 2 * 3 * kv_width, 5 + from as u64), [2, 2, 3 * kv_width], dtype);
+            let pages = [n_pages - 1, n_pages - 2, 2, 1].map(|page| vec![page]).into();
+            let tables = &Pool { lens: vec![from; 4], new: 2, page_length, n_pages, pages }.tables();
+            let qkv = tensor(&numbers(4 * 2 * 3 * kv_width, 5 + from as u64), [4, 2, 3 * kv_width], dtype);
             let of =
                 PagedPositions { qkv: &qkv, rotation: None, n_heads: 8, head_dim, tables, page_length, longest: from };
             attend_paged(of, &mut keys, &mut values_).expect("there is a kernel")
         });
         values(Tensor::cat(mixed.into(), 1))
     };
-    assert_eq!(paged((1 << 32) / (page_length * kv_width) + 3), paged(2));
+    assert_eq!(paged((1 << 32) / (page_length * kv_width) + 3), paged(8));
 }
 
 #[test]

@@ -102,12 +102,13 @@ pub trait PagedModel {
 
     /// Whether [`step_on_device`](Self::step_on_device) leaves tokens on the device. An engine then has tokens drawn there, if it suits
     /// the device.
-    fn steps_on_device(&self) -> bool {
+    fn keeps_tokens_on_device(&self) -> bool {
         false
     }
 
     /// The same with tokens that are on the device and stay there, without a host that waits for them. Unless a model says
-    /// otherwise, they are read back, which waits, and is not to be had in a browser.
+    /// otherwise, they are read back, which waits, and is not to be had in a browser. A model that has it says so in
+    /// [`keeps_tokens_on_device`](Self::keeps_tokens_on_device), or an engine makes no use of it by itself.
     ///
     /// # Shapes
     /// - `tokens`: `[rows, 1]`

@@ -260,7 +260,7 @@ impl Attention {
         layer: usize,
     ) -> Option<Tensor<3>> {
         let plain_causal = context.sight.iter().flatten().all(|sight| sight.plain_causal);
-        if !plain_causal || !has_kernels(qkv) || !batch.takes_new() {
+        if !plain_causal || !has_kernels(qkv) || !batch.has_float_pages() {
             return None;
         }
         let pages = context.pages.get_or_init(|| Pages {

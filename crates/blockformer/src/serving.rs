@@ -130,8 +130,8 @@ impl PagedModel for ServingModel {
         }
     }
 
-    fn steps_on_device(&self) -> bool {
-        inner!(self, model => model.steps_on_device())
+    fn keeps_tokens_on_device(&self) -> bool {
+        inner!(self, model => model.keeps_tokens_on_device())
     }
 
     fn step_on_device(&self, block: &mut ServingBlock, tokens: Tensor<2, Int>) -> Tensor<2> {

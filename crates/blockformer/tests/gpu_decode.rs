@@ -7,8 +7,10 @@ use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use blockformer::ServingModel;
 use blockformer::generate::{
-    Completion, Decoding, DeviceDecoding, Engine, EngineConfig, GenerateOptions, Request, Rounds, Sampling, generate,
+    Completion, Decoding, DeviceDecoding, Engine, EngineConfig, GenerateOptions, PagedModel, Request, Rounds, Sampling,
+    generate,
 };
 use blockformer::kv_cache::KvStorage;
 use blockformer::model::AnyModel;
@@ -40,7 +42,13 @@ fn the_device_draws_what_the_host_draws_and_finds_what_the_cpu_finds() {
     let sampled = Sampling { temperature: 1.1, top_k: Some(40), top_p: Some(0.95), seed: 3, ..Sampling::default() };
     let device = device();
     let on_device = blockformer::decoding(&device);
-    assert_ne!(on_device, Decoding::Host);
+    let recorded = |decoding| match decoding {
+        Decoding::Device(DeviceDecoding { recorded_from, .. }) => recorded_from,
+        Decoding::Host => panic!("tokens are drawn on the device"),
+    };
+    assert_eq!(recorded(on_device), None, "other threads may use the device");
+    let by_cuda = cfg!(feature = "cuda").then_some(DeviceDecoding::RECORDED_FROM);
+    assert_eq!(recorded(blockformer::exclusive_decoding(&device)), by_cuda);
     for on_cpu in [block_model(neox, 64), block_model(llama.clone(), 64), vanilla_model(llama, 64)] {
         let model = on_cpu.clone().to_device(&device);
         for sampling in [&Sampling::greedy(), &sampled] {
@@ -137,6 +145,7 @@ fn an_engine_on_the_device_says_what_one_on_the_cpu_says() {
         (vanilla_model(llama, 128), &every_storage[..2]),
     ] {
         let model = on_cpu.clone().to_device(&device);
+        assert!(model.keeps_tokens_on_device() && ServingModel::plain(model.clone()).keeps_tokens_on_device());
         let expected = run(&on_cpu, &Device::flex(), &Sampling::greedy(), EngineConfig::default());
         let got = run(&model, &device, &Sampling::greedy(), EngineConfig::default());
         assert_eq!(got, expected, "the CPU finds other tokens");

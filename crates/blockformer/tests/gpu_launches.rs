@@ -85,7 +85,8 @@ fn of_engine(model: AnyModel, rows: usize, device: &Device) -> usize {
     assert_eq!(events.len(), 4 * rows, "a block of each");
     let kernels = kernels.expect("blocks launch kernels");
     // What the pool's memory would be copied by, if somebody else held it.
-    assert!(kernels.iter().all(|kernel| kernel.kernel != "UnaryNumeric | Copy"), "{kernels:?}");
+    let compared = std::env::var_os(KERNELS_OFF_VARIABLE).is_some();
+    assert!(compared || kernels.iter().all(|kernel| kernel.kernel != "UnaryNumeric | Copy"), "{kernels:?}");
     for kernel in &kernels {
         println!("{:6} {}", kernel.launches, kernel.kernel);
     }

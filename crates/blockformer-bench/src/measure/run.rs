@@ -231,7 +231,6 @@ impl<M: PagedModel> Bench for OnEngine<'_, M> {
             draw_on_device,
             max_batch: batch,
             max_waiting: batch,
-            prefill_blocks: batch * blocks,
             reuse_prefixes: false,
             ..EngineConfig::default()
         };

@@ -33,7 +33,7 @@ pub struct EngineConfig {
     /// the same, up to rounding. Requests with penalties, [`logit_bias`](crate::Sampling::logit_bias),
     /// [`typical_p`](crate::Sampling::typical_p), a hook, log probabilities or a ranking of samples need the host for each token all
     /// the same, and blocks that are decoded together with theirs wait with them. `None`: where the device has
-    /// [kernels](blockformer_cubecl::has_kernels) for it.
+    /// [kernels](blockformer_cubecl::has_kernels) for it and [the model goes on from there](crate::PagedModel::keeps_tokens_on_device).
     pub draw_on_device: Option<bool>,
 }
 

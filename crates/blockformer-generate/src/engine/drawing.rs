@@ -118,7 +118,8 @@ impl Batch {
 impl<M: PagedModel> Engine<M> {
     /// Whether tokens that come from `logits` are drawn there.
     pub(super) fn draws_on_device(&self, logits: &Tensor<2>, rows: &[Row]) -> bool {
-        let wanted = self.config.draw_on_device.unwrap_or_else(|| has_kernels(logits) && self.model.steps_on_device());
+        let wanted =
+            self.config.draw_on_device.unwrap_or_else(|| has_kernels(logits) && self.model.keeps_tokens_on_device());
         wanted && rows.iter().any(Row::draws_on_device)
     }
 

@@ -62,7 +62,7 @@ impl PagedModel for AnyModel {
         }
     }
 
-    fn steps_on_device(&self) -> bool {
+    fn keeps_tokens_on_device(&self) -> bool {
         true
     }
 
@@ -121,8 +121,8 @@ impl<M: PagedModel> PagedModel for &M {
         (**self).step(block, tokens, device)
     }
 
-    fn steps_on_device(&self) -> bool {
-        (**self).steps_on_device()
+    fn keeps_tokens_on_device(&self) -> bool {
+        (**self).keeps_tokens_on_device()
     }
 
     fn step_on_device(&self, block: &mut M::Block, tokens: Tensor<2, Int>) -> Tensor<2> {

@@ -58,7 +58,7 @@ impl<E: Embedder, T: TokenDecoder> PagedModel for BlockTransformer<E, T> {
         PagedModel::step_on_device(self, cache, id_tensor(tokens.iter(), [tokens.len(), 1], device))
     }
 
-    fn steps_on_device(&self) -> bool {
+    fn keeps_tokens_on_device(&self) -> bool {
         true
     }
 

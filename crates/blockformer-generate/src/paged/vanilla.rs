@@ -45,7 +45,7 @@ impl PagedModel for VanillaTransformer {
         panic!("a block of one token has no second one")
     }
 
-    fn steps_on_device(&self) -> bool {
+    fn keeps_tokens_on_device(&self) -> bool {
         true
     }
 

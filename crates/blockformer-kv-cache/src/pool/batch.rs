@@ -224,8 +224,8 @@ impl PagedBatch<'_> {
         }
     }
 
-    /// Whether [`write_new`](Self::write_new) asks anybody.
-    pub fn takes_new(&self) -> bool {
+    /// Whether the pool's pages are tensors of floats, so that [`write_new`](Self::write_new) has something to give out.
+    pub fn has_float_pages(&self) -> bool {
         matches!(&self.pool.storage, Storage::Device(pages) if pages.are_floats())
     }
 

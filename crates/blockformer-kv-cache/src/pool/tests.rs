@@ -80,13 +80,13 @@ fn pools_without_tensors_of_floats_ask_nobody_to_write() {
         let mut pool = KvPool::new(PoolConfig { place, ..config(2, storage) }, &Device::flex()).unwrap();
         let id = pool.open(4).unwrap();
         let mut batch = pool.batch(&[id], 1).unwrap();
-        assert!(!batch.takes_new());
+        assert!(!batch.has_float_pages());
         assert_eq!(batch.write_new(0, |_, _| -> Option<()> { panic!("{storage:?} was asked") }), None);
     }
     let mut floats = pool(2, KvPlace::Device);
     let id = floats.open(4).unwrap();
     let batch = floats.batch(&[id], 1).unwrap();
-    assert!(batch.takes_new());
+    assert!(batch.has_float_pages());
 }
 
 #[test]
