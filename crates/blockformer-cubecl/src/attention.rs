@@ -9,7 +9,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use crate::MAX_KEYS;
-use crate::softmax::{PARTS, add_parts, units_for, weigh};
+use crate::softmax::{PARTS, add_parts, address_of, units_for, weigh};
 
 #[cube(launch, address_type = "dynamic")]
 fn attention_kernel<F: Float>(
@@ -80,7 +80,7 @@ pub(crate) fn launch(q: CubeTensor, k: CubeTensor, v: CubeTensor) -> CubeTensor 
     let (client, dtype) = (q.client.clone(), q.dtype);
     let output = empty_device_dtype(client.clone(), q.device.clone(), q.shape(), dtype);
     let units = units_for(head_dim, &q);
-    let address = [&q, &k, &v, &output].map(CubeTensor::required_address_type).into_iter().max().unwrap_or_default();
+    let address = address_of(&[&q, &k, &v, &output]);
     attention_kernel::launch(
         &client,
         CubeCount::Static((batch * heads) as u32, queries as u32, 1),

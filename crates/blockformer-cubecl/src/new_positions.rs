@@ -14,7 +14,7 @@ use cubecl::prelude::*;
 
 use crate::MAX_KEYS;
 use crate::extension::{Optional, OptionalBool, PositionInputs};
-use crate::softmax::{PARTS, add_parts, units_for, weigh};
+use crate::softmax::{PARTS, add_parts, address_of, units_for, weigh};
 
 /// A feature of a head behind its rotation, the head beginning at `at` of the projections.
 #[cube]
@@ -44,6 +44,27 @@ pub(crate) fn rotated<F: Float, T: Float>(
         }
     }
     x
+}
+
+/// Puts a query behind its rotation where all units of the cube see it.
+#[cube]
+pub(crate) fn load_query<F: Float, T: Float>(
+    qkv: &Tensor<F>,
+    cos: &ComptimeOption<&Tensor<T>>,
+    sin: &ComptimeOption<&Tensor<T>>,
+    query: &mut Shared<[f32]>,
+    position: usize,
+    at: usize,
+    head_dim: usize,
+) {
+    let mut feature = UNIT_POS_X as usize;
+    while feature < head_dim {
+        // In the type of the model, as on the plain path.
+        let x = F::cast_from(rotated::<F, T>(qkv, cos, sin, position, at, feature));
+        query[feature] = f32::cast_from(x);
+        feature += CUBE_DIM_X as usize;
+    }
+    sync_cube();
 }
 
 #[cube(launch, address_type = "dynamic")]
@@ -117,15 +138,7 @@ fn new_positions_kernel<F: Float, T: Float, O: Float, B: Int>(
         // Those held, and of the new ones those up to its own; none where the device counts fewer than there are cubes for.
         let end = len + position + 1;
         let n_keys = min(max(end, from) - from, max_keys);
-        let mut feature = unit;
-        while feature < head_dim {
-            // In the type of the tensors, as on the plain path.
-            let x =
-                F::cast_from(rotated::<F, T>(qkv, &cos, &sin, len + position, row_at + head * head_stride, feature));
-            query[feature] = f32::cast_from(x);
-            feature += units;
-        }
-        sync_cube();
+        load_query::<F, T>(qkv, &cos, &sin, &mut query, len + position, row_at + head * head_stride, head_dim);
 
         // Every part of every score.
         let mut i = unit;
@@ -163,10 +176,7 @@ fn new_positions_kernel<F: Float, T: Float, O: Float, B: Int>(
             }
             sync_cube();
         }
-        let (mut largest, total) = weigh(&mut scores, n_keys);
-        if n_keys == 0 {
-            largest = f32::min_value();
-        }
+        let (largest, total) = weigh(&mut scores, n_keys);
         let mut output_at = ((batch * new + position) * heads + head) * head_dim;
         if comptime!(split) {
             output_at = ((batch * heads + head) * CUBE_COUNT_Y as usize + part) * (head_dim + 2);
@@ -243,6 +253,19 @@ pub(crate) fn owned(cache: CubeTensor, counted: bool) -> CubeTensor {
     cache.copy()
 }
 
+/// What is handed out, `[rows, new, heads · head_dim]`, and where a kernel puts it: there, or the parts of each sum,
+/// `[rows · new · heads, parts, head_dim + 2]`.
+pub(crate) fn outputs(qkv: &CubeTensor, n_heads: usize, head_dim: usize, parts: usize) -> (CubeTensor, CubeTensor) {
+    let [rows, new, _] = qkv.shape().dims::<3>();
+    let empty = |shape, dtype| empty_device_contiguous_dtype(qkv.client.clone(), qkv.device.clone(), shape, dtype);
+    let output = empty(Shape::new([rows, new, n_heads * head_dim]), qkv.dtype);
+    let mixed = match parts {
+        1 => output.clone(),
+        _ => empty(Shape::new([rows * new * n_heads, parts, head_dim + 2]), DType::F32),
+    };
+    (output, mixed)
+}
+
 /// Puts the parts of all query heads together, `[rows · heads, parts, head_dim + 2]`, into `[rows, .., heads · head_dim]`.
 pub(crate) fn put_together(mixed: CubeTensor, output: CubeTensor, parts: usize, head_dim: usize, units: CubeDim) {
     let (client, address, dtype) = (mixed.client.clone(), mixed.required_address_type(), output.dtype);
@@ -277,25 +300,12 @@ pub(crate) fn launch(
         OptionalBool::Some(hidden) => Some(hidden),
     };
     let ([batch, kv_heads, _, head_dim], new) = (keys.shape().dims::<4>(), qkv.shape()[1]);
-    let (client, device, dtype) = (qkv.client.clone(), qkv.device.clone(), qkv.dtype);
-    let output = empty_device_contiguous_dtype(
-        client.clone(),
-        device.clone(),
-        Shape::new([batch, new, n_heads * head_dim]),
-        dtype,
-    );
+    let (client, dtype) = (qkv.client.clone(), qkv.dtype);
     let parts = (len + new).div_ceil(MAX_KEYS);
     let split = parts > 1;
-    let mixed = match split {
-        true => {
-            let shape = Shape::new([batch * n_heads, parts, head_dim + 2]);
-            empty_device_contiguous_dtype(client.clone(), device, shape, DType::F32)
-        }
-        false => output.clone(),
-    };
+    let (output, mixed) = outputs(&qkv, n_heads, head_dim, parts);
     let units = CubeDim::new_1d(units_for(head_dim, &qkv));
-    let address =
-        [&qkv, &keys, &values, &mixed].map(CubeTensor::required_address_type).into_iter().max().unwrap_or_default();
+    let address = address_of(&[&qkv, &keys, &values, &mixed]);
     let table_type = cos.as_ref().map_or(dtype, |cos| cos.dtype);
     let bool_type = hidden.as_ref().map_or(DType::U32, |hidden| hidden.dtype);
     new_positions_kernel::launch(

@@ -6,16 +6,14 @@
 
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
-use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use crate::MAX_KEYS;
 use crate::extension::{Optional, PagedInputs};
-use crate::new_positions::{owned, put_together, rotated};
-use crate::softmax::{PARTS, add_parts, units_for, weigh};
+use crate::new_positions::{load_query, outputs, owned, put_together, rotated};
+use crate::softmax::{PARTS, add_parts, address_of, units_for, weigh};
 
 /// The row of the pool where a position of the sequence lies whose table begins at `table`.
 #[cube]
@@ -172,14 +170,7 @@ fn paged_kernel<F: Float, P: Float, T: Float, O: Float>(
     let mut scores = Shared::<[f32]>::new_slice(max_keys);
     for query_of in 0..group {
         let head = kv_head * group + query_of;
-        let mut feature = unit;
-        while feature < head_dim {
-            // In the type of the model, as on the plain path.
-            let x = F::cast_from(rotated::<F, T>(qkv, &cos, &sin, len, row_at + head * head_stride, feature));
-            query[feature] = f32::cast_from(x);
-            feature += units;
-        }
-        sync_cube();
+        load_query::<F, T>(qkv, &cos, &sin, &mut query, len, row_at + head * head_stride, head_dim);
 
         // Every part of every score.
         let mut i = unit;
@@ -203,10 +194,7 @@ fn paged_kernel<F: Float, P: Float, T: Float, O: Float>(
         sync_cube();
 
         add_parts(&partial, &mut scores, n_keys, scale, parts);
-        let (mut largest, total) = weigh(&mut scores, n_keys);
-        if n_keys == 0 {
-            largest = f32::min_value();
-        }
+        let (largest, total) = weigh(&mut scores, n_keys);
         let head_of_all = (row * CUBE_COUNT_Z as usize + new) * heads + head;
         let mut output_at = head_of_all * head_dim;
         if comptime!(split) {
@@ -250,27 +238,14 @@ pub(crate) fn launch(
     let [cos, sin] = [cos, sin].map(Optional::into_option);
     let (rows, new) = (qkv.shape()[0], qkv.shape()[1]);
     let kv_heads = keys.shape()[1] / head_dim;
-    let (client, device, dtype) = (qkv.client.clone(), qkv.device.clone(), qkv.dtype);
-    let output = empty_device_contiguous_dtype(
-        client.clone(),
-        device.clone(),
-        Shape::new([rows, new, n_heads * head_dim]),
-        dtype,
-    );
+    let (client, dtype) = (qkv.client.clone(), qkv.dtype);
     let parts = (longest + new).div_ceil(MAX_KEYS);
     let split = parts > 1;
-    let mixed = match split {
-        true => {
-            let shape = Shape::new([rows * new * n_heads, parts, head_dim + 2]);
-            empty_device_contiguous_dtype(client.clone(), device, shape, DType::F32)
-        }
-        false => output.clone(),
-    };
+    let (output, mixed) = outputs(&qkv, n_heads, head_dim, parts);
     let units = CubeDim::new_1d(units_for(head_dim, &qkv));
-    let address = [&qkv, &keys, &values, &mixed].map(CubeTensor::required_address_type).into_iter().max();
+    let address = address_of(&[&qkv, &keys, &values, &mixed]);
     let table_type = cos.as_ref().map_or(dtype, |cos| cos.dtype);
     let pool_type = keys.dtype;
-    let address = address.unwrap_or_default();
     let written = new > 1;
     if written {
         write_kernel::launch(

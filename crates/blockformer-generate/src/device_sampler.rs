@@ -19,7 +19,7 @@ mod narrow;
 mod tests;
 
 use blockformer_cubecl::{Choice, Filters};
-use burn::tensor::{Bool, DType, Device, FloatDType, Int, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Device, FloatDType, Int, Tensor, TensorData, s};
 
 use crate::{GenerateError, Sampler, Sampling};
 use adjust::Adjustments;
@@ -127,6 +127,11 @@ impl DeviceSampler {
 pub(crate) fn uniforms_of(sampler: &mut Sampler, n: usize) -> impl Iterator<Item = f32> {
     let below_one = 1.0 - f32::EPSILON / 2.0;
     (0..n).map(move |_| (sampler.uniform() as f32).min(below_one))
+}
+
+/// The random numbers of one place, of those of several.
+pub(crate) fn column(uniforms: Option<&Tensor<2>>, place: usize) -> Option<Tensor<2>> {
+    uniforms.map(|uniforms| uniforms.clone().slice(s![.., place..place + 1]))
 }
 
 /// A token of every sequence, and the same with [`NOT_A_NUMBER`] where there is none, `[batch, 1]` both. `logits` are in

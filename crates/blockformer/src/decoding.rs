@@ -10,23 +10,20 @@ use crate::is_cpu;
 /// has the logits at hand; elsewhere on the device, with one look at the tokens a block and shapes of which there are
 /// few. A program that has the device to itself may ask for [`exclusive_decoding`].
 pub fn decoding(device: &Device) -> Decoding {
-    match is_cpu(device) {
-        true => Decoding::Host,
-        false => on_device(None),
-    }
+    decoding_with(device, None)
 }
 
 /// The same where **no other thread uses the device** while blocks are generated: by CUDA, the device then records blocks and repeats
 /// them ([`DeviceDecoding::recorded_from`]). While a graph is captured, CUDA refuses to every thread what could wait for the device,
 /// and what such a thread computes is lost.
 pub fn exclusive_decoding(device: &Device) -> Decoding {
-    match is_cpu(device) {
-        true => Decoding::Host,
-        false => on_device(is_cuda(device).then_some(DeviceDecoding::RECORDED_FROM)),
-    }
+    decoding_with(device, is_cuda(device).then_some(DeviceDecoding::RECORDED_FROM))
 }
 
-fn on_device(recorded_from: Option<usize>) -> Decoding {
+fn decoding_with(device: &Device, recorded_from: Option<usize>) -> Decoding {
+    if is_cpu(device) {
+        return Decoding::Host;
+    }
     Decoding::Device(DeviceDecoding { tokens_per_read: None, static_shapes: true, recorded_from })
 }
 

@@ -4,6 +4,7 @@ use blockformer_kv_cache::SequenceId;
 use burn::tensor::{FloatDType, Tensor, TensorData};
 
 use super::context::RowContext;
+use super::drawing::goes_on;
 use super::job::Row;
 use super::{Engine, Speculation};
 use crate::draft::draft;
@@ -65,10 +66,9 @@ impl<M: PagedModel> Engine<M> {
         let all: Vec<usize> = (0..rows.len()).collect();
         for place in 0..layout.block_length {
             self.draw_on_host(rows, &all, (logits, place), failed).await;
-            let open = |(index, row): (usize, &Row)| {
-                row.finish.is_none() && !failed.iter().any(|(failed, _)| *failed == index)
-            };
-            if place + 1 == layout.block_length || !rows.iter().enumerate().any(open) {
+            if place + 1 == layout.block_length
+                || !rows.iter().enumerate().any(|(index, row)| goes_on(row, index, failed))
+            {
                 return;
             }
             let tokens: Vec<u32> = rows.iter().map(|row| row.token(place, layout)).collect();
@@ -86,8 +86,7 @@ impl<M: PagedModel> Engine<M> {
         let length = self.limits.layout.block_length;
         loop {
             let open: Vec<usize> = (0..rows.len())
-                .filter(|index| rows[*index].finish.is_none() && rows[*index].block.len() < length)
-                .filter(|index| !failed.iter().any(|(failed, _)| failed == index))
+                .filter(|index| rows[*index].block.len() < length && goes_on(&rows[*index], *index, failed))
                 .collect();
             let Some(known) = open.iter().map(|index| rows[*index].block.len()).min() else { return };
             let mut tokens = Vec::with_capacity(open.len() * (length - 1));

@@ -1,15 +1,16 @@
 //! Blocks whose tokens are drawn where the logits are, and read together.
 
 use blockformer_cubecl::has_kernels;
-use burn::tensor::{Bool, DType, Device, FloatDType, Int, IntDType, Tensor, TensorData, s};
+use burn::tensor::{Bool, DType, Device, FloatDType, Int, IntDType, Tensor, TensorData};
 
 use super::Engine;
 use super::context::{indices_of, rows_of};
 use super::decode::Logits;
 use super::job::Row;
 use crate::block::id_tensor;
-use crate::device_sampler::{choose, token, uniforms_of};
+use crate::device_sampler::{choose, column, token, uniforms_of};
 use crate::paged::PagedModel;
+use crate::read_back::read_tokens_async;
 use crate::{GenerateError, Sampling};
 
 /// Rows whose tokens are drawn in the same way.
@@ -150,10 +151,7 @@ impl<M: PagedModel> Engine<M> {
             }
         }
         let Some(drawn) = batch.drawn() else { return };
-        let drawn: Vec<i64> = match drawn.into_data_async().await {
-            Ok(data) => data.iter::<i64>().collect(),
-            Err(error) => panic!("the device failed: {error}"),
-        };
+        let drawn = read_tokens_async(drawn).await;
         let on_device = batch.groups.iter().filter(|group| group.on_device.is_some()).flat_map(|group| &group.rows);
         for (&index, drawn) in on_device.zip(drawn.chunks_exact(batch.places)) {
             let row = &mut rows[index];
@@ -179,7 +177,7 @@ impl<M: PagedModel> Engine<M> {
     ) {
         let wanted = |row: &Row, index: usize, failed: &[(usize, GenerateError)]| {
             let given = place < row.block.len(); // the rest of a prompt
-            row.finish.is_none() && !given && !failed.iter().any(|(failed, _)| *failed == index)
+            !given && goes_on(row, index, failed)
         };
         if !group.iter().any(|index| wanted(&rows[*index], *index, failed)) {
             return;
@@ -199,11 +197,16 @@ impl<M: PagedModel> Engine<M> {
 impl OnDevice {
     /// Ids to go on with, `[rows, 1]`.
     fn draw(&mut self, logits: Tensor<2>, place: usize) -> Tensor<2, Int> {
-        let uniforms = self.uniforms.as_ref().map(|uniforms| uniforms.clone().slice(s![.., place..place + 1]));
+        let uniforms = column(self.uniforms.as_ref(), place);
         let (ids, checked) = choose(&self.sampling, logits.cast(FloatDType::F32), uniforms);
         self.drawn.push(checked);
         ids
     }
+}
+
+/// Whether row `index` of a batch has neither ended nor failed.
+pub(super) fn goes_on(row: &Row, index: usize, failed: &[(usize, GenerateError)]) -> bool {
+    row.finish.is_none() && !failed.iter().any(|(failed, _)| *failed == index)
 }
 
 /// Whether tokens are drawn in the same way, but for the random numbers.

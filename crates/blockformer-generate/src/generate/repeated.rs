@@ -3,8 +3,7 @@
 use blockformer_cubecl::Recording;
 use burn::tensor::{DType, Device, FloatDType, Int, IntDType, Tensor, TensorData, s};
 
-use super::rounds::column;
-use crate::device_sampler::{DeviceSampler, Drawn};
+use crate::device_sampler::{DeviceSampler, Drawn, column};
 use crate::{RecordableStep, RecordableSteps};
 
 /// The ids of a block, in float32 as recordings take them, `[batch, block_length]`; the random numbers for the next; and the number of

@@ -5,7 +5,7 @@ use burn::tensor::{Device, Int, Tensor, s};
 
 use super::prepare;
 use super::repeated::Repeated;
-use crate::device_sampler::{DeviceSampler, token};
+use crate::device_sampler::{DeviceSampler, column, token};
 use crate::read_back::read_tokens;
 use crate::{DeviceDecoding, GenerateError, GenerateOptions, LanguageModel, Sampler};
 
@@ -260,11 +260,6 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
         drop(repeated);
         self.state = Some(beginning.again(self.model, &device));
     }
-}
-
-/// The random numbers of one place.
-pub(super) fn column(uniforms: Option<&Tensor<2>>, place: usize) -> Option<Tensor<2>> {
-    uniforms.map(|uniforms| uniforms.clone().slice(s![.., place..place + 1]))
 }
 
 /// Fills batch and blocks up to sizes of which there are few; and the new tokens to make room for, so that caches have
