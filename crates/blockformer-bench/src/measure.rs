@@ -264,11 +264,16 @@ pub fn measure(
             let short = Weights::of(model).dtype.is_some_and(|dtype| dtype.size() == 2);
             let short = short && device.supports_dtype(KvStorage::Float16.dtype());
             let kv_storage = if short { KvStorage::Float16 } else { KvStorage::Float32 };
-            let draw_on_device = Some(matches!(options.decoding, Decoding::Device(_)));
-            repeat(&OnEngine { model, kv_storage, draw_on_device }, workload, options, device)?
+            let (draw_on_device, recorded) = match options.decoding {
+                Decoding::Host => (Some(false), None),
+                Decoding::Device(decoding) => (Some(true), decoding.recorded_from),
+            };
+            let recorded_after = recorded.map(|_| EngineConfig::RECORDED_AFTER);
+            repeat(&OnEngine { model, kv_storage, draw_on_device, recorded_after }, workload, options, device)?
         }
         Model::Packed(model) if options.engine => {
-            let bench = OnEngine { model, kv_storage: KvStorage::Float32, draw_on_device: None };
+            let kv_storage = KvStorage::Float32;
+            let bench = OnEngine { model, kv_storage, draw_on_device: None, recorded_after: None };
             repeat(&bench, workload, options, device)?
         }
         Model::Plain(model) => match options.decoding {

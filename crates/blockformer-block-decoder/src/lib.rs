@@ -16,7 +16,7 @@
 //! ```
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-use blockformer_kv_cache::{CacheConfig, KvCache, PagedBatch};
+use blockformer_kv_cache::{CacheConfig, KvCache, PagedBatch, SharedPages};
 use blockformer_nn::{AttentionMask, Transformer, TransformerConfig};
 use burn::module::Module;
 use burn::tensor::{Bool, Device, Tensor};
@@ -88,6 +88,12 @@ impl BlockDecoder {
     /// a block is one position.
     pub fn takes_counts(&self, cache: &KvCache) -> bool {
         self.n_embedding_tokens == 1 && self.transformer.takes_counts(cache)
+    }
+
+    /// Whether kernels alone take in one new block of each of `rows` sequences: [`Transformer::takes_tables`], where a block is one
+    /// position.
+    pub fn takes_tables(&self, pages: &SharedPages, rows: usize, longest: usize) -> bool {
+        self.n_embedding_tokens == 1 && self.transformer.takes_tables(pages, rows, longest)
     }
 
     /// Embedding tokens a block.

@@ -32,6 +32,19 @@ pub(crate) struct Filters {
     pub(crate) min_p: f32,
 }
 
+impl Filters {
+    /// Those of a vocabulary of so many.
+    pub(crate) fn new(filters: &crate::Filters, vocab_size: usize) -> Self {
+        Self {
+            inverse_temperature: 1.0 / filters.temperature as f32,
+            top_k: filters.top_k.filter(|k| *k < vocab_size).unwrap_or(0),
+            // A share of nothing is still the likeliest token.
+            top_p: (filters.top_p.unwrap_or(1.0) as f32).max(f32::MIN_POSITIVE),
+            min_p: filters.min_p.unwrap_or(0.0) as f32,
+        }
+    }
+}
+
 /// The sum of what the units have, in one order, or the largest.
 #[cube]
 fn over_units(value: f32, shared: &mut Shared<[f32]>, #[comptime] largest: bool) -> f32 {
@@ -144,9 +157,10 @@ fn shortest<F: Float>(
 
 #[cube(launch, address_type = "dynamic")]
 fn draw_kernel<F: Float>(
-    logits: &Tensor<F>,       // [rows, vocab_size]
-    uniforms: &Tensor<f32>,   // [rows, 1]
-    output: &mut Tensor<i32>, // [rows, 1]
+    logits: &Tensor<F>,                 // [rows, vocab_size]
+    uniforms: &Tensor<f32>,             // [rows, 1]
+    each: ComptimeOption<&Tensor<f32>>, // [rows, 4]: as the next four, a row; an inverse temperature of 0 takes the likeliest
+    output: &mut Tensor<i32>,           // [rows, 1]
     inverse_temperature: f32,
     top_k: f32,
     top_p: f32,
@@ -164,6 +178,20 @@ fn draw_kernel<F: Float>(
     let stride = logits.stride(1);
     let output_at = CUBE_POS_X as usize * output.stride(0);
     let mut shared = Shared::<[f32]>::new_slice(units);
+
+    let mut likeliest = greedy.runtime();
+    let (mut inverse_temperature, mut top_k) = (inverse_temperature, top_k);
+    let (mut top_p, mut min_p) = (top_p, min_p);
+    #[comptime]
+    if let ComptimeOption::Some(each) = &each {
+        let row = CUBE_POS_X as usize * each.stride(0);
+        let next = each.stride(1);
+        likeliest = each[row] == 0.0f32;
+        inverse_temperature = if likeliest { 1.0f32 } else { each[row] };
+        top_k = each[row + next];
+        top_p = each[row + 2 * next];
+        min_p = each[row + 3 * next];
+    }
 
     // The first of the likeliest.
     let mut largest = f32::new(LEAST);
@@ -183,16 +211,17 @@ fn draw_kernel<F: Float>(
     let everything = sum_of_all::<F>(logits, &row, &mut shared);
     let sound = !everything.is_nan() && everything >= 1.0f32;
 
-    if comptime!(greedy) {
+    if comptime!(greedy || each.is_some()) {
         let mut first = -(n as f32);
         if largest == max {
             first = -(best as f32);
         }
         let first = over_units(first, &mut shared, true);
-        if unit == 0 {
+        if unit == 0 && likeliest {
             output[output_at] = if sound { i32::cast_from(-first) } else { -1i32 };
         }
-    } else {
+    }
+    if comptime!(!greedy) {
         let mut bits = 0u32;
         let mut first = n as u32;
         if comptime!(with_top_k) {
@@ -203,11 +232,11 @@ fn draw_kernel<F: Float>(
         if comptime!(with_top_p) {
             let wanted = top_p * measure::<F>(logits, &row, bits, first, &mut shared, false);
             let (end, ids) = shortest::<F>(logits, &row, wanted, id_halvings, &mut shared, false);
-            // Rounding must not widen what `top_k` left.
-            if end > bits {
+            // Rounding must not widen what `top_k` left, nor narrow anything where all are wanted.
+            if top_p < 1.0f32 && end > bits {
                 bits = end;
                 first = ids;
-            } else if end == bits && ids < first {
+            } else if top_p < 1.0f32 && end == bits && ids < first {
                 first = ids;
             }
         }
@@ -248,10 +277,10 @@ fn draw_kernel<F: Float>(
         let target = total * uniforms[CUBE_POS_X as usize * uniforms.stride(0)];
         let holds = target >= before && target < before + own;
         let slivers = target >= total && unit == last;
-        if unit == 0 && !sound {
+        if unit == 0 && !sound && !likeliest {
             output[output_at] = -1i32;
         }
-        if sound && (holds || slivers) {
+        if sound && !likeliest && (holds || slivers) {
             let beyond = target - before;
             let mut sum = 0.0f32;
             let mut drawn = begin;
@@ -284,16 +313,34 @@ fn sum_of_all<F: Float>(logits: &Tensor<F>, row: &Row, shared: &mut Shared<[f32]
     over_units(sum, shared, false)
 }
 
-/// Launches it: by weight, or without filters the likeliest. Shapes have been checked.
-pub(crate) fn launch(logits: CubeTensor, uniforms: CubeTensor, filters: Option<Filters>) -> CubeTensor {
+/// How [`launch`] draws.
+pub(crate) enum How {
+    /// The likeliest of each row.
+    Likeliest,
+    /// By weight, all rows in one way.
+    Alike(Filters),
+    /// Each row in its own way, as `each` of the kernel; whether there is one with a `top_k` or a `top_p`.
+    Each { ways: CubeTensor, with_top_k: bool, with_top_p: bool },
+}
+
+/// Launches it. Shapes have been checked.
+pub(crate) fn launch(logits: CubeTensor, uniforms: CubeTensor, how: How) -> CubeTensor {
     let [rows, vocab_size] = logits.shape().dims::<2>();
     let (client, dtype) = (logits.client.clone(), logits.dtype);
     let output = empty_device_dtype(client.clone(), logits.device.clone(), Shape::new([rows, 1]), DType::I32);
     let limit = max_units(&client.properties().hardware);
     let units = UNITS.min(1 << limit.ilog2()); // a power of two, for the sums
-    let greedy = filters.is_none();
+    let greedy = matches!(how, How::Likeliest);
     let off = Filters { inverse_temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
-    let Filters { inverse_temperature, top_k, top_p, min_p } = filters.unwrap_or(off);
+    let (filters, each, with_top_k, with_top_p) = match how {
+        How::Likeliest => (off, None, false, false),
+        How::Alike(filters) => {
+            let narrows = (filters.top_k > 0, filters.top_p < 1.0);
+            (filters, None, narrows.0, narrows.1)
+        }
+        How::Each { ways, with_top_k, with_top_p } => (off, Some(ways), with_top_k, with_top_p),
+    };
+    let Filters { inverse_temperature, top_k, top_p, min_p } = filters;
     draw_kernel::launch(
         &client,
         CubeCount::Static(rows as u32, 1, 1),
@@ -301,6 +348,7 @@ pub(crate) fn launch(logits: CubeTensor, uniforms: CubeTensor, filters: Option<F
         logits.required_address_type(),
         logits.into_tensor_arg(),
         uniforms.into_tensor_arg(),
+        each.map(CubeTensor::into_tensor_arg).into(),
         output.clone().into_tensor_arg(),
         inverse_temperature,
         top_k as f32,
@@ -309,8 +357,8 @@ pub(crate) fn launch(logits: CubeTensor, uniforms: CubeTensor, filters: Option<F
         vocab_size.next_power_of_two().ilog2() + 1,
         units as usize,
         greedy,
-        top_k > 0,
-        top_p < 1.0,
+        with_top_k,
+        with_top_p,
         dtype_to_storage_type(dtype),
     );
     output

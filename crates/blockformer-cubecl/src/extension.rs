@@ -9,6 +9,7 @@ use burn::tensor::{DType, Int, Shape, Tensor};
 use burn_cubecl::CubeBackend;
 use cubecl::ir::HardwareProperties;
 
+use crate::drawing::{Filters, How};
 use crate::{
     Choice, FewRows, KERNELS_OFF_VARIABLE, MAX_CUBES, MAX_TENSORS, NewPositions, PagedPositions, RowActivation,
     RowNorm, attention, copying, drawing, few_rows, new_positions, paged,
@@ -113,6 +114,7 @@ pub(crate) trait DecodingOps: Backend {
         head_dim: usize,
         page_length: usize,
         longest: usize,
+        stays: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 
     /// See [`crate::norm`].
@@ -138,6 +140,14 @@ pub(crate) trait DecodingOps: Backend {
     #[fusion(dtype = source, shape = source)]
     fn copied(source: FloatTensor<Self>, #[extension_type] target: Optional<Self>) -> FloatTensor<Self>;
 
+    /// See [`crate::write_rows`].
+    #[fusion(dtype = target, shape = target)]
+    fn write_rows(rows: FloatTensor<Self>, target: FloatTensor<Self>, to: usize, stays: bool) -> FloatTensor<Self>;
+
+    /// See [`crate::copy_rows`].
+    #[fusion(dtype = target, shape = target)]
+    fn copy_rows(target: FloatTensor<Self>, from: usize, to: usize, n: usize, stays: bool) -> FloatTensor<Self>;
+
     /// See [`crate::draw`]; `uniform` is not looked at if the likeliest are wanted. 0 or, for shares, 1 switches a filter
     /// off.
     #[fusion(dtype = DType::I32, shape = column(logits))]
@@ -150,6 +160,16 @@ pub(crate) trait DecodingOps: Backend {
         top_k: usize,
         top_p: f32,
         min_p: f32,
+    ) -> IntTensor<Self>;
+
+    /// See [`crate::draw_each`].
+    #[fusion(dtype = DType::I32, shape = column(logits))]
+    fn draw_each(
+        logits: FloatTensor<Self>,
+        uniform: FloatTensor<Self>,
+        ways: FloatTensor<Self>,
+        with_top_k: bool,
+        with_top_p: bool,
     ) -> IntTensor<Self>;
 }
 
@@ -169,6 +189,7 @@ fn paged_specs(
     head_dim: &usize,
     _page_length: &usize,
     _longest: &usize,
+    _stays: &bool,
 ) -> (TensorSpec, TensorSpec, TensorSpec) {
     let PagedInputsMetadata { qkv, keys, values, .. } = inputs;
     let shape = Shape::new([qkv.shape[0], qkv.shape[1], n_heads * head_dim]);
@@ -208,8 +229,9 @@ impl DecodingOps for CubeBackend {
         head_dim: usize,
         page_length: usize,
         longest: usize,
+        stays: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        paged::launch(inputs, [n_heads, head_dim], page_length, longest)
+        paged::launch(inputs, [n_heads, head_dim], (page_length, longest), stays)
     }
 
     fn norm(
@@ -235,6 +257,14 @@ impl DecodingOps for CubeBackend {
         copying::launch(source, target)
     }
 
+    fn write_rows(rows: FloatTensor<Self>, target: FloatTensor<Self>, to: usize, stays: bool) -> FloatTensor<Self> {
+        copying::launch_write_rows(rows, target, to, stays)
+    }
+
+    fn copy_rows(target: FloatTensor<Self>, from: usize, to: usize, n: usize, stays: bool) -> FloatTensor<Self> {
+        copying::launch_copy_rows(target, from, to, n, stays)
+    }
+
     fn draw(
         logits: FloatTensor<Self>,
         uniform: FloatTensor<Self>,
@@ -244,8 +274,18 @@ impl DecodingOps for CubeBackend {
         top_p: f32,
         min_p: f32,
     ) -> IntTensor<Self> {
-        let filters = drawing::Filters { inverse_temperature, top_k, top_p, min_p };
-        drawing::launch(logits, uniform, (!greedy).then_some(filters))
+        let filters = Filters { inverse_temperature, top_k, top_p, min_p };
+        drawing::launch(logits, uniform, if greedy { How::Likeliest } else { How::Alike(filters) })
+    }
+
+    fn draw_each(
+        logits: FloatTensor<Self>,
+        uniform: FloatTensor<Self>,
+        ways: FloatTensor<Self>,
+        with_top_k: bool,
+        with_top_p: bool,
+    ) -> IntTensor<Self> {
+        drawing::launch(logits, uniform, How::Each { ways, with_top_k, with_top_p })
     }
 }
 
@@ -345,12 +385,10 @@ pub(crate) fn attend_paged(
     keys: &mut Tensor<2>,
     values: &mut Tensor<2>,
 ) -> Option<Tensor<3>> {
-    let PagedPositions { qkv, rotation, n_heads, head_dim, tables, page_length, longest } = position;
-    let served = !is_off("attend_paged")
+    let PagedPositions { qkv, rotation, n_heads, head_dim, tables, page_length, longest, stays } = position;
+    let served = takes_pages(keys, qkv.dims()[0] * qkv.dims()[1] * n_heads)
         && has_kernels(qkv)
-        && has_kernels(keys)
         && has_kernels(values)
-        && launches_cubes(keys, qkv.dims()[0] * qkv.dims()[1] * n_heads)
         && matches!(tables.device().as_dispatch(), DispatchDevice::Cube(_))
         && rotation.is_none_or(|(cos, sin)| has_kernels(cos) && has_kernels(sin));
     if !served {
@@ -360,8 +398,26 @@ pub(crate) fn attend_paged(
     let (qkv, tables) = (qkv.clone().into_dispatch(), tables.clone().into_dispatch());
     Some(written_in_place(keys, values, |keys, values| {
         let inputs = PagedInputs { qkv, cos, sin, tables, keys, values };
-        <Dispatch as DecodingOps>::paged(inputs, n_heads, head_dim, page_length, longest)
+        <Dispatch as DecodingOps>::paged(inputs, n_heads, head_dim, page_length, longest, stays)
     }))
+}
+
+/// Whether [`attend_paged`] takes pages like these, with so many query heads of all new positions.
+pub(crate) fn takes_pages(pages: &Tensor<2>, heads: usize) -> bool {
+    !is_off("attend_paged") && has_kernels(pages) && launches_cubes(pages, heads)
+}
+
+pub(crate) fn write_rows(target: &mut Tensor<2>, to: usize, rows: Tensor<2>, stays: bool) {
+    target.inplace(|target| {
+        let (rows, target) = (rows.into_dispatch(), target.into_dispatch());
+        Tensor::from_dispatch(<Dispatch as DecodingOps>::write_rows(rows, target, to, stays))
+    });
+}
+
+pub(crate) fn copy_rows(target: &mut Tensor<2>, from: usize, to: usize, n: usize, stays: bool) {
+    target.inplace(|target| {
+        Tensor::from_dispatch(<Dispatch as DecodingOps>::copy_rows(target.into_dispatch(), from, to, n, stays))
+    });
 }
 
 /// Whether the device of `x` launches so many cubes along the first axis.
@@ -425,21 +481,33 @@ fn optional<const D: usize>(x: Option<&Tensor<D>>) -> Optional<Dispatch> {
     }
 }
 
+/// Whether [`draw`] has a kernel for tensors like `x`.
+pub(crate) fn draws<const D: usize>(x: &Tensor<D>) -> bool {
+    !is_off("draw") && has_kernels(x)
+}
+
+pub(crate) fn draw_each(
+    logits: &Tensor<2>,
+    uniform: &Tensor<2>,
+    ways: &Tensor<2>,
+    [with_top_k, with_top_p]: [bool; 2],
+) -> Option<Tensor<2, Int>> {
+    let of_floats = |x: &Tensor<2>| has_kernels(x) && x.dtype() == DType::F32;
+    if !draws(logits) || !of_floats(uniform) || !of_floats(ways) {
+        return None;
+    }
+    let [logits, uniform, ways] = [logits, uniform, ways].map(|x| x.clone().into_dispatch());
+    Some(Tensor::from_dispatch(<Dispatch as DecodingOps>::draw_each(logits, uniform, ways, with_top_k, with_top_p)))
+}
+
 pub(crate) fn draw(logits: &Tensor<2>, uniform: Option<&Tensor<2>>, choice: Choice) -> Option<Tensor<2, Int>> {
-    if is_off("draw")
-        || !has_kernels(logits)
-        || uniform.is_some_and(|uniform| !has_kernels(uniform) || uniform.dtype() != DType::F32)
-    {
+    if !draws(logits) || uniform.is_some_and(|uniform| !has_kernels(uniform) || uniform.dtype() != DType::F32) {
         return None;
     }
     let x = logits.clone().into_dispatch();
     let drawn = match (choice, uniform) {
         (Choice::Sampled(filters), Some(uniform)) => {
-            let top_k = filters.top_k.filter(|k| *k < logits.dims()[1]).unwrap_or(0);
-            // A share of nothing is still the likeliest token.
-            let top_p = (filters.top_p.unwrap_or(1.0) as f32).max(f32::MIN_POSITIVE);
-            let min_p = filters.min_p.unwrap_or(0.0) as f32;
-            let inverse_temperature = 1.0 / filters.temperature as f32;
+            let Filters { inverse_temperature, top_k, top_p, min_p } = Filters::new(&filters, logits.dims()[1]);
             let uniform = uniform.clone().into_dispatch();
             <Dispatch as DecodingOps>::draw(x, uniform, false, inverse_temperature, top_k, top_p, min_p)
         }

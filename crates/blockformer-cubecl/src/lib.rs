@@ -5,7 +5,10 @@
 //! - [`attend_paged`]: the same for many sequences whose caches lie in the pages of a pool;
 //! - [`norm`]: a norm of some rows;
 //! - [`product`]: a product of a few rows with weights, and the norm, bias, activation and residual around it;
-//! - [`draw`]: a token of every row of logits, by an inverse cumulative distribution, without sorting.
+//! - [`draw`]: a token of every row of logits, by an inverse cumulative distribution, without sorting; [`draw_each`]: each row in
+//!   its own way.
+//!
+//! [`write_rows`] and [`copy_rows`] write rows of a tensor in place.
 //!
 //! [`Recording`] repeats by one call what was launched kernel by kernel before. [`observe_kernels`] tells which kernels
 //! something launches, its own and Burn's, and how long they take.
@@ -51,6 +54,7 @@ mod recording;
 #[cfg(feature = "_kernels")]
 mod softmax;
 
+use std::ops::Range;
 use std::time::Duration;
 
 use burn::tensor::{Bool, DType, Int, Tensor};
@@ -77,6 +81,9 @@ pub fn has_kernels<const D: usize>(x: &Tensor<D>) -> bool {
 
 /// The most cubes along an axis of a launch on any device: what WebGPU promises.
 const MAX_CUBES: usize = 65_535;
+
+/// The most words that tokens are drawn of: ids pass through float32.
+const MAX_VOCABULARY: usize = 1 << 24;
 
 /// The most numbers that the parts of the sums of several new positions in pages may take.
 const MAX_PARTS: usize = 1 << 24;
@@ -190,13 +197,15 @@ pub struct PagedPositions<'a> {
     /// Features a head.
     pub head_dim: usize,
     /// For each sequence the number of positions held and then its pages in order, those of the new positions included,
-    /// `[rows, 1 + pages]` or wider, in 32 bits. No two sequences may have a page in common that holds new positions, and
-    /// pages have to be in the pool.
+    /// `[rows, 1 + pages]` or wider, in 32 bits. Pages have to be in the pool, and no two sequences may have one in common that
+    /// holds new positions, unless they are the same sequence with the same new position.
     pub tables: &'a Tensor<2, Int>,
     /// Positions a page.
     pub page_length: usize,
     /// The most positions that one of the sequences holds. A sequence that `tables` says holds more is taken for one of so many.
     pub longest: usize,
+    /// Whether the pool has to stay where it is, as captured graphs write there: one that somebody else holds is a panic then.
+    pub stays: bool,
 }
 
 /// Attention of new positions of several sequences, however many these are, in one launch: queries and keys are rotated, keys and
@@ -212,7 +221,7 @@ pub struct PagedPositions<'a> {
 ///   launches cubes along an axis (65,535 with WebGPU, 2³¹ - 1 with CUDA), for so many new positions that the parts of their
 ///   sums would take more than 64 MiB, and for shapes that do not fit
 pub fn attend_paged(positions: PagedPositions<'_>, keys: &mut Tensor<2>, values: &mut Tensor<2>) -> Option<Tensor<3>> {
-    let PagedPositions { qkv, rotation, n_heads, head_dim, tables, page_length, longest } = positions;
+    let PagedPositions { qkv, rotation, n_heads, head_dim, tables, page_length, longest, stays: _ } = positions;
     let ([rows, new, width], [of_pool, kv_width]) = (qkv.dims(), keys.dims());
     let most = longest.saturating_add(new);
     let heads = rows * new * n_heads;
@@ -238,6 +247,61 @@ pub fn attend_paged(positions: PagedPositions<'_>, keys: &mut Tensor<2>, values:
     }
     #[cfg(not(feature = "_kernels"))]
     None
+}
+
+/// Whether [`attend_paged`] has a kernel for one new position of each of some sequences, with so many query heads altogether and up to
+/// `keys` keys each, if shapes fit.
+pub fn takes_pages(pages: &Tensor<2>, heads: usize, keys: usize) -> bool {
+    #[cfg(feature = "_kernels")]
+    {
+        keys <= MAX_HELD && pages.dims()[0] <= MAX_POOL_ROWS && extension::takes_pages(pages, heads)
+    }
+    #[cfg(not(feature = "_kernels"))]
+    {
+        let _ = (pages, heads, keys);
+        false
+    }
+}
+
+/// Writes `rows`, in the target's type, over those of `target` from row `to` on, in place: a target that somebody else holds is copied
+/// first, or, if it has to stay where it is (`stays`), a panic. False, with nothing written, where there is no kernel.
+///
+/// # Shapes
+/// - `rows`: `[n, columns]`; `target`: `[all, columns]`
+///
+/// # Panics
+/// If shapes do not fit.
+pub fn write_rows(target: &mut Tensor<2>, to: usize, rows: &Tensor<2>, stays: bool) -> bool {
+    let ([n, columns], [all, width]) = (rows.dims(), target.dims());
+    assert!(columns == width && to + n <= all, "{n} rows of {columns} from row {to} on of [{all}, {width}]");
+    if !has_kernels(target) || !has_kernels(rows) || all > MAX_POOL_ROWS {
+        return false;
+    }
+    #[cfg(feature = "_kernels")]
+    if n > 0 {
+        extension::write_rows(target, to, rows.clone(), stays);
+    }
+    let _ = stays;
+    true
+}
+
+/// Writes the rows of `from` over as many from row `to` on, as [`write_rows`].
+///
+/// # Panics
+/// If they go beyond the rows there are, or into each other.
+pub fn copy_rows(target: &mut Tensor<2>, from: Range<usize>, to: usize, stays: bool) -> bool {
+    let ([all, _], n) = (target.dims(), from.len());
+    let apart = to >= from.end || to + n <= from.start;
+    assert!(from.end <= all && to + n <= all && apart, "rows {from:?} to row {to} of {all}");
+    if !has_kernels(target) || all > MAX_POOL_ROWS {
+        return false;
+    }
+    #[cfg(feature = "_kernels")]
+    if n > 0 {
+        extension::copy_rows(target, from.start, to, n, stays);
+    }
+    let _ = stays;
+    true
 }
 
 /// Whether tables of cosine and sine turn so many positions.
@@ -431,9 +495,7 @@ pub fn draw(logits: &Tensor<2>, uniform: Option<&Tensor<2>>, choice: Choice) -> 
         Choice::Likeliest => true,
         Choice::Sampled(_) => uniform.is_some_and(|uniform| uniform.dims() == [rows, 1]),
     };
-    // Ids pass through float32.
-    let fits = (1..=MAX_CUBES).contains(&rows) && (1..=1 << 24).contains(&vocab_size);
-    if !given || !fits {
+    if !given || !draws(logits, rows, vocab_size) {
         return None;
     }
     #[cfg(feature = "_kernels")]
@@ -442,6 +504,86 @@ pub fn draw(logits: &Tensor<2>, uniform: Option<&Tensor<2>>, choice: Choice) -> 
     }
     #[cfg(not(feature = "_kernels"))]
     None
+}
+
+/// How tokens of several rows are drawn, each in its own way, as numbers that [`draw_each`] takes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ways {
+    /// `[rows, 4]`, row after row.
+    pub numbers: Vec<f32>,
+    /// What rows narrow the choice by; rows without are the longer at it where another has one.
+    pub narrowed: Narrowed,
+}
+
+/// Which of the filters that take time there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Narrowed {
+    /// Whether a row has a [`top_k`](Filters::top_k).
+    pub by_top_k: bool,
+    /// Whether a row has a [`top_p`](Filters::top_p).
+    pub by_top_p: bool,
+}
+
+impl Ways {
+    /// Of rows over a vocabulary of so many.
+    pub fn new(choices: impl IntoIterator<Item = Choice>, vocab_size: usize) -> Self {
+        let (mut numbers, mut narrowed) = (Vec::new(), Narrowed::default());
+        for choice in choices {
+            let Choice::Sampled(Filters { temperature, top_k, top_p, min_p }) = choice else {
+                numbers.extend([0.0, vocab_size as f32, 1.0, 0.0]);
+                continue;
+            };
+            let top_k = top_k.unwrap_or(vocab_size).min(vocab_size);
+            // A share of nothing is still the likeliest token.
+            let top_p = (top_p.unwrap_or(1.0) as f32).max(f32::MIN_POSITIVE);
+            numbers.extend([1.0 / temperature as f32, top_k as f32, top_p, min_p.unwrap_or(0.0) as f32]);
+            narrowed.by_top_k |= top_k < vocab_size;
+            narrowed.by_top_p |= top_p < 1.0;
+        }
+        Self { numbers, narrowed }
+    }
+}
+
+/// Whether [`draw`] and [`draw_each`] have a kernel for so many rows of logits in the type of `x` and on its device.
+pub fn draws<const D: usize>(x: &Tensor<D>, rows: usize, vocab_size: usize) -> bool {
+    let fits = (1..=MAX_CUBES).contains(&rows) && (1..=MAX_VOCABULARY).contains(&vocab_size);
+    #[cfg(feature = "_kernels")]
+    {
+        fits && extension::draws(x)
+    }
+    #[cfg(not(feature = "_kernels"))]
+    {
+        let _ = (fits, x);
+        false
+    }
+}
+
+/// As [`draw`], each row in its own way: so ways may change where everything else is the same, as in a [`Recording`].
+///
+/// # Shapes
+/// - `logits`: `[rows, vocab_size]`
+/// - `uniform`: `[rows, 1]` in float32
+/// - `ways`: `[rows, 4]` in float32, [those](Ways::numbers) of [`Ways`], narrowed by no more than `narrowed`
+/// - returns: as [`draw`]
+pub fn draw_each(
+    logits: &Tensor<2>,
+    uniform: &Tensor<2>,
+    ways: &Tensor<2>,
+    narrowed: Narrowed,
+) -> Option<Tensor<2, Int>> {
+    let [rows, vocab_size] = logits.dims();
+    if !draws(logits, rows, vocab_size) || uniform.dims() != [rows, 1] || ways.dims() != [rows, 4] {
+        return None;
+    }
+    #[cfg(feature = "_kernels")]
+    {
+        extension::draw_each(logits, uniform, ways, [narrowed.by_top_k, narrowed.by_top_p])
+    }
+    #[cfg(not(feature = "_kernels"))]
+    {
+        let _ = narrowed;
+        None
+    }
 }
 
 /// What [`observe_kernels`] looks at.

@@ -243,13 +243,13 @@ fn together_kernel<F: Float>(
 /// A cache to write in place: a copy, if others hold it too.
 ///
 /// # Panics
-/// If they do and the device counts what it holds.
-pub(crate) fn owned(cache: CubeTensor, counted: bool) -> CubeTensor {
+/// If they do and it has to stay where it is, as graphs write there.
+pub(crate) fn owned(cache: CubeTensor, stays: bool) -> CubeTensor {
     if cache.can_mut() && cache.is_nonoverlapping() {
         return cache;
     }
     // A graph would copy what the cache held when it was captured, again and again.
-    assert!(!counted, "a cache that the device counts belongs to somebody else, too");
+    assert!(!stays, "a cache that graphs write to belongs to somebody else, too");
     cache.copy()
 }
 

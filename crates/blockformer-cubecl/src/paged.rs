@@ -225,16 +225,19 @@ fn paged_kernel<F: Float, P: Float, T: Float, O: Float>(
     }
 }
 
-/// Launches it; shapes have been checked. A pool that others hold too is copied first. `longest` is the most positions that one of
-/// the sequences holds.
+/// Launches it; shapes have been checked. A pool that others hold too is copied first, unless it `stays`. `longest` is the most
+/// positions that one of the sequences holds.
+///
+/// # Panics
+/// If others hold a pool that stays.
 pub(crate) fn launch(
     inputs: PagedInputs<CubeBackend>,
     [n_heads, head_dim]: [usize; 2],
-    page_length: usize,
-    longest: usize,
+    (page_length, longest): (usize, usize),
+    stays: bool,
 ) -> (CubeTensor, CubeTensor, CubeTensor) {
     let PagedInputs { qkv, cos, sin, tables, keys, values } = inputs;
-    let [keys, values] = [keys, values].map(|x| owned(x, false));
+    let [keys, values] = [keys, values].map(|x| owned(x, stays));
     let [cos, sin] = [cos, sin].map(Optional::into_option);
     let (rows, new) = (qkv.shape()[0], qkv.shape()[1]);
     let kv_heads = keys.shape()[1] / head_dim;

@@ -1,15 +1,15 @@
 //! Work that is launched once and then repeated by one call.
 #![allow(unsafe_code)] // Repeats launches on the memory they were recorded with.
 
-use std::cell::RefCell;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 
 use burn::tensor::{Device, Graph, Tensor, capture};
 
 use crate::has_kernels;
 
 /// What goes into [`Recording`]s and comes out of them: tensors, one or several, all on one device.
-pub trait Recordable: Clone {
+pub trait Recordable: Clone + Send {
     /// The device; `None` if there is no tensor.
     fn device(&self) -> Option<Device>;
     /// Whether there are kernels that write others over these.
@@ -105,35 +105,43 @@ impl<T: Recordable, U: Recordable> Recordable for (T, U) {
 ///
 /// **No other thread may use the device while [`new`](Self::new) works**: drivers refuse meanwhile, to every thread, what could
 /// wait for the device, and what that thread computes is lost, without a word until it is read. Afterwards they may.
+///
+/// It can be sent to another thread and dropped there, but [repeats](Self::repeat) on the thread that made it alone, as its
+/// launches are in order with those of that thread.
 pub struct Recording<'a, I, T> {
-    /// Not to be sent to another thread: launches are in order with those of the thread that recorded them.
-    inputs: Rc<RefCell<I>>,
+    inputs: Arc<Mutex<I>>,
     work: Work<'a, T>,
+    thread: ThreadId,
 }
 
-type Closure<'a, T> = Box<dyn FnMut() -> T + 'a>;
+type Closure<'a, T> = Box<dyn FnMut() -> T + Send + 'a>;
 
 enum Work<'a, T> {
     Recorded(Box<Graph<T, Closure<'a, T>>>),
     Done(Closure<'a, T>),
 }
 
+/// What a panic has left behind is still the inputs that were.
+fn lock<I>(inputs: &Mutex<I>) -> MutexGuard<'_, I> {
+    inputs.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl<'a, I: Recordable + 'a, T: Recordable + 'a> Recording<'a, I, T> {
     /// Does `work` three times, for kernels to be tuned and memory to be found, and records it. `inputs` are of the sizes that
     /// all later ones have. On a device without [kernels](Recordable::can_be_held) nothing is done yet.
-    pub fn new(inputs: I, mut work: impl FnMut(I) -> T + 'a) -> Self {
+    pub fn new(inputs: I, mut work: impl FnMut(I) -> T + Send + 'a) -> Self {
         let device = inputs.device().filter(|_| inputs.can_be_held());
-        let inputs = Rc::new(RefCell::new(if device.is_some() { inputs.held() } else { inputs }));
-        let given = Rc::clone(&inputs);
+        let inputs = Arc::new(Mutex::new(if device.is_some() { inputs.held() } else { inputs }));
+        let given = Arc::clone(&inputs);
         let each_time: Closure<'a, T> = Box::new(move || {
-            let inputs = given.borrow().clone();
+            let inputs = lock(&given).clone();
             work(inputs)
         });
         let work = match device {
             Some(device) => Work::Recorded(Box::new(capture(&device, each_time))),
             None => Work::Done(each_time),
         };
-        Self { inputs, work }
+        Self { inputs, work, thread: thread::current().id() }
     }
 
     /// Whether the device repeats what was recorded; otherwise the work is done as usual.
@@ -141,28 +149,35 @@ impl<'a, I: Recordable + 'a, T: Recordable + 'a> Recording<'a, I, T> {
         matches!(&self.work, Work::Recorded(graph) if graph.is_hardware())
     }
 
+    /// Whether this is the thread that made it.
+    pub fn is_of_this_thread(&self) -> bool {
+        self.thread == thread::current().id()
+    }
+
     /// Does the work for these inputs; the outputs are the caller's to keep.
     ///
     /// # Panics
-    /// If inputs are of other sizes, or if the device fails.
+    /// If inputs are of other sizes, on [another thread](Self::is_of_this_thread) than that which made it, or if the device
+    /// fails.
     pub fn repeat(&mut self, inputs: I) -> T {
+        assert!(self.is_of_this_thread(), "a recording repeats on the thread that made it");
         match &mut self.work {
             Work::Recorded(graph) => {
                 if graph.is_hardware() {
-                    self.inputs.borrow_mut().write_over(&inputs);
+                    lock(&self.inputs).write_over(&inputs);
                 } else {
-                    *self.inputs.borrow_mut() = inputs;
+                    *lock(&self.inputs) = inputs;
                 }
                 // SAFETY: What was recorded reads and writes memory of the device alone, none that Rust knows of. All of it
                 // stays: the work owns its tensors and lives as long as the graph, inputs and output are held here, what the
                 // work only borrows outlives `'a`, and CubeCL guards the pages of what it computed in between. It is
-                // repeated on the thread that recorded it, as neither can be sent, so it is in order with what writes its
+                // repeated on the thread that recorded it, as was just asserted, so it is in order with what writes its
                 // inputs and reads its output.
                 // The next time changes what the output's memory holds.
                 unsafe { graph.replay() }.held()
             }
             Work::Done(each_time) => {
-                *self.inputs.borrow_mut() = inputs;
+                *lock(&self.inputs) = inputs;
                 each_time()
             }
         }
@@ -178,6 +193,19 @@ impl<I, T> std::fmt::Debug for Recording<'_, I, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_recording_repeats_on_its_own_thread_alone() {
+        let x = Tensor::<1>::from_floats([1.0], &Device::flex());
+        let mut recording = Recording::new(x.clone(), |x| x);
+        assert!(recording.is_of_this_thread());
+        let elsewhere = move || {
+            let own = recording.is_of_this_thread();
+            drop(recording.repeat(x));
+            own
+        };
+        assert!(thread::spawn(elsewhere).join().is_err());
+    }
 
     #[test]
     fn work_that_no_device_records_is_done_each_time() {

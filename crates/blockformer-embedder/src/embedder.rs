@@ -8,7 +8,7 @@ use burn::tensor::{Bool, Int, Tensor};
 ///
 /// Implement it to try an embedder of your own: `BlockTransformer<MyEmbedder>` then trains, generates and evaluates
 /// like any other; its weights are saved by `save_weights` and loaded by `Checkpoint::load_into`.
-pub trait Embedder: Module + ModuleDisplay {
+pub trait Embedder: Module + ModuleDisplay + 'static {
     /// Embeds every block by itself; what one block holds never changes another's embedding.
     ///
     /// # Shapes

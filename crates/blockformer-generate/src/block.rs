@@ -97,18 +97,19 @@ impl<E: Embedder, T: TokenDecoder> LanguageModel for BlockTransformer<E, T> {
         let held = state.blocks.len();
         let hidden = hidden(&state.padded_blocks, state.blocks.config().capacity, &state.device);
         let BlockState { mut blocks, mut tokens, .. } = state;
+        let model = self.clone(); // not its weights
         let step = move |step| {
             let input = match step {
                 RecordableStep::Block { ids, count } => {
                     blocks.count_on_device(&Counted { count, hidden: hidden.clone() });
                     let [batch, length] = ids.dims();
-                    let block = self.embedder.forward(ids.reshape([batch, 1, length]), None);
-                    let contexts = self.block_decoder.forward(block, None, Some(&mut blocks));
-                    TokenInput::start(self.context_ends.last_window(contexts, None, None).0)
+                    let block = model.embedder.forward(ids.reshape([batch, 1, length]), None);
+                    let contexts = model.block_decoder.forward(block, None, Some(&mut blocks));
+                    TokenInput::start(model.context_ends.last_window(contexts, None, None).0)
                 }
                 RecordableStep::Token(ids) => TokenInput::next(ids),
             };
-            self.logits(self.token_decoder.forward(input, Some(&mut tokens))).squeeze_dim(1)
+            model.logits(model.token_decoder.forward(input, Some(&mut tokens))).squeeze_dim(1)
         };
         Ok(RecordableSteps { held, step: Box::new(step) })
     }

@@ -114,7 +114,7 @@ impl DeviceSampler {
     }
 
     /// What [`draw`](Self::draw) does, if it does the same for every token: without counts of those before.
-    pub(crate) fn without_counts(&self) -> Option<impl Fn(Tensor<2>, Option<Tensor<2>>) -> Drawn + 'static> {
+    pub(crate) fn without_counts(&self) -> Option<impl Fn(Tensor<2>, Option<Tensor<2>>) -> Drawn + Send + 'static> {
         let sampling = self.adjustments.is_none().then(|| self.sampling.clone())?;
         Some(move |logits: Tensor<2>, uniform| {
             let (ids, checked) = choose(&sampling, logits.cast(FloatDType::F32), uniform);
@@ -175,7 +175,7 @@ fn choose_plainly(
 }
 
 /// The same for a kernel.
-fn choice(sampling: &Sampling) -> Choice {
+pub(crate) fn choice(sampling: &Sampling) -> Choice {
     if sampling.is_greedy() {
         return Choice::Likeliest;
     }

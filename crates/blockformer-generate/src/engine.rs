@@ -7,6 +7,7 @@ mod decode;
 mod drawing;
 mod job;
 mod prefill;
+mod recorded;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use beams::BeamSearch;
 pub(crate) use config::Limits;
 pub use config::{EngineConfig, Speculation};
 use job::{Job, Prefill, Row, Sample};
+use recorded::Recorded;
 
 use crate::{Event, FinishReason, GenerateError, PagedModel, Request};
 
@@ -47,6 +49,9 @@ pub struct EngineStats {
     pub accepted_tokens: u64,
     /// Token-decoder passes that verified drafts.
     pub verifications: u64,
+    /// Passes that a device did by repeating what it had recorded ([`EngineConfig::recorded_after`]): one that decodes a block
+    /// of all sequences, and one that takes it in.
+    pub repeated_passes: u64,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -55,6 +60,8 @@ struct Counters {
     drafted: u64,
     accepted: u64,
     verifications: u64,
+    /// Of recordings that are no more.
+    repeated: u64,
 }
 
 /// Runs requests through a model, many at a time, block by block.
@@ -96,6 +103,7 @@ pub struct Engine<M: PagedModel> {
     device: Device,
     tokenizer: Option<Arc<Tokenizer>>,
     pool: KvPool,
+    recorded: Option<Recorded>,
     next_id: u64,
     jobs: HashMap<RequestId, Job>,
     waiting: VecDeque<RequestId>,
@@ -113,8 +121,9 @@ impl<M: PagedModel> Engine<M> {
     /// [`GenerateError::Cache`] if the budget is less than one page or the device cannot store keys and values as asked for, [`GenerateError::Sampling`] if a limit is zero.
     pub fn new(model: M, config: EngineConfig, device: &Device) -> Result<Self, GenerateError> {
         config.validate()?;
-        let pool = KvPool::new(model.pool_config(config.page_blocks, config.kv_budget, config.kv_storage), device)?;
+        let mut pool = KvPool::new(model.pool_config(config.page_blocks, config.kv_budget, config.kv_storage), device)?;
         let limits = Limits::new(&model, &config, &pool, device);
+        let recorded = Recorded::new(&model, &config, &mut pool);
         Ok(Self {
             model,
             config,
@@ -122,6 +131,7 @@ impl<M: PagedModel> Engine<M> {
             device: device.clone(),
             tokenizer: None,
             pool,
+            recorded,
             next_id: 0,
             jobs: HashMap::new(),
             waiting: VecDeque::new(),
@@ -201,6 +211,11 @@ impl<M: PagedModel> Engine<M> {
     ///
     /// The future must run to its end: if it is dropped before, requests that were running never end.
     pub async fn step_async(&mut self) -> Vec<(RequestId, Event)> {
+        if let Err(error) = self.try_to_record() {
+            // There is room for a block where none has been opened, so this is a fault of the engine.
+            let ids: Vec<_> = self.jobs.keys().copied().collect();
+            ids.into_iter().for_each(|id| self.fail(id, error.clone()));
+        }
         self.admit();
         self.prefill();
         self.decode().await;
@@ -229,6 +244,7 @@ impl<M: PagedModel> Engine<M> {
             drafted_tokens: self.counters.drafted,
             accepted_tokens: self.counters.accepted,
             verifications: self.counters.verifications,
+            repeated_passes: self.counters.repeated + self.recorded.as_ref().map_or(0, Recorded::repeats),
         }
     }
 
@@ -259,6 +275,22 @@ impl<M: PagedModel> Engine<M> {
             open.push((row.sample, row.rest_of_text()));
         }
         open
+    }
+
+    /// Ends all requests of which the pool holds anything, as it is lost, and records no more.
+    fn lose_all(&mut self) {
+        let prefilling = self.prefilling.iter().map(|prefill| prefill.id);
+        let decoding = self.running.iter().map(|row| row.id).chain(self.searches.iter().map(|search| search.id));
+        let ids: Vec<_> = prefilling.chain(decoding).collect();
+        ids.into_iter().for_each(|id| self.fail(id, GenerateError::CacheLost));
+        self.stop_recording();
+        let renewed = self.pool.renew(&self.device);
+        debug_assert!(renewed.is_ok(), "{renewed:?}");
+    }
+
+    /// Gives up what was recorded.
+    fn stop_recording(&mut self) {
+        self.counters.repeated += self.recorded.take().map_or(0, |recorded| recorded.repeats());
     }
 
     /// Ends a request with an error.

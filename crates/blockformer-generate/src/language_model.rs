@@ -97,7 +97,7 @@ pub struct RecordableSteps<'a> {
     /// Positions that the cache holds; each block takes one more (each token, of a vanilla transformer).
     pub held: usize,
     /// Logits of the next token, `[batch, vocab_size]`.
-    pub step: Box<dyn FnMut(RecordableStep) -> Tensor<2> + 'a>,
+    pub step: Box<dyn FnMut(RecordableStep) -> Tensor<2> + Send + 'a>,
 }
 
 impl std::fmt::Debug for RecordableSteps<'_> {

@@ -60,7 +60,7 @@ pub use engine::{Engine, EngineConfig, EngineStats, RequestId, Speculation};
 pub use error::GenerateError;
 pub use generate::{GenerateOptions, Generation, Rounds, generate};
 pub use language_model::{LanguageModel, RecordableStep, RecordableSteps, likeliest};
-pub use paged::{Blocks, Context, PagedModel};
+pub use paged::{BlockStep, Blocks, Context, PagedModel, RecordableBlock, RecordableTakeIn};
 pub use prompt::Alignment;
 pub use request::{Completion, Event, FinishReason, Request, SampleOutput, TokenEvent, Usage};
 pub use sampler::{LogitsHook, Sampler, TokenLogprobs};

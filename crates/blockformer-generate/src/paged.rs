@@ -4,7 +4,7 @@ mod any;
 mod block;
 mod vanilla;
 
-use blockformer_kv_cache::{KvStorage, PagedBatch, PoolConfig};
+use blockformer_kv_cache::{KvStorage, PagedBatch, PoolConfig, SharedPages};
 use blockformer_model::BlockLayout;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
@@ -52,6 +52,24 @@ pub struct Context {
     /// Those that the windows of later blocks need too, `[rows, blocks, n_embedding_tokens, d_model]`.
     pub recent: Option<Tensor<4>>,
 }
+
+/// Decodes blocks for a device to record, see [`PagedModel::recordable_block`]: logits of the next token of each,
+/// `[rows, vocab_size]`.
+pub type RecordableBlock = Box<dyn FnMut(BlockStep) -> Tensor<2> + Send>;
+
+/// One of the steps of a [`RecordableBlock`].
+#[derive(Debug, Clone)]
+pub enum BlockStep {
+    /// Begins blocks behind these windows, `[rows, n_contexts, d_model]`.
+    Begin(Tensor<3>),
+    /// Takes in a token of each, `[rows, 1]`.
+    Token(Tensor<2, Int>),
+}
+
+/// Takes in blocks for a device to record, see [`PagedModel::recordable_take_in`]: of the tokens of a block of each sequence,
+/// `[rows, block_length]`, and the [tables](PagedBatch::tables) that say where its keys and values belong, the windows that the
+/// next blocks are decoded from, `[rows, n_contexts, d_model]`.
+pub type RecordableTakeIn = Box<dyn FnMut(Tensor<2, Int>, Tensor<2, Int>) -> Tensor<3> + Send>;
 
 /// A model that can go on from prompts, block by block (of one token, for a vanilla transformer), many sequences at a
 /// time. [`Engine`](crate::Engine) runs it.
@@ -122,6 +140,19 @@ pub trait PagedModel {
         self.step(block, &tokens, &device)
     }
 
+    /// [`begin_blocks`](Self::begin_blocks) and [`step_on_device`](Self::step_on_device) for a device to record in a graph: whatever
+    /// they compute with is theirs, and they launch the same every time, for as many rows. A model may have no such steps.
+    fn recordable_block(&self) -> Option<RecordableBlock> {
+        None
+    }
+
+    /// The same of [`take_in`](Self::take_in), for one block of each of `rows` sequences in these pages, of which no sequence
+    /// has more than `most_pages`. A model has no such step for itself or for these sizes where it needs more than the
+    /// window (see [`Context::recent`]) or a host that knows how much the sequences hold.
+    fn recordable_take_in(&self, _pages: &SharedPages, _rows: usize, _most_pages: usize) -> Option<RecordableTakeIn> {
+        None
+    }
+
     /// Logits of several tokens of each block in one pass: all that follow the first `known` of `tokens`.
     ///
     /// # Shapes
@@ -145,4 +176,10 @@ pub trait PagedModel {
     /// # Shapes
     /// - returns: `[n_blocks, n_embedding_tokens · d_model]`
     fn context_embeddings(&self, blocks: Blocks<'_>) -> Tensor<2>;
+}
+
+/// The most positions that a sequence of so many pages holds before one more, which has a place in the rotary tables.
+pub(crate) fn longest(pages: &SharedPages, most_pages: usize, max_positions: Option<usize>) -> usize {
+    let positions = most_pages * pages.config().page_length;
+    max_positions.map_or(positions, |max| positions.min(max)).saturating_sub(1)
 }

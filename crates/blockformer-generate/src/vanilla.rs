@@ -69,12 +69,13 @@ impl LanguageModel for VanillaTransformer {
         let held = state.cache.len();
         let hidden = hidden(&state.padded, state.cache.config().capacity, &state.device);
         let VanillaState { mut cache, .. } = state;
+        let model = self.clone(); // not its weights
         let step = move |step| {
             let RecordableStep::Block { ids, count } = step else {
                 panic!("a block of a vanilla transformer is a token")
             };
             cache.count_on_device(&Counted { count, hidden: hidden.clone() });
-            self.logits(self.forward(ids, None, Some(&mut cache))).squeeze_dim(1)
+            model.logits(model.forward(ids, None, Some(&mut cache))).squeeze_dim(1)
         };
         Ok(RecordableSteps { held, step: Box::new(step) })
     }

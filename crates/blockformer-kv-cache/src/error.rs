@@ -79,6 +79,12 @@ pub enum CacheError {
         /// Its number.
         id: u64,
     },
+    /// Sequences that are open where none may be.
+    #[error("{sequences} sequences are open, expected none")]
+    Open {
+        /// How many.
+        sequences: usize,
+    },
     /// A page that is to be published before it is full.
     #[error("page {page} cannot be published: the sequence holds {len} positions only")]
     PageNotFull {

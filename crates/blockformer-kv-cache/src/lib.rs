@@ -65,4 +65,5 @@ pub use kv_cache::{CacheConfig, KvCache};
 pub use layer::{Counted, LayerCache};
 pub use pool::{
     HostLayer, HostRows, KvPlace, KvPool, KvStorage, PagedBatch, PoolConfig, PoolUsage, SequenceId, SequenceUsage,
+    SharedPages,
 };

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 
 use burn::tensor::Device;
 
-pub use batch::PagedBatch;
+pub use batch::{PagedBatch, SharedPages};
 pub use host_pages::{HostLayer, HostRows};
 use pages::{Node, PageId, Pages};
 use storage::Storage;
@@ -338,6 +338,22 @@ impl KvPool {
         let sequence = self.sequences.remove(&id).ok_or(CacheError::UnknownSequence { id: id.0 })?;
         // The last page first: where pages must go, the end of a text goes before its beginning.
         sequence.spare.iter().chain(sequence.table.iter().rev()).for_each(|page| self.pages.give_back(*page));
+        Ok(())
+    }
+
+    /// Allocates the pages anew, as when what they hold is lost, and forgets every prefix. [Shared](Self::shared_pages) ones are
+    /// others' from now on.
+    ///
+    /// # Errors
+    /// [`CacheError::Open`] if a sequence is open.
+    pub fn renew(&mut self, device: &Device) -> Result<(), CacheError> {
+        if !self.sequences.is_empty() {
+            return Err(CacheError::Open { sequences: self.sequences.len() });
+        }
+        self.pages.evict_idle();
+        let nothing = PoolConfig { place: KvPlace::Host, ..self.config };
+        self.storage = Storage::new(&nothing, 0, device); // so that there is room
+        self.storage = Storage::new(&self.config, self.pages.total(), device);
         Ok(())
     }
 

@@ -270,7 +270,9 @@ impl Attention {
         let Pages { tables, longest } = pages;
         let rotation = context.tables.as_ref().map(RotaryTable::tables);
         let (n_heads, head_dim, page_length) = (self.n_heads, self.head_dim, batch.config().page_length);
-        let positions = PagedPositions { qkv, rotation, n_heads, head_dim, tables, page_length, longest: *longest };
+        let longest = *longest;
+        let stays = batch.stays();
+        let positions = PagedPositions { qkv, rotation, n_heads, head_dim, tables, page_length, longest, stays };
         batch.write_new(layer, |keys, values| attend_paged(positions, keys, values))
     }
 

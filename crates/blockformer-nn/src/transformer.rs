@@ -1,7 +1,7 @@
 //! A stack of layers.
 
-use blockformer_cubecl::takes_counts;
-use blockformer_kv_cache::{CacheConfig, KvCache, KvPlace, KvStorage, PagedBatch, PoolConfig};
+use blockformer_cubecl::{has_kernels, takes_counts, takes_pages};
+use blockformer_kv_cache::{CacheConfig, KvCache, KvPlace, KvStorage, PagedBatch, PoolConfig, SharedPages};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
@@ -98,6 +98,15 @@ impl Transformer {
             let plain = capacity < FUSED_FROM_SCORES && cache.dtype() == Some(weight.dtype());
             plain && takes_counts(&weight, batch * heads, capacity)
         })
+    }
+
+    /// Whether kernels alone take in one new position of each of `rows` sequences whose pages these are, up to `longest` of which each
+    /// holds, so that a device may be told by [tables](SharedPages::batch) where they lie.
+    pub fn takes_tables(&self, pages: &SharedPages, rows: usize, longest: usize) -> bool {
+        let reaches = self.max_positions().is_none_or(|max| longest < max);
+        let (Some(layer), Some(sample)) = (self.layers.first(), pages.sample()) else { return false };
+        let (heads, weight) = (layer.attention.n_heads(), layer.attention.qkv.weight.val());
+        reaches && has_kernels(&weight) && takes_pages(&sample, rows * heads, longest + 1)
     }
 
     /// Features of the residual stream.

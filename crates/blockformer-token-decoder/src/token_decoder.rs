@@ -52,7 +52,7 @@ impl TokenInput {
 /// Implement it to try a token decoder of your own: `BlockTransformer<AnyEmbedder, MyTokenDecoder>` then trains,
 /// generates and evaluates like any other; its weights are saved by `save_weights` and loaded by
 /// `Checkpoint::load_into`.
-pub trait TokenDecoder: Module + ModuleDisplay {
+pub trait TokenDecoder: Module + ModuleDisplay + 'static {
     /// What has been computed of the blocks being decoded.
     type Cache: TokenCache;
 
@@ -87,7 +87,7 @@ pub trait TokenDecoder: Module + ModuleDisplay {
 }
 
 /// The state of blocks being decoded.
-pub trait TokenCache: Clone + core::fmt::Debug + Send {
+pub trait TokenCache: Clone + core::fmt::Debug + Send + 'static {
     /// Bytes that it takes on the device while blocks are decoded, whether or not one has begun.
     fn bytes(&self) -> usize;
 }

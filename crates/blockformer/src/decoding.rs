@@ -1,6 +1,6 @@
-//! Where tokens are drawn.
+//! Where tokens are drawn, and what is recorded.
 
-use blockformer_generate::{Decoding, DeviceDecoding};
+use blockformer_generate::{Decoding, DeviceDecoding, EngineConfig};
 use burn::tensor::Device;
 
 use crate::devices::is_cuda;
@@ -20,6 +20,12 @@ pub fn exclusive_decoding(device: &Device) -> Decoding {
     decoding_with(device, is_cuda(device).then_some(DeviceDecoding::RECORDED_FROM))
 }
 
+/// The [`EngineConfig::recorded_after`] of an engine on `device` where **no other thread uses the device** while the engine steps, for the
+/// reason that [`exclusive_decoding`] has: by CUDA it records; elsewhere nothing is recorded.
+pub fn exclusive_recording(device: &Device) -> Option<usize> {
+    is_cuda(device).then_some(EngineConfig::RECORDED_AFTER)
+}
+
 fn decoding_with(device: &Device, recorded_from: Option<usize>) -> Decoding {
     if is_cpu(device) {
         return Decoding::Host;
@@ -34,5 +40,6 @@ mod tests {
     #[test]
     fn a_cpu_draws_on_the_host() {
         assert_eq!([decoding(&Device::flex()), exclusive_decoding(&Device::flex())], [Decoding::Host; 2]);
+        assert_eq!(exclusive_recording(&Device::flex()), None);
     }
 }

@@ -54,7 +54,7 @@ pub use blockformer_model as model;
 pub use blockformer_nn as nn;
 pub use blockformer_token_decoder as token_decoder;
 pub use blockformer_train as train;
-pub use decoding::{decoding, exclusive_decoding};
+pub use decoding::{decoding, exclusive_decoding, exclusive_recording};
 pub use devices::{DeviceError, available_devices, default_device, device, is_cpu};
 pub use open::{OpenError, check_tokenizer, open};
 pub use self_check::{SelfCheckError, SelfCheckReport, self_check};

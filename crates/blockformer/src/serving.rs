@@ -2,8 +2,8 @@
 
 use blockformer_cpu::{CpuBlock, CpuModel, PackError, Precision};
 use blockformer_eval::Scorable;
-use blockformer_generate::{Blocks, Context, PagedModel};
-use blockformer_kv_cache::{KvStorage, PagedBatch, PoolConfig};
+use blockformer_generate::{Blocks, Context, PagedModel, RecordableBlock, RecordableTakeIn};
+use blockformer_kv_cache::{KvStorage, PagedBatch, PoolConfig, SharedPages};
 use blockformer_model::{AnyModel, BlockLayout, ModelConfig};
 use blockformer_token_decoder::AnyTokenCache;
 use blockformer_train::Batch;
@@ -140,6 +140,14 @@ impl PagedModel for ServingModel {
             (Self::Packed(model), ServingBlock::Packed(block)) => PagedModel::step_on_device(model, block, tokens),
             _ => panic!("the block of another kind of model"),
         }
+    }
+
+    fn recordable_block(&self) -> Option<RecordableBlock> {
+        inner!(self, model => model.recordable_block())
+    }
+
+    fn recordable_take_in(&self, pages: &SharedPages, rows: usize, most_pages: usize) -> Option<RecordableTakeIn> {
+        inner!(self, model => model.recordable_take_in(pages, rows, most_pages))
     }
 
     fn decode_whole(&self, window: Tensor<3>, tokens: &[u32], known: usize) -> Tensor<3> {

@@ -9,8 +9,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use blockformer::ServingModel;
 use blockformer::generate::{
-    Completion, Decoding, DeviceDecoding, Engine, EngineConfig, GenerateOptions, PagedModel, Request, Rounds, Sampling,
-    generate,
+    Alignment, Completion, Decoding, DeviceDecoding, Engine, EngineConfig, EngineThread, EventStream, GenerateOptions,
+    PagedModel, Request, Rounds, Sampling, generate,
 };
 use blockformer::kv_cache::KvStorage;
 use blockformer::model::AnyModel;
@@ -159,6 +159,100 @@ fn an_engine_on_the_device_says_what_one_on_the_cpu_says() {
             let drawn = run(&model, &device, &sampled, on(None));
             assert_eq!(drawn, run(&model, &device, &sampled, on(Some(false))), "the host draws other tokens");
         }
+    }
+}
+
+/// Requests that come and go while shapes are recorded: more sequences and longer ones, forks whose pages are copied, prompts with a
+/// rest, ways to draw that go together and that do not, and a beam search beside them.
+#[test]
+fn an_engine_that_repeats_what_it_recorded_says_what_one_says_that_launches() {
+    let _alone = alone();
+    let style = |config: TransformerConfig| TransformerConfig { initializer_range: 0.3, ..config };
+    let neox = style(TransformerConfig::gpt_neox(32, 2, 4));
+    let llama = style(TransformerConfig::llama(32, 1, 4).with_n_kv_heads(2));
+    let device = device();
+    let warm = Sampling { temperature: 1.1, top_k: Some(40), top_p: Some(0.95), seed: 3, ..Sampling::default() };
+    let requests = |sampling: &Sampling| {
+        let request = |(len, n): (u32, usize)| {
+            let prompt: Vec<u32> = (0..len).map(|i| (i * 7 + i * i + len) % 96).collect();
+            Request::new(prompt).with_max_new_tokens(n).with_sampling(sampling.clone())
+        };
+        let mut requests: Vec<_> = [(6, 40), (37, 21), (8, 60), (3, 5), (6, 44), (11, 30)].map(request).into();
+        requests[2].n = if sampling.is_greedy() { 1 } else { 2 };
+        requests[4].sampling = Sampling { temperature: 0.7, seed: 8, ..Sampling::default() };
+        requests[5].beams = Some(2);
+        requests
+    };
+    for (model, alignment, kv_storage) in [
+        (block_model(neox.clone(), 128), Alignment::PadFirstBlock, KvStorage::Float16),
+        (block_model(llama.clone(), 128), Alignment::ForceRest, KvStorage::Float32),
+        (vanilla_model(llama, 128), Alignment::PadFirstBlock, KvStorage::Float32),
+        (cross_attention_model(neox, 128), Alignment::PadFirstBlock, KvStorage::Float32),
+    ] {
+        let model = model.to_device(&device);
+        for sampling in [Sampling::greedy(), warm.clone()] {
+            let run = |recorded_after| {
+                let config = EngineConfig {
+                    kv_budget: 1 << 20,
+                    page_blocks: 2,
+                    kv_storage,
+                    alignment,
+                    ..EngineConfig::default()
+                };
+                let mut engine =
+                    Engine::new(&model, EngineConfig { recorded_after, ..config }, &device).expect("a pool");
+                let (mut events, mut ids) = (Vec::new(), Vec::new());
+                for request in requests(&sampling) {
+                    ids.push(engine.submit(request).expect("a request that fits"));
+                    events.extend(engine.step());
+                    events.extend(engine.step());
+                }
+                engine.run(|id, event| events.push((id, event)));
+                let of = |id| events.iter().filter(move |(of, _)| *of == id).map(|(_, event)| event.clone());
+                let said = |id| Completion::from_events(of(id)).expect("tokens").samples;
+                (ids.into_iter().map(said).collect::<Vec<_>>(), engine.stats().repeated_passes)
+            };
+            let (expected, none) = run(None);
+            assert_eq!(none, 0);
+            let (got, passes) = run(Some(0));
+            assert_eq!(got, expected, "recorded blocks are others");
+            let known = cfg!(feature = "cuda") && std::env::var_os("BLOCKFORMER_TEST_NO_GRAPHS").is_none();
+            assert!(!known || passes > 20, "the device repeated {passes} passes");
+            println!("{passes} passes were repeated");
+        }
+    }
+}
+
+/// The engine is made on one thread, as models are, and runs on another.
+#[test]
+fn an_engine_records_on_a_thread_of_its_own() {
+    let _alone = alone();
+    let llama = TransformerConfig { initializer_range: 0.3, ..TransformerConfig::llama(32, 1, 4) };
+    let device = device();
+    let model = block_model(llama, 128).to_device(&device);
+    let request =
+        |i: u32| Request::new((0..5 + i).map(|x| (x * 11 + i) % 96).collect::<Vec<_>>()).with_max_new_tokens(32);
+    let run = |recorded_after, moved: bool| {
+        let config = EngineConfig { kv_budget: 1 << 20, recorded_after, ..EngineConfig::default() };
+        let mut engine = Engine::new(model.clone(), config, &device).expect("a pool");
+        if moved {
+            // What was recorded here is not repeated there.
+            engine.submit(request(0)).expect("a request that fits");
+            engine.run(|_, _| {});
+        }
+        let engine = EngineThread::spawn(engine);
+        let streams: Vec<_> = (0..3).map(|i| engine.submit(request(i)).expect("a request that fits")).collect();
+        let said = |stream: EventStream| stream.wait().expect("tokens").samples;
+        let said: Vec<_> = streams.into_iter().map(said).collect();
+        (said, engine.stats().expect("it runs").repeated_passes)
+    };
+    let (expected, _) = run(None, false);
+    for moved in [false, true] {
+        let (got, passes) = run(Some(1), moved);
+        assert_eq!(got, expected, "recorded blocks are others");
+        let known = cfg!(feature = "cuda") && std::env::var_os("BLOCKFORMER_TEST_NO_GRAPHS").is_none();
+        assert!(!known || passes > 8, "the device repeated {passes} passes");
+        println!("{passes} passes were repeated");
     }
 }
 

@@ -41,7 +41,16 @@ fn a_pool_is_written_in_place(device: &Device) {
         let tables = Tensor::<2, Int>::from_data(TensorData::new(tables, [1, n_pages + 1]), (device, DType::I32));
         let pool = || Tensor::<2>::ones([n_pages * page_length, n_heads * head_dim], device);
         let (mut keys, mut values) = (pool(), pool());
-        let of = PagedPositions { qkv: &qkv, rotation: None, n_heads, head_dim, tables: &tables, page_length, longest };
+        let of = PagedPositions {
+            qkv: &qkv,
+            rotation: None,
+            n_heads,
+            head_dim,
+            tables: &tables,
+            page_length,
+            longest,
+            stays: false,
+        };
         let mut attend = || {
             attend_paged(of, &mut keys, &mut values).expect("there is a kernel");
             device.sync().expect("a device that works");

@@ -6,6 +6,7 @@ use std::time::Duration;
 use blockformer::generate::{Alignment, EngineConfig};
 use blockformer::kv_cache::KvStorage;
 use blockformer::model::ModelConfig;
+use blockformer::prelude::Device;
 use blockformer_http_service::ServiceConfig;
 use clap::Parser;
 
@@ -46,13 +47,15 @@ pub(crate) struct Arguments {
 }
 
 impl Arguments {
-    pub(crate) fn engine(&self, config: &ModelConfig) -> EngineConfig {
+    /// Of an engine that has `device` to itself.
+    pub(crate) fn engine(&self, config: &ModelConfig, device: &Device) -> EngineConfig {
         EngineConfig {
             kv_budget: self.kv_budget.saturating_mul(1 << 20),
             kv_storage: self.kv_bits,
             max_batch: self.max_batch,
             max_waiting: self.max_waiting,
             alignment: Alignment::of(config),
+            recorded_after: blockformer::exclusive_recording(device),
             ..EngineConfig::default()
         }
     }

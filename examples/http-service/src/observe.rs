@@ -48,6 +48,7 @@ fn prometheus(stats: &EngineStats) -> String {
         ("drafted_tokens_total", "Tokens that were drafted.", stats.drafted_tokens),
         ("accepted_tokens_total", "Drafted tokens that the model drew.", stats.accepted_tokens),
         ("verifications_total", "Token-decoder passes that verified drafts.", stats.verifications),
+        ("repeated_passes_total", "Passes that the device repeated as it had recorded them.", stats.repeated_passes),
         ("evicted_pages_total", "Reusable pages that were given away.", pool.evicted_pages),
     ];
     let line = |kind: &str, name: &str, help: &str, value: u64| {

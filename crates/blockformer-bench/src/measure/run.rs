@@ -84,6 +84,7 @@ pub(super) struct OnEngine<'a, M> {
     pub(super) model: &'a M,
     pub(super) kv_storage: KvStorage,
     pub(super) draw_on_device: Option<bool>,
+    pub(super) recorded_after: Option<usize>,
 }
 
 pub(super) struct Run {
@@ -220,7 +221,7 @@ impl<M: PagedModel> Bench for OnEngine<'_, M> {
 
     fn run(&self, prompts: &[&[u32]], new_tokens: usize, device: &Device) -> Result<Run, BenchError> {
         memory::reset_peak();
-        let Self { kv_storage, draw_on_device, .. } = *self;
+        let Self { kv_storage, draw_on_device, recorded_after, .. } = *self;
         let layout = self.layout();
         let batch = prompts.len();
         let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
@@ -229,6 +230,7 @@ impl<M: PagedModel> Bench for OnEngine<'_, M> {
         let config = EngineConfig {
             kv_storage,
             draw_on_device,
+            recorded_after,
             max_batch: batch,
             max_waiting: batch,
             reuse_prefixes: false,
@@ -269,7 +271,7 @@ impl<M: PagedModel> Bench for OnEngine<'_, M> {
             kv_bytes: usage.pool.peak + batch * self.model.block_bytes(device),
             buffer_bytes: None,
             peak_bytes: memory::peak_bytes(),
-            recorded: false,
+            recorded: usage.repeated_passes > 0,
             generated: (0..new_tokens).map(step).collect(),
         })
     }

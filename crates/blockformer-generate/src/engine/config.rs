@@ -35,11 +35,19 @@ pub struct EngineConfig {
     /// the same, and blocks that are decoded together with theirs wait with them. `None`: where the device has
     /// [kernels](blockformer_cubecl::has_kernels) for it and [the model goes on from there](crate::PagedModel::keeps_tokens_on_device).
     pub draw_on_device: Option<bool>,
+    /// Graph capture: after how many rounds of one shape a device records what decodes a block of all sequences and what takes it
+    /// in, and from then on repeats it by one call each ([`Recording`](blockformer_cubecl::Recording)), where
+    /// [the model](crate::PagedModel::recordable_take_in) and the device can and all tokens are drawn
+    /// [on the device](Self::draw_on_device). A shape is a number of sequences, filled up to one of few, with the kinds of filters
+    /// that they have, and the pages that a sequence has, up to the next power of two; recording one takes the time of some
+    /// rounds. `None`: never. The tokens are the same. While it records, **no other thread may use the device**, or what that computes is lost; and steps should all be
+    /// made on one thread, as recordings are made anew on another.
+    pub recorded_after: Option<usize>,
 }
 
 impl Default for EngineConfig {
     /// 256 MiB in float32, pages of 16 blocks, 32 sequences, 1,024 waiting requests, 128 blocks of prompts at a time,
-    /// padded prompts, prefixes reused, no speculation, tokens drawn where it suits the device.
+    /// padded prompts, prefixes reused, no speculation, tokens drawn where it suits the device, nothing recorded.
     fn default() -> Self {
         Self {
             kv_budget: 256 << 20,
@@ -52,11 +60,15 @@ impl Default for EngineConfig {
             reuse_prefixes: true,
             speculation: None,
             draw_on_device: None,
+            recorded_after: None,
         }
     }
 }
 
 impl EngineConfig {
+    /// A sensible [`recorded_after`](Self::recorded_after).
+    pub const RECORDED_AFTER: usize = 4;
+
     pub(crate) fn validate(&self) -> Result<(), GenerateError> {
         let limits = [
             ("page_blocks", self.page_blocks),

@@ -6,6 +6,7 @@ use burn::tensor::{FloatDType, Tensor, TensorData};
 use super::context::RowContext;
 use super::drawing::goes_on;
 use super::job::Row;
+use super::recorded::Lost;
 use super::{Engine, Speculation};
 use crate::draft::draft;
 use crate::paged::{Blocks, Context, PagedModel};
@@ -56,13 +57,14 @@ impl<M: PagedModel> Engine<M> {
     }
 
     /// All rows are at the same place of their blocks, so one cache of the token decoder serves them all.
-    async fn decode_token_by_token(&self, rows: &mut [Row], failed: &mut Vec<(usize, GenerateError)>) {
-        let layout = &self.limits.layout;
+    async fn decode_token_by_token(&mut self, rows: &mut [Row], failed: &mut Vec<(usize, GenerateError)>) {
         let contexts: Vec<_> = rows.iter().map(|row| &row.context).collect();
-        let (mut block, mut logits) = self.model.begin_blocks(RowContext::windows(&contexts));
-        if self.draws_on_device(&logits, rows) {
-            return self.draw_block(rows, (block, logits), failed).await;
+        let window = RowContext::windows(&contexts);
+        if self.draws_on_device(&window, rows) {
+            return self.draw_block(rows, window, failed).await;
         }
+        let layout = &self.limits.layout;
+        let (mut block, mut logits) = self.model.begin_blocks(window);
         let all: Vec<usize> = (0..rows.len()).collect();
         for place in 0..layout.block_length {
             self.draw_on_host(rows, &all, (logits, place), failed).await;
@@ -148,28 +150,44 @@ impl<M: PagedModel> Engine<M> {
         }
         let contexts: Vec<_> = rows.iter().map(|row| &row.context).collect();
         let context = RowContext::join(&contexts);
-        match self.take_in_blocks(&sequences, &blocks, context) {
-            Ok(contexts) => rows.iter_mut().zip(contexts).for_each(|(row, context)| row.context = context),
+        match self.take_in_blocks(&sequences, &blocks, context, true) {
+            Ok(contexts) => {
+                rows.iter_mut().zip(contexts).for_each(|(row, context)| row.context = context);
+                self.running = rows;
+            }
+            Err(GenerateError::CacheLost) => {
+                self.running = rows;
+                self.lose_all();
+            }
             Err(error) => {
                 // The pool has promised room for every block, so this is a fault of the engine: nothing goes on.
                 let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
                 self.running = rows;
                 ids.into_iter().for_each(|id| self.fail(id, error.clone()));
-                return;
             }
         }
-        self.running = rows;
     }
 
-    /// Takes in one block of each sequence.
+    /// Takes in one block of each sequence. What `may_record` does so from a place where all that the pool holds can be lost.
     pub(super) fn take_in_blocks(
         &mut self,
         sequences: &[SequenceId],
         blocks: &[u32],
         context: Context,
+        may_record: bool,
     ) -> Result<impl Iterator<Item = RowContext> + use<M>, GenerateError> {
         let mut batch = self.pool.batch(sequences, self.limits.positions_per_block)?;
         let (rows, device) = (sequences.len(), &self.device);
+        if let Some(recorded) = &mut self.recorded {
+            match recorded.take_in(&self.model, &batch, blocks, device, may_record) {
+                Ok(Some(window)) => {
+                    batch.commit();
+                    return Ok(RowContext::each(Context { window, recent: None }));
+                }
+                Ok(None) => {}
+                Err(Lost) => return Err(GenerateError::CacheLost),
+            }
+        }
         let blocks = Blocks { ids: blocks, real: None, rows, begin: false, device };
         let context = self.model.take_in(blocks, Some(context), &mut batch);
         batch.commit();

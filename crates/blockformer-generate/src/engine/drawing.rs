@@ -7,6 +7,7 @@ use super::Engine;
 use super::context::{indices_of, rows_of};
 use super::decode::Logits;
 use super::job::Row;
+use super::recorded::Lost;
 use crate::block::id_tensor;
 use crate::device_sampler::{choose, column, token, uniforms_of};
 use crate::paged::PagedModel;
@@ -32,10 +33,12 @@ struct OnDevice {
 }
 
 /// A batch of rows that begin a block.
-struct Batch {
+pub(super) struct Batch {
     groups: Vec<Group>,
     /// Tokens that rows were given, the rest of their prompts.
     given: Vec<Vec<u32>>,
+    /// Random numbers of the places of each row; none of those that are drawn on the host or the likeliest.
+    numbers: Vec<Vec<f32>>,
     /// Places of the block that somebody needs.
     places: usize,
     /// For each row its place among those of all groups, one after another; `None` if they are in order.
@@ -67,18 +70,16 @@ impl Batch {
                 }
             }
         }
+        let mut numbers = vec![Vec::new(); rows.len()];
         for group in &mut groups {
             group.indices = indices_of(&group.rows, device);
-            if let Some(on_device) = group.on_device.as_mut().filter(|on_device| !on_device.sampling.is_greedy()) {
-                let mut numbers = Vec::with_capacity(group.rows.len() * places);
+            if group.on_device.as_ref().is_some_and(|on_device| !on_device.sampling.is_greedy()) {
                 for &row in &group.rows {
                     // As many as are drawn: a row that ends before has no use for the others.
                     let given = given[row].len().min(places);
-                    numbers.extend(std::iter::repeat_n(0.0, given));
-                    numbers.extend(uniforms_of(&mut rows[row].sampler, places - given));
+                    numbers[row].resize(given, 0.0);
+                    numbers[row].extend(uniforms_of(&mut rows[row].sampler, places - given));
                 }
-                let data = TensorData::new(numbers, [group.rows.len(), places]);
-                on_device.uniforms = Some(Tensor::from_data(data, (device, DType::F32)));
             }
         }
         let mut order = vec![0; given.len()];
@@ -86,7 +87,38 @@ impl Batch {
         of_groups.enumerate().for_each(|(position, row)| order[*row] = position as i32);
         let order =
             (groups.len() > 1).then(|| Tensor::from_data(TensorData::new(order, [given.len()]), (device, DType::I32)));
-        Self { groups, given, places, order }
+        Self { groups, given, numbers, places, order }
+    }
+
+    /// How the tokens of each row are drawn, if all are on the device.
+    pub(super) fn all_on_device(&self) -> Option<Vec<&Sampling>> {
+        let mut each = vec![None; self.given.len()];
+        for group in &self.groups {
+            let sampling = &group.on_device.as_ref()?.sampling;
+            group.rows.iter().for_each(|row| each[*row] = Some(sampling));
+        }
+        each.into_iter().collect()
+    }
+
+    /// The random numbers of each row, as many as there are places; none where the likeliest are taken.
+    pub(super) fn numbers(&self) -> impl Iterator<Item = &[f32]> {
+        self.numbers.iter().map(Vec::as_slice)
+    }
+
+    /// Sends the groups their random numbers.
+    fn send_numbers(&mut self, device: &Device) {
+        for group in &mut self.groups {
+            if let Some(on_device) = group.on_device.as_mut().filter(|on_device| !on_device.sampling.is_greedy()) {
+                let numbers = group.rows.iter().flat_map(|row| self.numbers[*row].iter().copied()).collect::<Vec<_>>();
+                let data = TensorData::new(numbers, [group.rows.len(), self.places]);
+                on_device.uniforms = Some(Tensor::from_data(data, (device, DType::F32)));
+            }
+        }
+    }
+
+    /// Tokens that each row was given.
+    pub(super) fn given_tokens(&self) -> impl Iterator<Item = &[u32]> {
+        self.given.iter().map(Vec::as_slice)
     }
 
     /// Ids to go on with, `[rows, 1]`, of those of the groups.
@@ -117,22 +149,65 @@ impl Batch {
 }
 
 impl<M: PagedModel> Engine<M> {
-    /// Whether tokens that come from `logits` are drawn there.
-    pub(super) fn draws_on_device(&self, logits: &Tensor<2>, rows: &[Row]) -> bool {
+    /// Whether tokens of blocks behind `window` are drawn where it is.
+    pub(super) fn draws_on_device(&self, window: &Tensor<3>, rows: &[Row]) -> bool {
         let wanted =
-            self.config.draw_on_device.unwrap_or_else(|| has_kernels(logits) && self.model.keeps_tokens_on_device());
+            self.config.draw_on_device.unwrap_or_else(|| has_kernels(window) && self.model.keeps_tokens_on_device());
         wanted && rows.iter().any(Row::draws_on_device)
     }
 
-    /// Decodes a block of all rows, whose first logits are given. The host waits once, or for each token of rows that need it.
+    /// Decodes a block of all rows behind their windows. The host waits once, or for each token of rows that need it.
     pub(super) async fn draw_block(
-        &self,
+        &mut self,
         rows: &mut [Row],
-        (mut block, mut logits): (M::Block, Tensor<2>),
+        window: Tensor<3>,
         failed: &mut Vec<(usize, GenerateError)>,
     ) {
+        let mut batch = Batch::new(rows, self.limits.layout.block_length, &self.device);
+        let repeated = match self.recorded.as_mut().map(|recorded| recorded.block(&self.model, &batch, &window)) {
+            Some(Ok(repeated)) => repeated,
+            Some(Err(Lost)) => {
+                self.stop_recording();
+                None
+            }
+            None => None,
+        };
+        // Tokens, and whose they are.
+        let (drawn, of): (_, Vec<usize>) = match repeated {
+            Some(drawn) => (drawn, (0..rows.len()).collect()),
+            None => {
+                let Some(drawn) = self.launch_block(rows, &mut batch, window, failed).await else { return };
+                let on_device = batch.groups.iter().filter(|group| group.on_device.is_some());
+                (drawn, on_device.flat_map(|group| group.rows.iter().copied()).collect())
+            }
+        };
+        let places = drawn.dims()[1];
+        let drawn = read_tokens_async(drawn).await;
+        for (index, drawn) in of.into_iter().zip(drawn.chunks_exact(places)) {
+            let row = &mut rows[index];
+            for &id in drawn.iter().skip(batch.given[index].len()) {
+                if row.finish.is_some() {
+                    break;
+                }
+                if let Err(error) = token(id).and_then(|token| row.take_drawn(token)) {
+                    failed.push((index, error));
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Token by token: what was drawn on the device.
+    async fn launch_block(
+        &self,
+        rows: &mut [Row],
+        batch: &mut Batch,
+        window: Tensor<3>,
+        failed: &mut Vec<(usize, GenerateError)>,
+    ) -> Option<Tensor<2, Int>> {
         let layout = &self.limits.layout;
-        let mut batch = Batch::new(rows, layout.block_length, &self.device);
+        batch.send_numbers(&self.device);
+        let (mut block, mut logits) = self.model.begin_blocks(window);
         for place in 0..batch.places {
             let mut ids = Vec::with_capacity(batch.groups.len());
             for group in &mut batch.groups {
@@ -150,21 +225,7 @@ impl<M: PagedModel> Engine<M> {
                 logits = self.model.step_on_device(&mut block, batch.in_order(ids, place, &self.device));
             }
         }
-        let Some(drawn) = batch.drawn() else { return };
-        let drawn = read_tokens_async(drawn).await;
-        let on_device = batch.groups.iter().filter(|group| group.on_device.is_some()).flat_map(|group| &group.rows);
-        for (&index, drawn) in on_device.zip(drawn.chunks_exact(batch.places)) {
-            let row = &mut rows[index];
-            for &id in drawn.iter().skip(batch.given[index].len()) {
-                if row.finish.is_some() {
-                    break;
-                }
-                if let Err(error) = token(id).and_then(|token| row.take_drawn(token)) {
-                    failed.push((index, error));
-                    break;
-                }
-            }
-        }
+        batch.drawn()
     }
 
     /// Draws a token of the rows of `group` that go on and were not given it; `logits` are those of the group.

@@ -25,7 +25,7 @@ impl<'a> Repeated<'a> {
     /// Records how the block after `ids`, `[batch, block_length]`, is decoded, with random numbers if tokens are `sampled`.
     pub(super) fn new(
         steps: RecordableSteps<'a>,
-        draw: impl Fn(Tensor<2>, Option<Tensor<2>>) -> Drawn + 'static,
+        draw: impl Fn(Tensor<2>, Option<Tensor<2>>) -> Drawn + Send + 'static,
         ids: Tensor<2, Int>,
         sampled: bool,
     ) -> Self {

@@ -1,11 +1,11 @@
 //! Generation with a model whose kind is known at run time only.
 
-use blockformer_kv_cache::{KvStorage, PagedBatch, PoolConfig};
+use blockformer_kv_cache::{KvStorage, PagedBatch, PoolConfig, SharedPages};
 use blockformer_model::{AnyModel, BlockLayout};
 use blockformer_token_decoder::AnyTokenCache;
 use burn::tensor::{Device, Int, Tensor};
 
-use crate::paged::{Blocks, Context, PagedModel};
+use crate::paged::{Blocks, Context, PagedModel, RecordableBlock, RecordableTakeIn};
 
 /// Calls the model inside, whichever it is.
 macro_rules! inner {
@@ -73,6 +73,14 @@ impl PagedModel for AnyModel {
         }
     }
 
+    fn recordable_block(&self) -> Option<RecordableBlock> {
+        inner!(self, model => model.recordable_block())
+    }
+
+    fn recordable_take_in(&self, pages: &SharedPages, rows: usize, most_pages: usize) -> Option<RecordableTakeIn> {
+        inner!(self, model => model.recordable_take_in(pages, rows, most_pages))
+    }
+
     fn decode_whole(&self, window: Tensor<3>, tokens: &[u32], known: usize) -> Tensor<3> {
         inner!(self, model => model.decode_whole(window, tokens, known))
     }
@@ -127,6 +135,14 @@ impl<M: PagedModel> PagedModel for &M {
 
     fn step_on_device(&self, block: &mut M::Block, tokens: Tensor<2, Int>) -> Tensor<2> {
         (**self).step_on_device(block, tokens)
+    }
+
+    fn recordable_block(&self) -> Option<RecordableBlock> {
+        (**self).recordable_block()
+    }
+
+    fn recordable_take_in(&self, pages: &SharedPages, rows: usize, most_pages: usize) -> Option<RecordableTakeIn> {
+        (**self).recordable_take_in(pages, rows, most_pages)
     }
 
     fn decode_whole(&self, window: Tensor<3>, tokens: &[u32], known: usize) -> Tensor<3> {

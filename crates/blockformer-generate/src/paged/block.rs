@@ -1,13 +1,13 @@
 //! Block by block.
 
 use blockformer_embedder::Embedder;
-use blockformer_kv_cache::{KvStorage, PagedBatch, PoolConfig};
+use blockformer_kv_cache::{KvStorage, PagedBatch, PoolConfig, SharedPages};
 use blockformer_model::{BlockLayout, BlockTransformer};
 use blockformer_token_decoder::{TokenCache, TokenDecoder, TokenInput};
 use burn::tensor::{Device, Int, Tensor, s};
 
 use crate::block::id_tensor;
-use crate::paged::{Blocks, Context, PagedModel};
+use crate::paged::{BlockStep, Blocks, Context, PagedModel, RecordableBlock, RecordableTakeIn, longest};
 
 impl<E: Embedder, T: TokenDecoder> PagedModel for BlockTransformer<E, T> {
     type Block = T::Cache;
@@ -65,6 +65,34 @@ impl<E: Embedder, T: TokenDecoder> PagedModel for BlockTransformer<E, T> {
     fn step_on_device(&self, cache: &mut T::Cache, tokens: Tensor<2, Int>) -> Tensor<2> {
         let hidden = self.token_decoder.forward(TokenInput::next(tokens), Some(cache)); // [rows, 1, d_model]
         self.logits(hidden).squeeze_dim(1)
+    }
+
+    fn recordable_block(&self) -> Option<RecordableBlock> {
+        let (model, mut cache) = (self.clone(), None); // not its weights
+        Some(Box::new(move |step| {
+            let input = match step {
+                BlockStep::Begin(window) => {
+                    // The same at every time: a block empties it.
+                    cache.get_or_insert_with(|| model.token_decoder.new_cache(window.dims()[0], &window.device()));
+                    TokenInput::start(window)
+                }
+                BlockStep::Token(ids) => TokenInput::next(ids),
+            };
+            model.logits(model.token_decoder.forward(input, cache.as_mut())).squeeze_dim(1)
+        }))
+    }
+
+    fn recordable_take_in(&self, pages: &SharedPages, rows: usize, most_pages: usize) -> Option<RecordableTakeIn> {
+        let longest = longest(pages, most_pages, self.block_decoder.transformer.max_positions());
+        if self.context_blocks() > 1 || !self.block_decoder.takes_tables(pages, rows, longest) {
+            return None;
+        }
+        let (model, pages) = (self.clone(), pages.clone());
+        Some(Box::new(move |ids, tables| {
+            let blocks = model.embedder.forward(ids.unsqueeze_dim(1), None); // [rows, 1, n_embedding_tokens, d_model]
+            let contexts = model.block_decoder.forward_paged(blocks, &mut pages.batch(tables, 1, longest));
+            model.context_ends.last_window(contexts, None, None).0
+        }))
     }
 
     fn decode_whole(&self, window: Tensor<3>, tokens: &[u32], known: usize) -> Tensor<3> {

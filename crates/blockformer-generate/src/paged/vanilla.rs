@@ -1,10 +1,10 @@
 //! Token by token, the baseline.
 
-use blockformer_kv_cache::{KvStorage, PagedBatch, PoolConfig};
+use blockformer_kv_cache::{KvStorage, PagedBatch, PoolConfig, SharedPages};
 use blockformer_model::{BlockLayout, VanillaTransformer};
 use burn::tensor::{Device, Tensor, s};
 
-use crate::paged::{Blocks, Context, PagedModel};
+use crate::paged::{BlockStep, Blocks, Context, PagedModel, RecordableBlock, RecordableTakeIn, longest};
 
 impl PagedModel for VanillaTransformer {
     /// A block is one token: nothing is left of it when it is drawn.
@@ -47,6 +47,23 @@ impl PagedModel for VanillaTransformer {
 
     fn keeps_tokens_on_device(&self) -> bool {
         true
+    }
+
+    fn recordable_block(&self) -> Option<RecordableBlock> {
+        let model = self.clone(); // not its weights
+        Some(Box::new(move |step| match step {
+            BlockStep::Begin(window) => model.logits(window).squeeze_dim(1),
+            BlockStep::Token(_) => panic!("a block of one token has no second one"),
+        }))
+    }
+
+    fn recordable_take_in(&self, pages: &SharedPages, rows: usize, most_pages: usize) -> Option<RecordableTakeIn> {
+        let longest = longest(pages, most_pages, self.transformer.max_positions());
+        if !self.transformer.takes_tables(pages, rows, longest) {
+            return None;
+        }
+        let (model, pages) = (self.clone(), pages.clone());
+        Some(Box::new(move |ids, tables| model.forward_paged(ids, &mut pages.batch(tables, 1, longest))))
     }
 
     fn decode_whole(&self, window: Tensor<3>, _tokens: &[u32], _known: usize) -> Tensor<3> {

@@ -5,6 +5,7 @@ use core::ops::Range;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use super::storage::Storage;
+use super::tensor_pages::SharedTensorPages;
 use super::{HostLayer, KvPool, PageId, PoolConfig, SequenceId};
 use crate::CacheError;
 
@@ -16,12 +17,22 @@ struct Row {
     pages: Vec<PageId>,
 }
 
+/// Where the pages of a batch are.
+#[derive(Debug)]
+enum Of<'a> {
+    /// In this pool.
+    Pool(&'a mut KvPool),
+    /// Here, and these tables on the device say which are whose.
+    Pages { pages: &'a SharedPages, tables: Tensor<2, Int> },
+}
+
 /// The same number of new positions for each of some sequences. Layer by layer, new keys and values are
 /// [written](Self::write) and all of them [read](Self::read); [`commit`](Self::commit) makes the positions part of the
 /// sequences. A batch that is dropped instead leaves the sequences as they were.
 #[derive(Debug)]
 pub struct PagedBatch<'a> {
-    pool: &'a mut KvPool,
+    of: Of<'a>,
+    config: PoolConfig,
     rows: Vec<Row>,
     new: usize,
 }
@@ -50,7 +61,7 @@ impl KvPool {
             let sequence = self.sequence(id)?;
             rows.push(Row { id, start: sequence.len, pages: sequence.table.clone() });
         }
-        Ok(PagedBatch { pool: self, rows, new })
+        Ok(PagedBatch { config: self.config, of: Of::Pool(self), rows, new })
     }
 
     /// Makes the pages of the next `new` positions of `id` its own.
@@ -80,6 +91,55 @@ impl KvPool {
     }
 }
 
+/// The pages of a pool, for work that a device repeats: a captured graph writes keys and values where those of the pool are.
+#[derive(Debug, Clone)]
+pub struct SharedPages {
+    pages: SharedTensorPages,
+    config: PoolConfig,
+}
+
+/// Why a batch refuses.
+const FOR_KERNELS: &str = "sequences that tables on the device describe are there for kernels alone";
+
+impl KvPool {
+    /// Its pages, to be written to beside it; none of a pool that is on the host or keeps eight bits a number.
+    ///
+    /// They stay where they are from now on: where there are kernels, nothing but kernels writes them, in place, and a
+    /// [read](PagedBatch::read) that is alive when they are written is a panic.
+    pub fn shared_pages(&mut self) -> Option<SharedPages> {
+        let Storage::Device(pages) = &self.storage else { return None };
+        let mut held = pages.lock();
+        held.are_floats().then(|| {
+            held.stay();
+            SharedPages { pages: pages.clone(), config: self.config }
+        })
+    }
+}
+
+impl SharedPages {
+    /// The size of the pool.
+    pub fn config(&self) -> PoolConfig {
+        self.config
+    }
+
+    /// The keys of a layer, to ask what kernels there are for tensors like them; to be dropped before pages are written.
+    pub fn sample(&self) -> Option<Tensor<2>> {
+        self.pages.lock().first_floats()
+    }
+
+    /// A batch of sequences that take in `new` positions each, none of which holds more than `longest`. Which pages are whose
+    /// is known to `tables` alone, so that kernels may [write](PagedBatch::write_new) by it and everything else is a panic;
+    /// the pool has to have made room, by a [`batch`](KvPool::batch) of its own.
+    ///
+    /// # Shapes
+    /// - `tables`: `[rows, 1 + pages]`, as [`PagedBatch::tables`] gives
+    pub fn batch(&self, tables: Tensor<2, Int>, new: usize, longest: usize) -> PagedBatch<'_> {
+        let row = |_| Row { id: SequenceId(u64::MAX), start: longest, pages: Vec::new() };
+        let rows = (0..tables.dims()[0]).map(row).collect();
+        PagedBatch { of: Of::Pages { pages: self, tables }, config: self.config, rows, new }
+    }
+}
+
 impl PagedBatch<'_> {
     /// Number of sequences.
     pub fn rows(&self) -> usize {
@@ -93,7 +153,7 @@ impl PagedBatch<'_> {
 
     /// The size of the pool.
     pub fn config(&self) -> PoolConfig {
-        self.pool.config
+        self.config
     }
 
     /// The first new position of sequence `row`.
@@ -118,9 +178,9 @@ impl PagedBatch<'_> {
     /// # Panics
     /// If there is no such layer or the pool is on a device.
     pub fn host_layer(&mut self, layer: usize) -> HostLayer<'_> {
-        match &mut self.pool.storage {
-            Storage::Host(pages) => pages.layer_mut(layer),
-            Storage::Device(_) => panic!("the pool's keys and values are in tensors, not on the host"),
+        match &mut self.of {
+            Of::Pool(KvPool { storage: Storage::Host(pages), .. }) => pages.layer_mut(layer),
+            _ => panic!("the pool's keys and values are in tensors, not on the host"),
         }
     }
 
@@ -134,7 +194,7 @@ impl PagedBatch<'_> {
     /// Attention that computes each piece by itself, over the keys up to the piece's end, gives the same numbers
     /// however a text is cut into batches, as long as it is cut at page boundaries.
     pub fn pieces(&self, row: usize) -> Vec<Range<usize>> {
-        let (page_length, start) = (self.pool.config.page_length, self.rows[row].start);
+        let (page_length, start) = (self.config.page_length, self.rows[row].start);
         let mut pieces = Vec::new();
         let mut from = start;
         while from < start + self.new {
@@ -153,17 +213,20 @@ impl PagedBatch<'_> {
     /// # Panics
     /// If shapes, layer or row do not fit.
     pub fn write(&mut self, layer: usize, row: usize, keys: Tensor<3>, values: Tensor<3>) {
-        let config = self.pool.config;
+        let config = self.config;
         let expected = [config.n_kv_heads, self.new, config.head_dim];
         assert_eq!(keys.dims(), expected, "keys [heads, new, head_dim]");
         assert_eq!(values.dims(), expected, "values [heads, new, head_dim]");
+        assert!(matches!(self.of, Of::Pool(_)), "{FOR_KERNELS}");
         let start = self.rows[row].start;
         let mut done = 0;
         for run in self.runs(row, start..start + self.new) {
             let part = done..done + run.len();
             done = part.end;
             let of = |x: &Tensor<3>| x.clone().slice(burn::tensor::s![.., part.clone(), ..]);
-            self.pool.storage.write(layer, run, of(&keys), of(&values));
+            if let Of::Pool(pool) = &mut self.of {
+                pool.storage.write(layer, run, of(&keys), of(&values));
+            }
         }
     }
 
@@ -178,7 +241,10 @@ impl PagedBatch<'_> {
     pub fn read(&self, layer: usize, row: usize, len: usize) -> (Tensor<3>, Tensor<3>) {
         let held = self.rows[row].start + self.new;
         assert!(len <= held, "{len} positions of a sequence of {held}");
-        self.pool.storage.read(layer, &self.runs(row, 0..len))
+        match &self.of {
+            Of::Pool(pool) => pool.storage.read(layer, &self.runs(row, 0..len)),
+            Of::Pages { .. } => panic!("{FOR_KERNELS}"),
+        }
     }
 
     /// For each sequence the positions it holds and then its pages in order, those of the new positions included, for kernels that
@@ -187,14 +253,27 @@ impl PagedBatch<'_> {
     /// # Shapes
     /// - returns: `[rows, 1 + pages]` in 32 bits
     pub fn tables(&self, device: &Device) -> Tensor<2, Int> {
-        let pages = self.rows.iter().map(|row| row.pages.len()).max().unwrap_or(0);
-        let mut numbers = Vec::with_capacity(self.rows.len() * (1 + pages));
-        for row in &self.rows {
-            numbers.push(row.start as i32);
-            numbers.extend(row.pages.iter().map(|page| *page as i32));
-            numbers.resize(numbers.len() + pages - row.pages.len(), 0);
+        if let Of::Pages { tables, .. } = &self.of {
+            return tables.clone();
         }
+        let pages = self.most_pages();
+        let numbers: Vec<i32> = (0..self.rows.len()).flat_map(|row| self.table(row, pages)).collect();
         Tensor::from_data(TensorData::new(numbers, [self.rows.len(), 1 + pages]), (device, DType::I32))
+    }
+
+    /// The row of [`tables`](Self::tables) for sequence `row`, as wide as if `pages` were the most that one of them has.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn table(&self, row: usize, pages: usize) -> impl Iterator<Item = i32> {
+        let Row { start, pages: own, .. } = &self.rows[row];
+        let numbers = std::iter::once(*start).chain(own.iter().copied()).chain(std::iter::repeat(0));
+        numbers.take(1 + pages).map(|number| number as i32)
+    }
+
+    /// The most pages that one of the sequences has.
+    pub fn most_pages(&self) -> usize {
+        self.rows.iter().map(|row| row.pages.len()).max().unwrap_or(0)
     }
 
     /// Lets `write` put keys and values of the new positions of all sequences into layer `layer`, and nothing else: it is given
@@ -212,27 +291,39 @@ impl PagedBatch<'_> {
         layer: usize,
         write: impl FnOnce(&mut Tensor<2>, &mut Tensor<2>) -> Option<T>,
     ) -> Option<T> {
-        match &mut self.pool.storage {
-            Storage::Device(pages) => pages.floats_mut(layer).and_then(|(keys, values)| {
-                let of = |x: &Tensor<2>| (x.dims(), x.dtype());
-                let before = of(keys);
-                let written = write(keys, values);
-                assert_eq!((of(keys), of(values)), (before, before), "pages keep their shape and type");
-                written
-            }),
-            Storage::Host(_) => None,
+        self.pages_of_device()?.lock().floats_mut(layer).and_then(|(keys, values)| {
+            let of = |x: &Tensor<2>| (x.dims(), x.dtype());
+            let before = of(keys);
+            let written = write(keys, values);
+            assert_eq!((of(keys), of(values)), (before, before), "pages keep their shape and type");
+            written
+        })
+    }
+
+    /// The pages, if they are tensors.
+    fn pages_of_device(&self) -> Option<&SharedTensorPages> {
+        match &self.of {
+            Of::Pool(KvPool { storage: Storage::Device(pages), .. }) => Some(pages),
+            Of::Pool(_) => None,
+            Of::Pages { pages, .. } => Some(&pages.pages),
         }
+    }
+
+    /// Whether captured graphs write to the pages, so that these have to [stay where they are](KvPool::shared_pages).
+    pub fn stays(&self) -> bool {
+        self.pages_of_device().is_some_and(|pages| pages.lock().stays())
     }
 
     /// Whether the pool's pages are tensors of floats, so that [`write_new`](Self::write_new) has something to give out.
     pub fn has_float_pages(&self) -> bool {
-        matches!(&self.pool.storage, Storage::Device(pages) if pages.are_floats())
+        self.pages_of_device().is_some_and(|pages| pages.lock().are_floats())
     }
 
-    /// Makes the new positions part of the sequences.
+    /// Makes the new positions part of the sequences; nothing of a batch of [`SharedPages`], which knows no sequences.
     pub fn commit(self) {
+        let Of::Pool(pool) = self.of else { return };
         for row in &self.rows {
-            if let Some(sequence) = self.pool.sequences.get_mut(&row.id) {
+            if let Some(sequence) = pool.sequences.get_mut(&row.id) {
                 sequence.len += self.new;
             }
         }
@@ -240,7 +331,7 @@ impl PagedBatch<'_> {
 
     /// Rows of the pool's tensors that hold these positions, neighbours joined.
     fn runs(&self, row: usize, positions: Range<usize>) -> Vec<Range<usize>> {
-        let page_length = self.pool.config.page_length;
+        let page_length = self.config.page_length;
         let mut runs: Vec<Range<usize>> = Vec::new();
         let mut from = positions.start;
         while from < positions.end {

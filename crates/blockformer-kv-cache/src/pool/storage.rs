@@ -4,7 +4,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 use super::PoolConfig;
 use super::host_pages::HostPages;
-use super::tensor_pages::TensorPages;
+use super::tensor_pages::{SharedTensorPages, TensorPages};
 
 /// How a pool stores keys and values. Attention always computes in float32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -58,14 +58,17 @@ pub(super) type Run = core::ops::Range<usize>;
 /// Keys and values of all layers.
 #[derive(Debug)]
 pub(super) enum Storage {
-    Device(TensorPages),
+    Device(SharedTensorPages),
     Host(HostPages),
 }
 
 impl Storage {
     pub(super) fn new(config: &PoolConfig, n_pages: usize, device: &Device) -> Self {
         match config.place {
-            KvPlace::Device => Self::Device(TensorPages::new(config, n_pages * config.page_length, device)),
+            KvPlace::Device => {
+                let pages = TensorPages::new(config, n_pages * config.page_length, device);
+                Self::Device(SharedTensorPages::new(pages))
+            }
             KvPlace::Host => Self::Host(HostPages::new(config, n_pages, device)),
         }
     }
@@ -73,7 +76,7 @@ impl Storage {
     /// Keys and values are `[heads, run, head_dim]`.
     pub(super) fn write(&mut self, layer: usize, run: Run, keys: Tensor<3>, values: Tensor<3>) {
         match self {
-            Self::Device(pages) => pages.write(layer, run, keys, values),
+            Self::Device(pages) => pages.lock().write(layer, run, keys, values),
             Self::Host(pages) => pages.write(layer, run, keys, values),
         }
     }
@@ -81,7 +84,7 @@ impl Storage {
     /// Keys and values, each `[heads, all runs, head_dim]`.
     pub(super) fn read(&self, layer: usize, runs: &[Run]) -> (Tensor<3>, Tensor<3>) {
         match self {
-            Self::Device(pages) => pages.read(layer, runs),
+            Self::Device(pages) => pages.lock().read(layer, runs),
             Self::Host(pages) => pages.read(layer, runs),
         }
     }
@@ -89,7 +92,7 @@ impl Storage {
     /// Copies rows of one page to another, in all layers.
     pub(super) fn copy(&mut self, from: Run, to: Run) {
         match self {
-            Self::Device(pages) => pages.copy(from, to),
+            Self::Device(pages) => pages.lock().copy(from, to),
             Self::Host(pages) => pages.copy(from, to),
         }
     }

@@ -1,5 +1,9 @@
-//! Pages as tensors of a device.
+//! Pages as tensors of a device. Where there are kernels, nothing but kernels writes them, in place: captured graphs may write there
+//! too.
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use blockformer_cubecl::{copy_rows, write_rows};
 use burn::tensor::{DType, Device, FloatDType, Int, IntDType, Tensor, s};
 
 use super::PoolConfig;
@@ -27,14 +31,16 @@ impl Rows {
     }
 
     /// `values`: `[heads, run, head_dim]`.
-    fn write(&mut self, run: Run, values: Tensor<3>) {
+    fn write(&mut self, run: Run, values: Tensor<3>, stays: bool) {
         let [heads, n, head_dim] = values.dims();
         let values = values.swap_dims(0, 1); // [run, heads, head_dim]
         match self {
             Self::Float(rows) => {
-                let dtype = rows.dtype();
-                let values = values.reshape([n, heads * head_dim]).cast(dtype);
-                rows.inplace(|rows| rows.slice_assign(s![run, ..], values));
+                let values = values.reshape([n, heads * head_dim]);
+                if !write_rows(rows, run.start, &values, stays) {
+                    let values = values.cast(rows.dtype());
+                    rows.inplace(|rows| rows.slice_assign(s![run, ..], values));
+                }
             }
             Self::Int8(rows, scales) => {
                 let largest = values.clone().abs().max_dim(2); // [run, heads, 1]
@@ -63,11 +69,13 @@ impl Rows {
         flat.reshape([n, heads, head_dim]).swap_dims(0, 1)
     }
 
-    fn copy(&mut self, from: Run, to: Run) {
+    fn copy(&mut self, from: Run, to: Run, stays: bool) {
         match self {
             Self::Float(rows) => {
-                let held = contiguous(rows.clone().slice(s![from, ..]));
-                rows.inplace(|rows| rows.slice_assign(s![to, ..], held));
+                if !copy_rows(rows, from.clone(), to.start, stays) {
+                    let held = contiguous(rows.clone().slice(s![from, ..]));
+                    rows.inplace(|rows| rows.slice_assign(s![to, ..], held));
+                }
             }
             Self::Int8(rows, scales) => {
                 let held = rows.clone().slice(s![from.clone(), ..]).mul_scalar(1);
@@ -100,20 +108,37 @@ pub(super) struct TensorPages {
     layers: Vec<(Rows, Rows)>,
     heads: usize,
     head_dim: usize,
+    /// Whether captured graphs may write to them, so that they have to stay where they are.
+    stay: bool,
+}
+
+/// The pages of a pool, which others may write to as well.
+#[derive(Debug, Clone)]
+pub(super) struct SharedTensorPages(Arc<Mutex<TensorPages>>);
+
+impl SharedTensorPages {
+    pub(super) fn new(pages: TensorPages) -> Self {
+        Self(Arc::new(Mutex::new(pages)))
+    }
+
+    /// The pages; what a panic has left behind is still pages.
+    pub(super) fn lock(&self) -> MutexGuard<'_, TensorPages> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl TensorPages {
     pub(super) fn new(config: &PoolConfig, rows: usize, device: &Device) -> Self {
         let (heads, head_dim) = (config.n_kv_heads, config.head_dim);
         let rows = || Rows::new(config.storage, rows, heads, head_dim, device);
-        Self { layers: (0..config.n_layers).map(|_| (rows(), rows())).collect(), heads, head_dim }
+        Self { layers: (0..config.n_layers).map(|_| (rows(), rows())).collect(), heads, head_dim, stay: false }
     }
 
     /// Keys and values are `[heads, run, head_dim]`.
     pub(super) fn write(&mut self, layer: usize, run: Run, keys: Tensor<3>, values: Tensor<3>) {
         let (held_keys, held_values) = &mut self.layers[layer];
-        held_keys.write(run.clone(), keys);
-        held_values.write(run, values);
+        held_keys.write(run.clone(), keys, self.stay);
+        held_values.write(run, values, self.stay);
     }
 
     /// Keys and values, each `[heads, all runs, head_dim]`.
@@ -127,6 +152,24 @@ impl TensorPages {
         self.layers.iter().all(|layer| matches!(layer, (Rows::Float(_), Rows::Float(_))))
     }
 
+    /// From now on they stay where they are.
+    pub(super) fn stay(&mut self) {
+        self.stay = true;
+    }
+
+    /// Whether they stay where they are.
+    pub(super) fn stays(&self) -> bool {
+        self.stay
+    }
+
+    /// The keys of the first layer, if they are stored as floats.
+    pub(super) fn first_floats(&self) -> Option<Tensor<2>> {
+        match self.layers.first() {
+            Some((Rows::Float(keys), Rows::Float(_))) => Some(keys.clone()),
+            _ => None,
+        }
+    }
+
     /// Keys and values of a layer, if they are stored as floats.
     pub(super) fn floats_mut(&mut self, layer: usize) -> Option<(&mut Tensor<2>, &mut Tensor<2>)> {
         match &mut self.layers[layer] {
@@ -138,8 +181,8 @@ impl TensorPages {
     /// Copies rows, in all layers.
     pub(super) fn copy(&mut self, from: Run, to: Run) {
         for (keys, values) in &mut self.layers {
-            keys.copy(from.clone(), to.clone());
-            values.copy(from.clone(), to.clone());
+            keys.copy(from.clone(), to.clone(), self.stay);
+            values.copy(from.clone(), to.clone(), self.stay);
         }
     }
 }

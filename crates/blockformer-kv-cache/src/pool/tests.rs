@@ -37,9 +37,14 @@ fn positions(values: &[u32], layer: usize) -> Tensor<3> {
 /// Writes the next positions of sequences as a kernel would: by their tables, into the rows of the pages.
 fn append_by_tables(pool: &mut KvPool, ids: &[SequenceId], values: &[Vec<u32>]) {
     let mut batch = pool.batch(ids, values[0].len()).unwrap();
+    write_by_tables(&mut batch, values);
+    batch.commit();
+}
+
+fn write_by_tables(batch: &mut PagedBatch<'_>, values: &[Vec<u32>]) {
     let tables = batch.tables(&Device::flex());
     let width = tables.dims()[1];
-    assert_eq!(tables.dims()[0], ids.len());
+    assert_eq!(tables.dims()[0], values.len());
     let tables: Vec<usize> = tables.into_data().iter::<i32>().map(|x| x as usize).collect();
     for layer in 0..LAYERS {
         let written = batch.write_new(layer, |keys, negated| {
@@ -57,7 +62,60 @@ fn append_by_tables(pool: &mut KvPool, ids: &[SequenceId], values: &[Vec<u32>]) 
         });
         assert_eq!(written, Some(layer));
     }
-    batch.commit();
+}
+
+#[test]
+fn what_is_written_beside_a_pool_is_in_it() {
+    let mut pool = pool(12, KvPlace::Device);
+    assert!(!pool.batch(&[], 1).unwrap().stays());
+    let pages = pool.shared_pages().expect("tensors of floats");
+    let (a, b) = (pool.open(10).unwrap(), pool.open(6).unwrap());
+    append(&mut pool, a, &[1, 2, 3, 4, 5]).unwrap();
+    for (i, new) in [[6, 21], [7, 22], [8, 23]].into_iter().enumerate() {
+        let values = new.map(|value| vec![value]);
+        let batch = pool.batch(&[a, b], 1).unwrap();
+        assert!(batch.stays());
+        let most = batch.most_pages() + 1; // wider than any of them needs
+        let numbers: Vec<i32> = (0..2).flat_map(|row| batch.table(row, most)).collect();
+        let tables = Tensor::from_data(TensorData::new(numbers, [2, 1 + most]), &Device::flex());
+        let mut beside = pages.batch(tables, 1, 9);
+        assert_eq!((beside.rows(), beside.new_positions(), beside.starts()), (2, 1, vec![9, 9]));
+        assert!(beside.has_float_pages() && beside.stays());
+        write_by_tables(&mut beside, &values);
+        beside.commit(); // of nothing
+        batch.commit();
+        assert_eq!(pool.len(b), Ok(i + 1));
+    }
+    assert_holds(&mut pool, a, &[1, 2, 3, 4, 5, 6, 7, 8]);
+    assert_holds(&mut pool, b, &[21, 22, 23]);
+}
+
+#[test]
+#[should_panic = "for kernels alone"]
+fn tables_on_a_device_are_for_kernels() {
+    let mut pool = pool(2, KvPlace::Device);
+    let pages = pool.shared_pages().unwrap();
+    let keys = positions(&[1], 0);
+    pages.batch(Tensor::zeros([1, 2], &Device::flex()), 1, 3).write(0, 0, keys.clone(), keys);
+}
+
+#[test]
+fn a_pool_begins_anew_when_nobody_is_there() {
+    for place in PLACES {
+        let mut pool = pool(4, place);
+        let id = pool.open(8).unwrap();
+        append(&mut pool, id, &[1, 2, 3, 4]).unwrap();
+        pool.publish(id, &[1]).unwrap();
+        assert_eq!(pool.renew(&Device::flex()), Err(CacheError::Open { sequences: 1 }));
+        assert_holds(&mut pool, id, &[1, 2, 3, 4]);
+        pool.close(id).unwrap();
+        assert_eq!(pool.published_prefix(&[&[1]]), 1);
+        pool.renew(&Device::flex()).unwrap();
+        assert_eq!(pool.published_prefix(&[&[1]]), 0);
+        let id = pool.open(16).unwrap();
+        append(&mut pool, id, &[5, 6, 7, 8, 9]).unwrap();
+        assert_holds(&mut pool, id, &[5, 6, 7, 8, 9]);
+    }
 }
 
 #[test]
@@ -80,8 +138,10 @@ fn pools_without_tensors_of_floats_ask_nobody_to_write() {
         let mut pool = KvPool::new(PoolConfig { place, ..config(2, storage) }, &Device::flex()).unwrap();
         let id = pool.open(4).unwrap();
         let mut batch = pool.batch(&[id], 1).unwrap();
-        assert!(!batch.has_float_pages());
+        assert!(!batch.has_float_pages() && !batch.stays());
         assert_eq!(batch.write_new(0, |_, _| -> Option<()> { panic!("{storage:?} was asked") }), None);
+        drop(batch);
+        assert!(pool.shared_pages().is_none());
     }
     let mut floats = pool(2, KvPlace::Device);
     let id = floats.open(4).unwrap();

@@ -199,12 +199,26 @@ pub(super) fn engine(subject: &Subject) -> Answer {
     let model = subject.block(&models::lookup_prefix(), device);
     let plain = |prompt: &Vec<u32>| generated(&model, &[prompt], &of_few_tokens(), device);
     let plain: Vec<Vec<u32>> = prompts().iter().flat_map(plain).collect();
-    let mut engine =
-        match Engine::new(model.clone(), EngineConfig { kv_budget: 4 << 20, ..EngineConfig::default() }, device) {
-            Ok(engine) => engine,
-            Err(error) => panic!("{error}"),
-        };
-    let submitted = prompts().map(|prompt| engine.submit(Request::new(prompt).with_max_new_tokens(NEW)));
+    let paged = generated_by_engine(&model, NEW, None, device);
+    vec![
+        behind_the_likeliest::<BlockTransformerConfig>("of the engine", &model, (&paged, NEW), device),
+        behind_the_likeliest::<BlockTransformerConfig>("of plain generation", &model, (&plain, NEW), device),
+    ]
+}
+
+/// What an engine says behind each of the [`prompts`], `n` tokens.
+fn generated_by_engine(
+    model: &BlockTransformer,
+    n: usize,
+    recorded_after: Option<usize>,
+    device: &Device,
+) -> Vec<Vec<u32>> {
+    let config = EngineConfig { kv_budget: 4 << 20, recorded_after, ..EngineConfig::default() };
+    let mut engine = match Engine::new(model.clone(), config, device) {
+        Ok(engine) => engine,
+        Err(error) => panic!("{error}"),
+    };
+    let submitted = prompts().map(|prompt| engine.submit(Request::new(prompt).with_max_new_tokens(n)));
     let requests = match submitted.into_iter().collect::<Result<Vec<_>, _>>() {
         Ok(requests) => requests,
         Err(error) => panic!("{error}"),
@@ -216,11 +230,7 @@ pub(super) fn engine(subject: &Subject) -> Answer {
         _ => {}
     });
     let of = |request: RequestId| events.iter().filter(|(id, _)| *id == request).map(|(_, token)| *token).collect();
-    let paged: Vec<Vec<u32>> = requests.into_iter().map(of).collect();
-    vec![
-        behind_the_likeliest::<BlockTransformerConfig>("of the engine", &model, (&paged, NEW), device),
-        behind_the_likeliest::<BlockTransformerConfig>("of plain generation", &model, (&plain, NEW), device),
-    ]
+    requests.into_iter().map(of).collect()
 }
 
 /// The same of texts whose tokens are found on the device, in static shapes.
@@ -228,9 +238,15 @@ pub(super) fn likeliest_on_device(subject: &Subject) -> Answer {
     likeliest_by(subject, DECODING, NEW)
 }
 
-/// The same where the device repeats what it recorded, if it can, of as many tokens as that takes.
+/// The same where the device repeats what it recorded, if it can, of as many tokens as that takes; and of an engine that does so.
 pub(super) fn likeliest_repeated(subject: &Subject) -> Answer {
-    likeliest_by(subject, DeviceDecoding { recorded_from: Some(1), ..DECODING }, 46)
+    const N: usize = 46;
+    let device = &subject.device;
+    let mut answer = likeliest_by(subject, DeviceDecoding { recorded_from: Some(1), ..DECODING }, N);
+    let model = subject.block(&models::lookup_prefix(), device);
+    let texts = generated_by_engine(&model, N, Some(0), device);
+    answer.push(behind_the_likeliest::<BlockTransformerConfig>("of an engine", &model, (&texts, N), device));
+    answer
 }
 
 const DECODING: DeviceDecoding = DeviceDecoding { tokens_per_read: None, static_shapes: true, recorded_from: None };

@@ -1,0 +1,242 @@
+//! New positions over the pages of a pool.
+
+use blockformer_cubecl::{MAX_KEYS, PagedPositions, attend_paged};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+
+use crate::support::{Sizes, attention, device, numbers, rotate, tensor, values};
+
+/// Sequences of a pool, of so many positions each, with pages in a disorderly order.
+pub(crate) struct Pool {
+    pub(crate) lens: Vec<usize>,
+    /// New positions of each.
+    pub(crate) new: usize,
+    pub(crate) page_length: usize,
+    pub(crate) n_pages: usize,
+    pub(crate) pages: Vec<Vec<usize>>,
+}
+
+impl Pool {
+    pub(crate) fn new(lens: &[usize], new: usize, page_length: usize) -> Self {
+        let of = |len: &usize| (len + new).div_ceil(page_length); // those of the new positions included
+        let n_pages = lens.iter().map(of).sum::<usize>() + 2;
+        let divides_both = |by: usize, step: usize| step.is_multiple_of(by) && n_pages.is_multiple_of(by);
+        let coprime = |step: &usize| (2..=*step).all(|by| !divides_both(by, *step));
+        let step = (2..).find(coprime).expect("a number that has no divisor in common with it");
+        let mut order = (0..n_pages).map(|i| (i * step + 1) % n_pages);
+        let pages = lens.iter().map(|len| order.by_ref().take(of(len)).collect()).collect();
+        Self { lens: lens.to_vec(), new, page_length, n_pages, pages }
+    }
+
+    /// The row of the pool where a position lies.
+    fn row(&self, sequence: usize, position: usize) -> usize {
+        self.pages[sequence][position / self.page_length] * self.page_length + position % self.page_length
+    }
+
+    pub(crate) fn tables(&self) -> Tensor<2, Int> {
+        let width = 1 + self.pages.iter().map(Vec::len).max().unwrap_or(0);
+        let table = |(len, pages): (&usize, &Vec<usize>)| {
+            let mut row: Vec<i32> = std::iter::once(len).chain(pages).map(|x| *x as i32).collect();
+            row.resize(width, 0);
+            row
+        };
+        let numbers: Vec<i32> = self.lens.iter().zip(&self.pages).flat_map(table).collect();
+        Tensor::from_data(TensorData::new(numbers, [self.lens.len(), width]), (&device(), DType::I32))
+    }
+}
+
+/// New positions of each sequence, compared with the definition; so is what the pool holds then.
+fn check_paged(pool: &Pool, [heads, kv_heads, head_dim]: [usize; 3], half: usize, types: [DType; 2], tolerance: f64) {
+    let [dtype, pool_type] = types;
+    let (rows, new) = (pool.lens.len(), pool.new);
+    let (width, kv_width) = ((heads + 2 * kv_heads) * head_dim, kv_heads * head_dim);
+    let longest = *pool.lens.iter().max().expect("sequences");
+    let shape = [pool.n_pages * pool.page_length, kv_width];
+    let held = |salt| tensor(&numbers(shape.iter().product(), salt), shape, pool_type);
+    let (mut keys, mut values_) = (held(30), held(31));
+    let mut expected_pool: [Vec<f64>; 2] = [values(held(30)), values(held(31))];
+    let table = |salt| tensor(&numbers((longest + new) * half, salt), [longest + new, half], DType::F32);
+    let rotation = (half > 0).then(|| (table(50), table(90)));
+    let turns: Option<[Vec<f64>; 2]> = rotation.as_ref().map(|(cos, sin)| [cos, sin].map(|x| values(x.clone())));
+    let qkv = tensor(&numbers(rows * new * width, 7), [rows, new, width], dtype).mul_scalar(2.0);
+    let projected = values(qkv.clone());
+    let mut expected = Vec::new();
+    for (row, position) in (0..rows).flat_map(|row| (0..new).map(move |position| (row, position))) {
+        let len = pool.lens[row] + position;
+        let turn = |head: usize| {
+            let head = &projected[((row * new + position) * width + head * head_dim)..][..head_dim];
+            match &turns {
+                Some(turns) => rotate(head, [0, 1].map(|of: usize| &turns[of][len * half..][..half])),
+                None => head.to_vec(),
+            }
+        };
+        let value = |kv: usize| {
+            projected[((row * new + position) * width + (heads + kv_heads + kv) * head_dim)..][..head_dim].to_vec()
+        };
+        let queries: Vec<f64> = (0..heads).flat_map(turn).collect();
+        for kv in 0..kv_heads {
+            let at = pool.row(row, len) * kv_width + kv * head_dim;
+            expected_pool[0][at..at + head_dim].copy_from_slice(&turn(heads + kv));
+            expected_pool[1][at..at + head_dim].copy_from_slice(&value(kv));
+        }
+        let [k, v] = [0, 1].map(|of: usize| {
+            let place = |i: usize| {
+                let (kv, position) = (i / (len + 1), i % (len + 1));
+                expected_pool[of][pool.row(row, position) * kv_width + kv * head_dim..][..head_dim].to_vec()
+            };
+            (0..kv_heads * (len + 1)).flat_map(place).collect::<Vec<f64>>()
+        });
+        let sizes = Sizes { batch: 1, heads, kv_heads, queries: 1, keys: len + 1, head_dim };
+        expected.extend(attention([&queries, &k, &v], &sizes));
+    }
+    let positions = PagedPositions {
+        qkv: &qkv,
+        rotation: rotation.as_ref().map(|(cos, sin)| (cos, sin)),
+        n_heads: heads,
+        head_dim,
+        tables: &pool.tables(),
+        page_length: pool.page_length,
+        longest,
+        stays: false,
+    };
+    let before = (keys.clone(), values(keys.clone()));
+    let mixed = attend_paged(positions, &mut keys, &mut values_).expect("there is a kernel");
+    assert_eq!((mixed.dims(), mixed.dtype()), ([rows, new, heads * head_dim], dtype));
+    let close = |got: Vec<f64>, expected: &[f64], what: &str| {
+        assert_eq!(got.len(), expected.len());
+        let error = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(error < tolerance, "{what} of {:?} and {new}, {heads} heads in {types:?}: {error}", pool.lens);
+    };
+    close(values(mixed), &expected, "mixed values");
+    close(values(keys), &expected_pool[0], "keys");
+    close(values(values_), &expected_pool[1], "values");
+    assert_eq!(values(before.0), before.1, "somebody else's pool was written");
+}
+
+#[test]
+fn new_positions_find_their_pages() {
+    for (lens, new, page_length, heads, half) in [
+        (vec![0], 1, 4, [1, 1, 3], 0),
+        (vec![7, 0, 8, 3], 1, 4, [4, 2, 17], 8),
+        (vec![5, 62, 63], 1, 16, [6, 1, 64], 32),
+        // Of several parts, one of which the shorter ones do not have; the last key of a part, and the first.
+        (vec![3, 2 * MAX_KEYS - 1, 2 * MAX_KEYS, 65], 1, 16, [4, 2, 33], 5),
+        (vec![MAX_KEYS, 1], 1, 7, [2, 2, 200], 25),
+        // Prompts, or pieces of them.
+        (vec![0], 9, 4, [2, 1, 17], 8),
+        (vec![6, 0], 5, 4, [4, 2, 33], 0),
+        (vec![MAX_KEYS - 2, 3], 70, 16, [2, 2, 8], 4),
+    ] {
+        let pool = Pool::new(&lens, new, page_length);
+        check_paged(&pool, heads, half, [DType::F32, DType::F32], 2e-5);
+        for (dtype, tolerance) in [(DType::F16, 8e-3), (DType::BF16, 6e-2)] {
+            if device().supports_dtype(dtype) {
+                check_paged(&pool, heads, half, [dtype, DType::F32], tolerance);
+                check_paged(&pool, heads, half, [dtype, dtype], tolerance);
+            }
+        }
+    }
+    // Pools of float16 serve models of any type.
+    let pool = Pool::new(&[7, 0, MAX_KEYS + 3], 1, 4);
+    for (dtype, tolerance) in [(DType::F32, 2e-3), (DType::BF16, 6e-2)] {
+        if device().supports_dtype(DType::F16) && device().supports_dtype(dtype) {
+            check_paged(&pool, [4, 2, 17], 8, [dtype, DType::F16], tolerance);
+        }
+    }
+}
+
+#[test]
+fn what_comes_of_a_position_does_not_depend_on_those_that_are_new_beside_it() {
+    let (heads, kv_heads, head_dim, page_length, n) = (4, 2, 20, 16, MAX_KEYS + 20);
+    let width = (heads + 2 * kv_heads) * head_dim;
+    let qkv = tensor(&numbers(n * width, 9), [1, n, width], DType::F32);
+    let table = |salt| tensor(&numbers(n * 5, salt), [n, 5], DType::F32);
+    let (cos, sin) = (table(50), table(90));
+    let run = |cuts: &[usize]| {
+        let empty = || Tensor::<2>::zeros([n.next_multiple_of(page_length) + 64, kv_heads * head_dim], &device());
+        let (mut keys, mut values_) = (empty(), empty());
+        let parts = cuts.windows(2).map(|cut| {
+            let (longest, new) = (cut[0], cut[1] - cut[0]);
+            let pool = Pool::new(&[0], n, page_length);
+            let tables = Pool { lens: vec![longest], ..pool }.tables();
+            let qkv = qkv.clone().narrow(1, longest, new);
+            let rotation = Some((&cos, &sin));
+            let of = PagedPositions {
+                qkv: &qkv,
+                rotation,
+                n_heads: heads,
+                head_dim,
+                tables: &tables,
+                page_length,
+                longest,
+                stays: false,
+            };
+            attend_paged(of, &mut keys, &mut values_).expect("there is a kernel")
+        });
+        let mixed = Tensor::cat(parts.collect(), 1);
+        (values(mixed), values(keys), values(values_))
+    };
+    let whole = run(&[0, n]);
+    assert_eq!(run(&[0, 16, 17, 18, 64, 65, n]), whole);
+}
+
+#[test]
+fn positions_in_pages_without_a_kernel_leave_the_pool_alone() {
+    let device = device();
+    let ones = Tensor::<3>::ones([2, 1, 3 * 8], &device);
+    let mut keys = Tensor::<2>::zeros([64, 8], &device);
+    let mut values_ = keys.clone();
+    let pool = Pool::new(&[5, 3], 1, 4);
+    let of = |qkv: &Tensor<3>, head_dim: usize, longest: usize, keys: &mut Tensor<2>, values: &mut Tensor<2>| {
+        let (tables, rotation) = (&pool.tables(), None);
+        let of = PagedPositions { qkv, rotation, n_heads: 1, head_dim, tables, page_length: 4, longest, stays: false };
+        attend_paged(of, keys, values).is_some()
+    };
+    assert!(!of(&ones, 8, 8, &mut keys, &mut values_), "more positions than there are pages for");
+    assert!(!of(&ones.clone().repeat_dim(1, 4), 8, 5, &mut keys, &mut values_), "a page too few");
+    assert!(!of(&ones.clone().narrow(0, 0, 1), 8, 5, &mut keys, &mut values_), "one sequence");
+    assert!(!of(&ones, 3, 5, &mut keys, &mut values_), "heads that do not fit");
+    let mut flex = Tensor::<2>::zeros([64, 8], &Device::flex());
+    assert!(!of(&ones, 8, 5, &mut flex.clone(), &mut flex), "a pool elsewhere");
+    assert_eq!(values(keys.clone()).iter().sum::<f64>(), 0.0);
+    assert!(of(&ones, 8, 5, &mut keys, &mut values_));
+    assert_eq!(values(keys).iter().sum::<f64>(), 16.0);
+}
+
+#[test]
+fn parts_that_take_too_much_are_left_to_others() {
+    let (new, head_dim, page_length) = (2049, 126, 64);
+    let attend = |longest: usize| {
+        let pool = Pool::new(&[longest], new, page_length);
+        let empty = || Tensor::<2>::zeros([pool.n_pages * page_length, head_dim], &device());
+        let qkv = Tensor::<3>::zeros([1, new, 3 * head_dim], &device());
+        let (tables, rotation) = (&pool.tables(), None);
+        let of =
+            PagedPositions { qkv: &qkv, rotation, n_heads: 1, head_dim, tables, page_length, longest, stays: false };
+        attend_paged(of, &mut empty(), &mut empty()).is_some()
+    };
+    // 2,049 positions, 64 parts, 128 numbers: more than 2²⁴.
+    assert!(!attend(64 * MAX_KEYS - new));
+}
+
+/// A claim of fewer positions than a table tells harms nobody else.
+#[test]
+fn no_position_is_written_beyond_those_that_were_claimed() {
+    let (head_dim, page_length) = (8, 4);
+    let pool = Pool { lens: vec![9, 2], new: 1, page_length, n_pages: 2, pages: vec![vec![0], vec![1]] };
+    let empty = || Tensor::<2>::zeros([2 * page_length, head_dim], &device());
+    let (mut keys, mut values_) = (empty(), empty());
+    for new in [1, 2] {
+        let qkv = Tensor::<3>::ones([2, new, 3 * head_dim], &device());
+        let (tables, rotation) = (&pool.tables(), None);
+        let of =
+            PagedPositions { qkv: &qkv, rotation, n_heads: 1, head_dim, tables, page_length, longest: 2, stays: false };
+        attend_paged(of, &mut keys, &mut values_).expect("there is a kernel");
+    }
+    let written = |x: &Tensor<2>| values(x.clone()).chunks(head_dim).map(|row| row[0]).collect::<Vec<_>>();
+    assert_eq!(
+        written(&keys),
+        [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0],
+        "the third and fourth positions of both pages"
+    );
+    assert_eq!(written(&values_), written(&keys));
+}
