@@ -338,8 +338,9 @@ Status enqueue(Stream *stream, std::function<Status()> step) {
 // The graph that is captured somewhere, if one is: CubeCL captures in the global mode, in which no thread may do what could wait for the device.
 std::atomic<Graph *> capturing = nullptr;
 
-bool forbidden() {
+bool forbidden(const char *call = __builtin_FUNCTION()) {
     Graph *graph = capturing;
+    if (graph && !graph->spoilt) fprintf(stderr, "emulated CUDA: %s spoils the graph that is captured\n", call);
     if (graph) graph->spoilt = true;
     return graph;
 }

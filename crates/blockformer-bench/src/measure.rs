@@ -5,7 +5,7 @@ mod run;
 use std::time::Duration;
 
 use blockformer_cpu::{CpuModel, CpuState, Profile};
-use blockformer_generate::Decoding;
+use blockformer_generate::{Decoding, EngineConfig};
 use blockformer_kv_cache::KvStorage;
 use blockformer_model::AnyModel;
 use burn::module::{Module, ModuleVisitor, Param};

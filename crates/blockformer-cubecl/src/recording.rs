@@ -2,9 +2,8 @@
 #![allow(unsafe_code)] // Repeats launches on the memory they were recorded with.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, ThreadId};
 
-use burn::tensor::{Device, Graph, Tensor, capture};
+use burn::tensor::{Device, Graph, StreamId, Tensor, capture};
 
 use crate::has_kernels;
 
@@ -106,12 +105,13 @@ impl<T: Recordable, U: Recordable> Recordable for (T, U) {
 /// **No other thread may use the device while [`new`](Self::new) works**: drivers refuse meanwhile, to every thread, what could
 /// wait for the device, and what that thread computes is lost, without a word until it is read. Afterwards they may.
 ///
-/// It can be sent to another thread and dropped there, but [repeats](Self::repeat) on the thread that made it alone, as its
-/// launches are in order with those of that thread.
+/// Whatever the work computes with has to come from the same stream, which without further ado is the thread, or the device does not
+/// record. It [repeats](Self::repeat) on that stream alone, as its launches are in order with what else is launched there; another
+/// thread can do so [on that stream](StreamId::executes).
 pub struct Recording<'a, I, T> {
     inputs: Arc<Mutex<I>>,
     work: Work<'a, T>,
-    thread: ThreadId,
+    stream: StreamId,
 }
 
 type Closure<'a, T> = Box<dyn FnMut() -> T + Send + 'a>;
@@ -141,7 +141,7 @@ impl<'a, I: Recordable + 'a, T: Recordable + 'a> Recording<'a, I, T> {
             Some(device) => Work::Recorded(Box::new(capture(&device, each_time))),
             None => Work::Done(each_time),
         };
-        Self { inputs, work, thread: thread::current().id() }
+        Self { inputs, work, stream: StreamId::current() }
     }
 
     /// Whether the device repeats what was recorded; otherwise the work is done as usual.
@@ -149,18 +149,18 @@ impl<'a, I: Recordable + 'a, T: Recordable + 'a> Recording<'a, I, T> {
         matches!(&self.work, Work::Recorded(graph) if graph.is_hardware())
     }
 
-    /// Whether this is the thread that made it.
-    pub fn is_of_this_thread(&self) -> bool {
-        self.thread == thread::current().id()
+    /// Whether this is the stream that made it.
+    pub fn is_of_this_stream(&self) -> bool {
+        self.stream == StreamId::current()
     }
 
     /// Does the work for these inputs; the outputs are the caller's to keep.
     ///
     /// # Panics
-    /// If inputs are of other sizes, on [another thread](Self::is_of_this_thread) than that which made it, or if the device
+    /// If inputs are of other sizes, on [another stream](Self::is_of_this_stream) than that which made it, or if the device
     /// fails.
     pub fn repeat(&mut self, inputs: I) -> T {
-        assert!(self.is_of_this_thread(), "a recording repeats on the thread that made it");
+        assert!(self.is_of_this_stream(), "a recording repeats on the stream that made it");
         match &mut self.work {
             Work::Recorded(graph) => {
                 if graph.is_hardware() {
@@ -171,7 +171,7 @@ impl<'a, I: Recordable + 'a, T: Recordable + 'a> Recording<'a, I, T> {
                 // SAFETY: What was recorded reads and writes memory of the device alone, none that Rust knows of. All of it
                 // stays: the work owns its tensors and lives as long as the graph, inputs and output are held here, what the
                 // work only borrows outlives `'a`, and CubeCL guards the pages of what it computed in between. It is
-                // repeated on the thread that recorded it, as was just asserted, so it is in order with what writes its
+                // repeated on the stream that recorded it, as was just asserted, so it is in order with what writes its
                 // inputs and reads its output.
                 // The next time changes what the output's memory holds.
                 unsafe { graph.replay() }.held()
@@ -195,16 +195,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_recording_repeats_on_its_own_thread_alone() {
+    fn a_recording_repeats_on_its_own_stream_alone() {
         let x = Tensor::<1>::from_floats([1.0], &Device::flex());
-        let mut recording = Recording::new(x.clone(), |x| x);
-        assert!(recording.is_of_this_thread());
+        let (mut recording, stream) = (Recording::new(x.clone(), |x| x), StreamId::current());
+        assert!(recording.is_of_this_stream());
         let elsewhere = move || {
-            let own = recording.is_of_this_thread();
-            drop(recording.repeat(x));
-            own
+            let there = recording.is_of_this_stream();
+            assert_eq!(stream.executes(|| recording.repeat(x.clone())).into_scalar::<f32>(), 1.0);
+            let repeated = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| recording.repeat(x)));
+            (there, repeated.is_ok())
         };
-        assert!(thread::spawn(elsewhere).join().is_err());
+        assert_eq!(std::thread::spawn(elsewhere).join().unwrap(), (false, false));
     }
 
     #[test]

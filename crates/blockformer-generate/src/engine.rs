@@ -10,11 +10,13 @@ mod prefill;
 mod recorded;
 
 use std::collections::{HashMap, VecDeque};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
 
 use blockformer_data::Tokenizer;
 use blockformer_kv_cache::{KvPool, PoolUsage};
-use burn::tensor::{Device, read_sync};
+use burn::tensor::{Device, StreamId, read_sync};
 
 use beams::BeamSearch;
 pub(crate) use config::Limits;
@@ -104,6 +106,8 @@ pub struct Engine<M: PagedModel> {
     tokenizer: Option<Arc<Tokenizer>>,
     pool: KvPool,
     recorded: Option<Recorded>,
+    /// Where recordings were made, if any are to be: everything is launched there then, whatever the thread.
+    stream: Option<StreamId>,
     next_id: u64,
     jobs: HashMap<RequestId, Job>,
     waiting: VecDeque<RequestId>,
@@ -131,6 +135,7 @@ impl<M: PagedModel> Engine<M> {
             device: device.clone(),
             tokenizer: None,
             pool,
+            stream: recorded.is_some().then(StreamId::current),
             recorded,
             next_id: 0,
             jobs: HashMap::new(),
@@ -211,6 +216,12 @@ impl<M: PagedModel> Engine<M> {
     ///
     /// The future must run to its end: if it is dropped before, requests that were running never end.
     pub async fn step_async(&mut self) -> Vec<(RequestId, Event)> {
+        let Some(stream) = self.stream else { return self.round().await };
+        let mut round = pin!(self.round());
+        poll_fn(|context| stream.executes(|| round.as_mut().poll(context))).await
+    }
+
+    async fn round(&mut self) -> Vec<(RequestId, Event)> {
         if let Err(error) = self.try_to_record() {
             // There is room for a block where none has been opened, so this is a fault of the engine.
             let ids: Vec<_> = self.jobs.keys().copied().collect();

@@ -40,8 +40,9 @@ pub struct EngineConfig {
     /// [the model](crate::PagedModel::recordable_take_in) and the device can and all tokens are drawn
     /// [on the device](Self::draw_on_device). A shape is a number of sequences, filled up to one of few, with the kinds of filters
     /// that they have, and the pages that a sequence has, up to the next power of two; recording one takes the time of some
-    /// rounds. `None`: never. The tokens are the same. While it records, **no other thread may use the device**, or what that computes is lost; and steps should all be
-    /// made on one thread, as recordings are made anew on another.
+    /// rounds. `None`: never. The tokens are the same. While it records, **no other thread may use the device**, or what that
+    /// computes is lost. The model should have been made on the thread that makes the engine, which may then step on any: devices
+    /// record nothing that computes with what [another stream](burn::tensor::StreamId) made.
     pub recorded_after: Option<usize>,
 }
 

@@ -6,7 +6,7 @@
 
 use std::iter::repeat;
 
-use blockformer_cubecl::{Choice, Narrowed, Recordable, Recording, Ways, draw, draw_each, draws};
+use blockformer_cubecl::{Choice, Narrowed, Recording, Ways, draw, draw_each, draws};
 use blockformer_kv_cache::{KvPool, PagedBatch, SharedPages};
 use blockformer_model::BlockLayout;
 use burn::tensor::{DType, Device, FloatDType, Int, IntDType, Tensor, TensorData};
@@ -263,11 +263,9 @@ impl<K, R> Default for Shelf<K, R> {
     }
 }
 
-impl<K: PartialEq, I: Recordable + 'static, T: Recordable + 'static> Shelf<K, Recording<'static, I, T>> {
+impl<K: PartialEq, R> Shelf<K, R> {
     /// Where the recording of this shape is, or is to be; nothing if it is to come more often first.
-    fn slot(&mut self, shape: K, after: usize) -> Option<&mut Option<Recording<'static, I, T>>> {
-        // Those of another thread do not repeat on this one.
-        self.slots.retain(|slot| slot.recording.as_ref().is_none_or(Recording::is_of_this_thread));
+    fn slot(&mut self, shape: K, after: usize) -> Option<&mut Option<R>> {
         let slot = self.slots.iter().position(|slot| slot.shape == shape).map(|at| self.slots.remove(at));
         let mut slot = slot.unwrap_or(Slot { shape, wanted: 0, recording: None });
         slot.wanted += 1;
