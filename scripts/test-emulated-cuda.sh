@@ -54,7 +54,11 @@ for part in "${parts[@]}"; do
             tests gpu_decode
             tests gpu_launches
             # And where no graph can be made of what was captured.
-            EMULATED_CUDA_FAIL_CAPTURE=1 BLOCKFORMER_TEST_NO_GRAPHS=1 tests gpu_decode repeated
+            EMULATED_CUDA_GRAPHS=0 BLOCKFORMER_TEST_NO_GRAPHS=1 tests gpu_decode repeated record
+            # Or of the first few alone: of an engine's trial, its first block and what takes it in.
+            for graphs in 1 2 3; do
+                EMULATED_CUDA_GRAPHS=$graphs BLOCKFORMER_TEST_NO_GRAPHS=1 tests gpu_decode a_capture_that_fails
+            done
             ;;
         device) emulated scripts/check-device.sh "$target/debug/blockformer" cuda:0 ;;
         report)
