@@ -110,9 +110,9 @@ pub struct MeasureOptions {
     pub seed: u64,
     /// Where the likeliest tokens of plain models are found; packed models find them where they compute.
     pub decoding: Decoding,
-    /// Whether an [`Engine`](blockformer_generate::Engine) generates, as a service has it, each sequence a request. Nothing is
-    /// [recorded](blockformer_generate::DeviceDecoding::recorded_from) then, tokens come a block at a time, the first of them too, and
-    /// where weights take two bytes, so do the numbers of keys and values if the device has float16.
+    /// Whether an [`Engine`](blockformer_generate::Engine) generates, as a service has it, each sequence a request. Tokens come a
+    /// block at a time then, the first of them too, and where weights take two bytes, so do the numbers of keys and values if the device has
+    /// float16. Where decoding is [recorded](blockformer_generate::DeviceDecoding::recorded_from), every run records anew, in its time.
     pub engine: bool,
 }
 
@@ -196,7 +196,7 @@ pub struct Measurement {
     pub batch: usize,
     /// Where tokens were found: `host`, which looks at each, or `device`, where all but the first are
     /// looked at some at a time; `device, recorded` if the device repeated a captured graph; `engine, host` and
-    /// `engine, device` if an engine generated them.
+    /// `engine, device` if an engine generated them, `engine, device, recorded` if it recorded.
     pub decoding: &'static str,
     /// Repeats that counted.
     pub repeats: usize,
@@ -350,6 +350,9 @@ fn summary(subject: &Subject<'_>, workload: &Workload, options: &MeasureOptions,
         new_tokens: workload.new_tokens,
         batch: options.batch,
         decoding: match (subject.model, options.decoding) {
+            (Model::Plain(_), Decoding::Device(_)) if options.engine && runs.iter().all(|run| run.recorded) => {
+                "engine, device, recorded"
+            }
             (Model::Plain(_), Decoding::Device(_)) if options.engine => "engine, device",
             _ if options.engine => "engine, host",
             (Model::Plain(_), Decoding::Device(_)) if runs.iter().all(|run| run.recorded) => "device, recorded",

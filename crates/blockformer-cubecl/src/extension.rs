@@ -303,7 +303,8 @@ pub(crate) fn has_kernels<const D: usize>(x: &Tensor<D>) -> bool {
 
 /// Whether [`KERNELS_OFF_VARIABLE`] leaves a kernel out.
 fn is_off(kernel: &str) -> bool {
-    const KERNELS: [&str; 6] = ["norm", "product", "attend_new", "attend_paged", "local_attention", "draw"];
+    const KERNELS: [&str; 8] =
+        ["norm", "product", "attend_new", "attend_paged", "local_attention", "draw", "write_rows", "copy_rows"];
     static OFF: OnceLock<Vec<&str>> = OnceLock::new();
     let off = OFF.get_or_init(|| {
         let given = std::env::var(KERNELS_OFF_VARIABLE).unwrap_or_default();
@@ -405,6 +406,11 @@ pub(crate) fn attend_paged(
 /// Whether [`attend_paged`] takes pages like these, with so many query heads of all new positions.
 pub(crate) fn takes_pages(pages: &Tensor<2>, heads: usize) -> bool {
     !is_off("attend_paged") && has_kernels(pages) && launches_cubes(pages, heads)
+}
+
+/// Whether rows of a tensor like this one are written and copied.
+pub(crate) fn writes_rows(target: &Tensor<2>) -> bool {
+    !is_off("write_rows") && !is_off("copy_rows") && has_kernels(target)
 }
 
 pub(crate) fn write_rows(target: &mut Tensor<2>, to: usize, rows: Tensor<2>, stays: bool) {

@@ -204,7 +204,8 @@ pub struct PagedPositions<'a> {
     pub page_length: usize,
     /// The most positions that one of the sequences holds. A sequence that `tables` says holds more is taken for one of so many.
     pub longest: usize,
-    /// Whether the pool has to stay where it is, as captured graphs write there: one that somebody else holds is a panic then.
+    /// Whether the pool has to stay where it is, as captured graphs write there: one that somebody else holds is an error of the device
+    /// then, which shows where what comes of it is read.
     pub stays: bool,
 }
 
@@ -250,11 +251,11 @@ pub fn attend_paged(positions: PagedPositions<'_>, keys: &mut Tensor<2>, values:
 }
 
 /// Whether [`attend_paged`] has a kernel for one new position of each of some sequences, with so many query heads altogether and up to
-/// `keys` keys each, if shapes fit.
+/// `keys` keys each, if shapes fit, and [`write_rows`] and [`copy_rows`] have one for pages.
 pub fn takes_pages(pages: &Tensor<2>, heads: usize, keys: usize) -> bool {
     #[cfg(feature = "_kernels")]
     {
-        keys <= MAX_HELD && pages.dims()[0] <= MAX_POOL_ROWS && extension::takes_pages(pages, heads)
+        keys <= MAX_HELD && writes_rows(pages) && extension::takes_pages(pages, heads)
     }
     #[cfg(not(feature = "_kernels"))]
     {
@@ -263,8 +264,21 @@ pub fn takes_pages(pages: &Tensor<2>, heads: usize, keys: usize) -> bool {
     }
 }
 
+/// Whether rows of a tensor like this one are written by kernels.
+fn writes_rows(target: &Tensor<2>) -> bool {
+    #[cfg(feature = "_kernels")]
+    {
+        target.dims()[0] <= MAX_POOL_ROWS && extension::writes_rows(target)
+    }
+    #[cfg(not(feature = "_kernels"))]
+    {
+        let _ = target;
+        false
+    }
+}
+
 /// Writes `rows`, in the target's type, over those of `target` from row `to` on, in place: a target that somebody else holds is copied
-/// first, or, if it has to stay where it is (`stays`), a panic. False, with nothing written, where there is no kernel.
+/// first, or, if it has to stay where it is (`stays`), an error of the device, which shows where the target is read. False, with nothing written, where there is no kernel.
 ///
 /// # Shapes
 /// - `rows`: `[n, columns]`; `target`: `[all, columns]`
@@ -274,7 +288,7 @@ pub fn takes_pages(pages: &Tensor<2>, heads: usize, keys: usize) -> bool {
 pub fn write_rows(target: &mut Tensor<2>, to: usize, rows: &Tensor<2>, stays: bool) -> bool {
     let ([n, columns], [all, width]) = (rows.dims(), target.dims());
     assert!(columns == width && to + n <= all, "{n} rows of {columns} from row {to} on of [{all}, {width}]");
-    if !has_kernels(target) || !has_kernels(rows) || all > MAX_POOL_ROWS {
+    if !writes_rows(target) || !has_kernels(rows) {
         return false;
     }
     #[cfg(feature = "_kernels")]
@@ -293,7 +307,7 @@ pub fn copy_rows(target: &mut Tensor<2>, from: Range<usize>, to: usize, stays: b
     let ([all, _], n) = (target.dims(), from.len());
     let apart = to >= from.end || to + n <= from.start;
     assert!(from.end <= all && to + n <= all && apart, "rows {from:?} to row {to} of {all}");
-    if !has_kernels(target) || all > MAX_POOL_ROWS {
+    if !writes_rows(target) {
         return false;
     }
     #[cfg(feature = "_kernels")]
@@ -536,7 +550,12 @@ impl Ways {
             let top_k = top_k.unwrap_or(vocab_size).min(vocab_size);
             // A share of nothing is still the likeliest token.
             let top_p = (top_p.unwrap_or(1.0) as f32).max(f32::MIN_POSITIVE);
-            numbers.extend([1.0 / temperature as f32, top_k as f32, top_p, min_p.unwrap_or(0.0) as f32]);
+            numbers.extend([
+                (1.0 / temperature as f32).max(f32::MIN_POSITIVE), // 0 is for the likeliest
+                top_k as f32,
+                top_p,
+                min_p.unwrap_or(0.0) as f32,
+            ]);
             narrowed.by_top_k |= top_k < vocab_size;
             narrowed.by_top_p |= top_p < 1.0;
         }

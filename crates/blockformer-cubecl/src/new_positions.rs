@@ -243,7 +243,8 @@ fn together_kernel<F: Float>(
 /// A cache to write in place: a copy, if others hold it too.
 ///
 /// # Panics
-/// If they do and it has to stay where it is, as graphs write there.
+/// If they do and it has to stay where it is, as graphs write there. Fusion makes an error of the outputs of it, that shows where
+/// they are read.
 pub(crate) fn owned(cache: CubeTensor, stays: bool) -> CubeTensor {
     if cache.can_mut() && cache.is_nonoverlapping() {
         return cache;

@@ -1,6 +1,8 @@
 //! Work that is launched once and then repeated by one call.
 #![allow(unsafe_code)] // Repeats launches on the memory they were recorded with.
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::{Device, Graph, StreamId, Tensor, capture};
@@ -111,37 +113,60 @@ impl<T: Recordable, U: Recordable> Recordable for (T, U) {
 pub struct Recording<'a, I, T> {
     inputs: Arc<Mutex<I>>,
     work: Work<'a, T>,
+    panic: Panic,
     stream: StreamId,
 }
 
-type Closure<'a, T> = Box<dyn FnMut() -> T + Send + 'a>;
+/// Nothing if the work has panicked.
+type Closure<'a, T> = Box<dyn FnMut() -> Option<T> + Send + 'a>;
+
+/// What a panic of the work came with.
+type Panic = Arc<Mutex<Option<Box<dyn Any + Send>>>>;
 
 enum Work<'a, T> {
-    Recorded(Box<Graph<T, Closure<'a, T>>>),
+    Recorded(Box<Graph<Option<T>, Closure<'a, T>>>),
     Done(Closure<'a, T>),
 }
 
-/// What a panic has left behind is still the inputs that were.
-fn lock<I>(inputs: &Mutex<I>) -> MutexGuard<'_, I> {
-    inputs.lock().unwrap_or_else(PoisonError::into_inner)
+/// What a panic has left behind is still what it was.
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Goes on with a panic of the work, if there was one.
+fn resume(panic: &Panic) {
+    if let Some(panic) = lock(panic).take() {
+        resume_unwind(panic);
+    }
 }
 
 impl<'a, I: Recordable + 'a, T: Recordable + 'a> Recording<'a, I, T> {
     /// Does `work` three times, for kernels to be tuned and memory to be found, and records it. `inputs` are of the sizes that
     /// all later ones have. On a device without [kernels](Recordable::can_be_held) nothing is done yet.
+    ///
+    /// Memory that the work writes in place has to stay what it was as long as the recording lives: other tensors in its stead,
+    /// behind a lock that the work shares, would not be seen.
+    ///
+    /// # Panics
+    /// If the work does.
     pub fn new(inputs: I, mut work: impl FnMut(I) -> T + Send + 'a) -> Self {
         let device = inputs.device().filter(|_| inputs.can_be_held());
         let inputs = Arc::new(Mutex::new(if device.is_some() { inputs.held() } else { inputs }));
         let given = Arc::clone(&inputs);
+        let panic = Panic::default();
+        let told = Arc::clone(&panic);
+        // A panic may not leave the device recording.
         let each_time: Closure<'a, T> = Box::new(move || {
             let inputs = lock(&given).clone();
-            work(inputs)
+            let done = lock(&told).is_none().then(|| catch_unwind(AssertUnwindSafe(|| work(inputs))));
+            done?.map_err(|panic| *lock(&told) = Some(panic)).ok()
         });
         let work = match device {
             Some(device) => Work::Recorded(Box::new(capture(&device, each_time))),
             None => Work::Done(each_time),
         };
-        Self { inputs, work, stream: StreamId::current() }
+        resume(&panic);
+        Self { inputs, work, panic, stream: StreamId::current() }
     }
 
     /// Whether the device repeats what was recorded; otherwise the work is done as usual.
@@ -157,11 +182,11 @@ impl<'a, I: Recordable + 'a, T: Recordable + 'a> Recording<'a, I, T> {
     /// Does the work for these inputs; the outputs are the caller's to keep.
     ///
     /// # Panics
-    /// If inputs are of other sizes, on [another stream](Self::is_of_this_stream) than that which made it, or if the device
+    /// If the work does, if inputs are of other sizes, on [another stream](Self::is_of_this_stream) than that which made it, or if the device
     /// fails.
     pub fn repeat(&mut self, inputs: I) -> T {
         assert!(self.is_of_this_stream(), "a recording repeats on the stream that made it");
-        match &mut self.work {
+        let output = match &mut self.work {
             Work::Recorded(graph) => {
                 if graph.is_hardware() {
                     lock(&self.inputs).write_over(&inputs);
@@ -180,6 +205,11 @@ impl<'a, I: Recordable + 'a, T: Recordable + 'a> Recording<'a, I, T> {
                 *lock(&self.inputs) = inputs;
                 each_time()
             }
+        };
+        resume(&self.panic);
+        match output {
+            Some(output) => output,
+            None => unreachable!("the work has given something or panicked"),
         }
     }
 }
@@ -202,10 +232,22 @@ mod tests {
         let elsewhere = move || {
             let there = recording.is_of_this_stream();
             assert_eq!(stream.executes(|| recording.repeat(x.clone())).into_scalar::<f32>(), 1.0);
-            let repeated = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| recording.repeat(x)));
+            let repeated = catch_unwind(AssertUnwindSafe(|| recording.repeat(x)));
             (there, repeated.is_ok())
         };
         assert_eq!(std::thread::spawn(elsewhere).join().unwrap(), (false, false));
+    }
+
+    #[test]
+    fn a_panic_of_the_work_goes_on_and_leaves_it_as_it_was() {
+        let device = Device::flex();
+        let number = |x: f32| Tensor::<1>::from_floats([x], &device);
+        let mut recording = Recording::new(number(0.0), |x: Tensor<1>| {
+            assert!(x.clone().into_scalar::<f32>() < 5.0, "too much");
+            x
+        });
+        let mut repeat = |x| catch_unwind(AssertUnwindSafe(|| recording.repeat(number(x)).into_scalar::<f32>())).ok();
+        assert_eq!([1.0, 7.0, 2.0].map(&mut repeat), [Some(1.0), None, Some(2.0)]);
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub(crate) use config::Limits;
 pub use config::{EngineConfig, Speculation};
 use job::{Job, Prefill, Row, Sample};
 use recorded::Recorded;
+pub use recorded::RecordingState;
 
 use crate::{Event, FinishReason, GenerateError, PagedModel, Request};
 
@@ -54,6 +55,8 @@ pub struct EngineStats {
     /// Passes that a device did by repeating what it had recorded ([`EngineConfig::recorded_after`]): one that decodes a block
     /// of all sequences, and one that takes it in.
     pub repeated_passes: u64,
+    /// Whether it records.
+    pub recording: RecordingState,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -106,6 +109,7 @@ pub struct Engine<M: PagedModel> {
     tokenizer: Option<Arc<Tokenizer>>,
     pool: KvPool,
     recorded: Option<Recorded>,
+    recording: RecordingState,
     /// Where recordings were made, if any are to be: everything is launched there then, whatever the thread.
     stream: Option<StreamId>,
     next_id: u64,
@@ -125,9 +129,9 @@ impl<M: PagedModel> Engine<M> {
     /// [`GenerateError::Cache`] if the budget is less than one page or the device cannot store keys and values as asked for, [`GenerateError::Sampling`] if a limit is zero.
     pub fn new(model: M, config: EngineConfig, device: &Device) -> Result<Self, GenerateError> {
         config.validate()?;
-        let mut pool = KvPool::new(model.pool_config(config.page_blocks, config.kv_budget, config.kv_storage), device)?;
+        let pool = KvPool::new(model.pool_config(config.page_blocks, config.kv_budget, config.kv_storage), device)?;
         let limits = Limits::new(&model, &config, &pool, device);
-        let recorded = Recorded::new(&model, &config, &mut pool);
+        let (recorded, recording) = Self::recordings(&model, &config, &pool);
         Ok(Self {
             model,
             config,
@@ -137,6 +141,7 @@ impl<M: PagedModel> Engine<M> {
             pool,
             stream: recorded.is_some().then(StreamId::current),
             recorded,
+            recording,
             next_id: 0,
             jobs: HashMap::new(),
             waiting: VecDeque::new(),
@@ -222,11 +227,7 @@ impl<M: PagedModel> Engine<M> {
     }
 
     async fn round(&mut self) -> Vec<(RequestId, Event)> {
-        if let Err(error) = self.try_to_record() {
-            // There is room for a block where none has been opened, so this is a fault of the engine.
-            let ids: Vec<_> = self.jobs.keys().copied().collect();
-            ids.into_iter().for_each(|id| self.fail(id, error.clone()));
-        }
+        self.try_to_record();
         self.admit();
         self.prefill();
         self.decode().await;
@@ -255,6 +256,7 @@ impl<M: PagedModel> Engine<M> {
             drafted_tokens: self.counters.drafted,
             accepted_tokens: self.counters.accepted,
             verifications: self.counters.verifications,
+            recording: self.recording,
             repeated_passes: self.counters.repeated + self.recorded.as_ref().map_or(0, Recorded::repeats),
         }
     }
@@ -295,13 +297,20 @@ impl<M: PagedModel> Engine<M> {
         let ids: Vec<_> = prefilling.chain(decoding).collect();
         ids.into_iter().for_each(|id| self.fail(id, GenerateError::CacheLost));
         self.stop_recording();
-        let renewed = self.pool.renew(&self.device);
-        debug_assert!(renewed.is_ok(), "{renewed:?}");
+        self.renew_pool();
+    }
+
+    /// Allocates the pool anew, whose keys and values are lost; nothing is in it.
+    fn renew_pool(&mut self) {
+        if let Err(error) = self.pool.renew(&self.device) {
+            unreachable!("all sequences were closed: {error}");
+        }
     }
 
     /// Gives up what was recorded.
     fn stop_recording(&mut self) {
         self.counters.repeated += self.recorded.take().map_or(0, |recorded| recorded.repeats());
+        self.recording = RecordingState::Failed;
     }
 
     /// Ends a request with an error.

@@ -56,7 +56,7 @@ mod vanilla;
 pub use any::AnyState;
 pub use block::BlockState;
 pub use decoding::{Decoding, DeviceDecoding};
-pub use engine::{Engine, EngineConfig, EngineStats, RequestId, Speculation};
+pub use engine::{Engine, EngineConfig, EngineStats, RecordingState, RequestId, Speculation};
 pub use error::GenerateError;
 pub use generate::{GenerateOptions, Generation, Rounds, generate};
 pub use language_model::{LanguageModel, RecordableStep, RecordableSteps, likeliest};

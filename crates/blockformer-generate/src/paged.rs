@@ -4,6 +4,7 @@ mod any;
 mod block;
 mod vanilla;
 
+use blockformer_cubecl::MAX_HELD;
 use blockformer_kv_cache::{KvStorage, PagedBatch, PoolConfig, SharedPages};
 use blockformer_model::BlockLayout;
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
@@ -178,8 +179,9 @@ pub trait PagedModel {
     fn context_embeddings(&self, blocks: Blocks<'_>) -> Tensor<2>;
 }
 
-/// The most positions that a sequence of so many pages holds before one more, which has a place in the rotary tables.
+/// The most positions that a sequence of so many pages holds before one more, which has a place in the rotary tables and among
+/// those that kernels attend to.
 pub(crate) fn longest(pages: &SharedPages, most_pages: usize, max_positions: Option<usize>) -> usize {
-    let positions = most_pages * pages.config().page_length;
+    let positions = (most_pages * pages.config().page_length).min(MAX_HELD);
     max_positions.map_or(positions, |max| positions.min(max)).saturating_sub(1)
 }

@@ -1,6 +1,6 @@
 //! A stack of layers.
 
-use blockformer_cubecl::{has_kernels, takes_counts, takes_pages};
+use blockformer_cubecl::{has_kernels, takes_counts};
 use blockformer_kv_cache::{CacheConfig, KvCache, KvPlace, KvStorage, PagedBatch, PoolConfig, SharedPages};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
@@ -104,9 +104,11 @@ impl Transformer {
     /// holds, so that a device may be told by [tables](SharedPages::batch) where they lie.
     pub fn takes_tables(&self, pages: &SharedPages, rows: usize, longest: usize) -> bool {
         let reaches = self.max_positions().is_none_or(|max| longest < max);
-        let (Some(layer), Some(sample)) = (self.layers.first(), pages.sample()) else { return false };
-        let (heads, weight) = (layer.attention.n_heads(), layer.attention.qkv.weight.val());
-        reaches && has_kernels(&weight) && takes_pages(&sample, rows * heads, longest + 1)
+        reaches
+            && self.layers.first().is_some_and(|layer| {
+                let (heads, weight) = (layer.attention.n_heads(), layer.attention.qkv.weight.val());
+                has_kernels(&weight) && pages.have_kernels(rows * heads, longest + 1)
+            })
     }
 
     /// Features of the residual stream.

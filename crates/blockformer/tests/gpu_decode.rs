@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use blockformer::ServingModel;
 use blockformer::generate::{
     Alignment, Completion, Decoding, DeviceDecoding, Engine, EngineConfig, EngineThread, EventStream, GenerateError,
-    GenerateOptions, PagedModel, Request, Rounds, Sampling, generate,
+    GenerateOptions, PagedModel, RecordingState, Request, Rounds, Sampling, Speculation, generate,
 };
 use blockformer::kv_cache::KvStorage;
 use blockformer::model::AnyModel;
@@ -172,45 +172,58 @@ fn an_engine_that_repeats_what_it_recorded_says_what_one_says_that_launches() {
     let llama = style(TransformerConfig::llama(32, 1, 4).with_n_kv_heads(2));
     let device = device();
     let warm = Sampling { temperature: 1.1, top_k: Some(40), top_p: Some(0.95), seed: 3, ..Sampling::default() };
-    let requests = |sampling: &Sampling| {
+    let requests = |sampling: &Sampling, more: bool| {
         let request = |(len, n): (u32, usize)| {
             let prompt: Vec<u32> = (0..len).map(|i| (i * 7 + i * i + len) % 96).collect();
             Request::new(prompt).with_max_new_tokens(n).with_sampling(sampling.clone())
         };
         let mut requests: Vec<_> = [(6, 40), (37, 21), (8, 60), (3, 5), (6, 44), (11, 30)].map(request).into();
+        requests[1].stop_tokens = (0..96).step_by(7).collect();
         requests[2].n = if sampling.is_greedy() { 1 } else { 2 };
         requests[4].sampling = Sampling { temperature: 0.7, seed: 8, ..Sampling::default() };
         requests[5].beams = sampling.is_greedy().then_some(2);
+        if more {
+            // To the end of the context, and more sequences than kernels multiply at once.
+            requests.extend([(70, 58), (9, 33), (10, 34), (13, 35), (14, 36), (15, 37)].map(request));
+        }
         requests
     };
-    for (model, alignment, kv_storage) in [
-        (block_model(neox.clone(), 128), Alignment::PadFirstBlock, KvStorage::Float16),
-        (block_model(llama.clone(), 128), Alignment::ForceRest, KvStorage::Float32),
-        (vanilla_model(llama, 128), Alignment::PadFirstBlock, KvStorage::Float32),
-        (cross_attention_model(neox, 128), Alignment::PadFirstBlock, KvStorage::Float32),
+    let float32 = KvStorage::Float32;
+    let padded = Alignment::PadFirstBlock;
+    for (model, alignment, kv_storage, page_blocks, more) in [
+        (block_model(neox.clone(), 128), padded, KvStorage::Float16, 2, true),
+        (block_model(llama.clone(), 128), Alignment::ForceRest, float32, 3, false),
+        (vanilla_model(llama, 128), padded, float32, 16, false),
+        (cross_attention_model(neox, 128), padded, float32, 2, false),
     ] {
         let model = model.to_device(&device);
+        // Of those without a rest some guess, and some have all recorded ahead.
+        let speculation = (page_blocks == 3).then_some(Speculation::default());
         for sampling in [Sampling::greedy(), warm.clone()] {
-            let run = |recorded_after| {
-                let config = EngineConfig {
-                    kv_budget: 1 << 20,
-                    page_blocks: 2,
-                    kv_storage,
-                    alignment,
-                    ..EngineConfig::default()
-                };
-                let mut engine =
-                    Engine::new(&model, EngineConfig { recorded_after, ..config }, &device).expect("a pool");
+            let run = |recorded_after: Option<usize>| {
+                let config =
+                    EngineConfig { kv_budget: 1 << 20, page_blocks, kv_storage, alignment, ..EngineConfig::default() };
+                let config = EngineConfig { recorded_after, speculation, max_batch: 16, ..config };
+                let mut engine = Engine::new(&model, config, &device).expect("a pool");
+                if more {
+                    engine.record_ahead();
+                }
                 let (mut events, mut ids) = (Vec::new(), Vec::new());
-                for request in requests(&sampling) {
+                for request in requests(&sampling, more) {
                     ids.push(engine.submit(request).expect("a request that fits"));
                     events.extend(engine.step());
-                    events.extend(engine.step());
+                    if !more {
+                        events.extend(engine.step());
+                    }
                 }
+                assert!(engine.cancel(ids[4]), "it is running");
                 engine.run(|id, event| events.push((id, event)));
                 let of = |id| events.iter().filter(move |(of, _)| *of == id).map(|(_, event)| event.clone());
                 let said = |id| Completion::from_events(of(id)).expect("tokens").samples;
-                (ids.into_iter().map(said).collect::<Vec<_>>(), engine.stats().repeated_passes)
+                let stats = engine.stats();
+                let known = cfg!(feature = "cuda") && std::env::var_os("BLOCKFORMER_TEST_NO_GRAPHS").is_none();
+                assert!(recorded_after.is_none() || !known || stats.recording == RecordingState::Works, "{stats:?}");
+                (ids.into_iter().map(said).collect::<Vec<_>>(), stats.repeated_passes)
             };
             let (expected, none) = run(None);
             assert_eq!(none, 0);
@@ -295,8 +308,13 @@ fn a_capture_that_fails_harms_nobody_who_comes_later() {
         assert!(got == expected || got == Err(GenerateError::CacheLost), "{got:?} instead of {expected:?}");
     }
     assert!(lost < 6, "those that wait are served");
-    let fails = std::env::var("EMULATED_CUDA_GRAPHS").is_ok();
-    assert!(fails || (lost == 0 && (!cfg!(feature = "cuda") || passes > 8)));
+    match std::env::var("EMULATED_CUDA_GRAPHS").as_deref() {
+        // A trial that fails, or a block, loses nothing; what takes a block in of three does.
+        Ok("0" | "1") => assert_eq!(lost, 0),
+        Ok("2") => assert!(lost > 0),
+        Ok(_) => {}
+        Err(_) => assert!(lost == 0 && (!cfg!(feature = "cuda") || passes > 8)),
+    }
 }
 
 /// A few rows at a time, as in decoding, behind more rows than kernels take at once.

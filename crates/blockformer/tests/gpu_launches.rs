@@ -74,10 +74,10 @@ fn a_pool_is_written_in_place(device: &Device) {
     assert_eq!(launches(5, 1, true), 3, "keys and values of somebody else are copied");
 }
 
-/// Kernels launched for a block of all rows of an engine.
-fn of_engine(model: AnyModel, rows: usize, device: &Device) -> usize {
+/// Kernels launched for a block of all rows of an engine, and the passes that were repeated for it.
+fn of_engine(model: AnyModel, rows: usize, recorded_after: Option<usize>, device: &Device) -> (usize, u64) {
     let model = model.to_device(device);
-    let config = EngineConfig { kv_budget: 1 << 20, ..EngineConfig::default() };
+    let config = EngineConfig { kv_budget: 1 << 20, recorded_after, ..EngineConfig::default() };
     let mut engine = Engine::new(model, config, device).expect("a pool of some pages");
     for row in 0..rows {
         let prompt: Vec<u32> = (0..8 + 4 * row as u32).map(|i| (i * 7 + i * i) % 96).collect();
@@ -86,6 +86,7 @@ fn of_engine(model: AnyModel, rows: usize, device: &Device) -> usize {
     (0..3).for_each(|_| drop(engine.step())); // when all is compiled and tuned, and everybody there
     let sync = || device.sync().expect("a device that works");
     sync();
+    let before = engine.stats().repeated_passes;
     let (events, kernels) = observe_kernels(Observe::Launches, || {
         let events = engine.step();
         sync();
@@ -99,20 +100,23 @@ fn of_engine(model: AnyModel, rows: usize, device: &Device) -> usize {
     for kernel in &kernels {
         println!("{:6} {}", kernel.launches, kernel.kernel);
     }
-    kernels.iter().map(|kernel| kernel.launches).sum()
+    (kernels.iter().map(|kernel| kernel.launches).sum(), engine.stats().repeated_passes - before)
 }
 
 fn an_engine_launches_as_many_whatever_its_rows(device: &Device) {
     let model = |n_layers| block_model(TransformerConfig::gpt_neox(32, n_layers, 4), 128);
     // The first pass of a block has two positions of each: eight rows, as many as the kernels of products take.
-    let (one, four, two_layers) =
-        (of_engine(model(1), 1, device), of_engine(model(1), 4, device), of_engine(model(2), 4, device));
+    let launches = |n_layers, rows| of_engine(model(n_layers), rows, None, device).0;
+    let (one, four, two_layers) = (launches(1, 1), launches(1, 4), launches(2, 4));
     println!("an engine: {one} launches a block, {four} for four rows, {two_layers} with two layers");
     if std::env::var_os(KERNELS_OFF_VARIABLE).is_none() {
         // Of what Burn fuses as it sees fit, a few may come or go.
         assert!(four.abs_diff(one) <= 2, "four rows launch {four}, one row {one}");
         assert!((two_layers - four).abs_diff(25) <= 2, "a layer adds {} launches to a block", two_layers - four);
     }
+    let (recorded, passes) = of_engine(model(2), 4, Some(0), device);
+    println!("an engine that records: {recorded} launches a block of two layers and {passes} repeated passes");
+    assert!(passes == 0 || recorded <= 12, "{recorded} launches beside {passes} repeated passes");
 }
 
 #[test]

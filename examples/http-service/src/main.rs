@@ -36,7 +36,8 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let (config, model, tokenizer) = blockformer::open(arguments.model.as_deref(), &device)?;
     // Any `PagedModel` will do here; this one has kernels of its own on a CPU.
     let model = ServingModel::new(&config, model, &device)?;
-    let engine = Engine::new(model, arguments.engine(&config, &device), &device)?;
+    let mut engine = Engine::new(model, arguments.engine(&config, &device), &device)?;
+    engine.record_ahead();
     let service = Arc::new(Service::new(engine, tokenizer, arguments.service(&config)));
     let runtime = Runtime::new()?;
     let ended = runtime.block_on(listen(arguments, service));

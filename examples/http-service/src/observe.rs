@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use blockformer::generate::EngineStats;
+use blockformer::generate::{EngineStats, RecordingState};
 
 use crate::error::ApiError;
 use crate::service::{Phase, Service};
@@ -32,6 +32,7 @@ pub(crate) async fn metrics(State(service): State<Arc<Service>>) -> Result<Respo
 
 fn prometheus(stats: &EngineStats) -> String {
     let EngineStats { waiting, prefilling, running, pool, block_cache, .. } = *stats;
+    let recording = stats.recording == RecordingState::Works;
     let gauges = [
         ("requests_waiting", "Requests that wait for room.", waiting),
         ("requests_prefilling", "Requests whose prompts are being taken in.", prefilling),
@@ -42,6 +43,7 @@ fn prometheus(stats: &EngineStats) -> String {
         ("kv_free_bytes", "Bytes of the pool with nothing in them.", pool.free),
         ("kv_peak_bytes", "The most of the pool that was ever used at once.", pool.peak),
         ("block_cache_bytes", "Bytes of the token decoder's cache.", block_cache),
+        ("recording", "Whether the device records rounds and repeats them.", usize::from(recording)),
     ];
     let counters = [
         ("generated_tokens_total", "Tokens drawn.", stats.generated_tokens),

@@ -68,7 +68,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "BOOL")]
     recorded: Option<bool>,
     /// Let an engine generate, as a service has it, each sequence a request
-    #[arg(long, conflicts_with_all = ["memory_budget", "recorded"])]
+    #[arg(long, conflicts_with = "memory_budget")]
     engine: bool,
     /// A model's loss in nats a token, for the picture of throughput and loss
     #[arg(long, value_name = "NAME=LOSS", value_parser = loss)]

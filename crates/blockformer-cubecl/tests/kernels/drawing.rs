@@ -41,8 +41,9 @@ fn expected(logits: &[f32], uniform: f32, filters: &Filters) -> (i64, f64) {
     (drawn.unwrap(), nearest)
 }
 
-const FILTERS: [Filters; 9] = [
+const FILTERS: [Filters; 10] = [
     PLAIN,
+    Filters { temperature: 1e300, ..PLAIN },
     Filters { temperature: 0.6, ..PLAIN },
     Filters { top_k: Some(1), ..PLAIN },
     Filters { top_k: Some(7), ..PLAIN },
@@ -77,16 +78,16 @@ fn drawn_tokens_are_those_of_the_definition() {
 fn rows_are_drawn_each_in_its_own_way() {
     for (vocab_size, dtype) in [(1, DType::F32), (300, DType::F32), (1009, DType::F16)] {
         let choices: Vec<Choice> =
-            FILTERS.map(Choice::Sampled).into_iter().chain([Choice::Likeliest]).cycle().take(40).collect();
+            FILTERS.map(Choice::Sampled).into_iter().chain([Choice::Likeliest]).cycle().take(44).collect();
         let rows = choices.len();
         let mut logits = logits(rows, vocab_size);
         logits[3 * vocab_size] = f32::NAN;
-        logits[9 * vocab_size] = f32::NAN; // of a row whose likeliest is wanted
-        logits[19 * vocab_size + vocab_size / 2] = f32::NEG_INFINITY; // and of another
+        logits[10 * vocab_size] = f32::NAN; // of a row whose likeliest is wanted
+        logits[21 * vocab_size + vocab_size / 2] = f32::NEG_INFINITY; // and of another
         let uniforms: Vec<f32> = numbers(rows, 5).iter().map(|x| (x + 1.0) / 2.0).collect();
         let (x, u) = (tensor(&logits, [rows, vocab_size], dtype), tensor(&uniforms, [rows, 1], DType::F32));
         let column = |drawn: Tensor<2, Int>| drawn.into_data().iter::<i64>().collect::<Vec<_>>();
-        for of in [0..rows, 0..2, 2..5, 5..7, 7..8, 9..10, 18..20] {
+        for of in [0..rows, 0..3, 3..6, 6..8, 8..9, 10..11, 20..22] {
             let ways = Ways::new(choices[of.clone()].iter().copied(), vocab_size);
             let of_rows = |x: &Tensor<2>| x.clone().narrow(0, of.start, of.len());
             let numbers = tensor(&ways.numbers, [of.len(), 4], DType::F32);

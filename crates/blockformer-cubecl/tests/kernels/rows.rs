@@ -47,6 +47,16 @@ fn rows_of_somebody_else_stay_as_they_were() {
 }
 
 #[test]
+#[should_panic]
+fn rows_that_stay_are_not_written_while_somebody_else_holds_them() {
+    let mut x = target(DType::F32);
+    let others = x.clone();
+    write_rows(&mut x, 3, &Tensor::ones([2, COLUMNS], (&device(), DType::F32)), true);
+    values(x);
+    drop(others);
+}
+
+#[test]
 #[should_panic(expected = "to row 4 of 9")]
 fn rows_are_not_copied_into_each_other() {
     copy_rows(&mut target(DType::F32), 2..5, 4, false);

@@ -7,6 +7,7 @@ use blockformer_kv_cache::SequenceId;
 use super::context::RowContext;
 use super::decode::Logits;
 use super::job::Sample;
+use super::recorded::When;
 use super::{Engine, RequestId};
 use crate::paged::PagedModel;
 use crate::sampler::{Sampler, TokenLogprobs, top_logprobs};
@@ -181,8 +182,7 @@ impl<M: PagedModel> Engine<M> {
         let sequences: Vec<SequenceId> = search.sequences().collect();
         let blocks: Vec<u32> = search.hypotheses.iter_mut().flat_map(|h| std::mem::take(&mut h.block)).collect();
         let contexts: Vec<_> = search.beams.iter().map(|beam| &beam.context).collect();
-        let contexts = RowContext::join(&contexts);
-        let contexts = self.take_in_blocks(&sequences, &blocks, contexts, false)?;
+        let contexts = self.take_in_blocks(&sequences, &blocks, &contexts, When::Never)?;
         search.beams.iter_mut().zip(contexts).for_each(|(beam, context)| beam.context = context);
         search.hypotheses.iter_mut().enumerate().for_each(|(index, hypothesis)| hypothesis.origin = index);
         // Pages for beams that are still to come, and one a beam for the copies of the next block.

@@ -25,6 +25,26 @@ impl RowContext {
         Self { of: Arc::new(context), row: 0 }
     }
 
+    /// The windows of all that it was computed with.
+    pub(super) fn window(&self) -> &Tensor<3> {
+        &self.of.window
+    }
+
+    /// The windows of several sequences and, up to so many rows, any: the very tensor, where they are the first of its rows.
+    pub(super) fn filled_windows(rows: &[&Self], n: usize) -> Tensor<3> {
+        let window = rows[0].window();
+        let lead = |(index, row): (usize, &&Self)| Arc::ptr_eq(&row.of, &rows[0].of) && row.row == index;
+        if window.dims()[0] == n && rows.iter().enumerate().all(lead) {
+            return window.clone();
+        }
+        let windows = Self::windows(rows);
+        if rows.len() == n {
+            return windows;
+        }
+        let last = windows.clone().narrow(0, rows.len() - 1, 1).repeat_dim(0, n - rows.len());
+        Tensor::cat(vec![windows, last], 0)
+    }
+
     /// The windows of several sequences, `[rows, n_contexts, d_model]`.
     pub(super) fn windows(rows: &[&Self]) -> Tensor<3> {
         gathered(rows, |context| context.window.clone())
@@ -90,6 +110,21 @@ mod tests {
         let column = Tensor::<1>::from_floats(numbers.as_slice(), &Device::flex());
         let (window, recent) = (column.clone().reshape([rows, 1, 1]), column.add_scalar(0.5).reshape([rows, 1, 1, 1]));
         RowContext::each(Context { window, recent: Some(recent) }).collect()
+    }
+
+    #[test]
+    fn windows_are_filled_up() {
+        let (a, b) = (contexts(10.0, 4), contexts(20.0, 1));
+        for (rows, n, expected) in [
+            (vec![&a[0], &a[1], &a[2]], 4, [10.0, 11.0, 12.0, 13.0].as_slice()),
+            (vec![&a[0], &a[1]], 2, &[10.0, 11.0]),
+            (vec![&a[1], &a[2], &a[3]], 4, &[11.0, 12.0, 13.0, 13.0]),
+            (vec![&a[0], &b[0], &a[2]], 4, &[10.0, 20.0, 12.0, 12.0]),
+            (vec![&b[0]], 1, &[20.0]),
+        ] {
+            let filled = RowContext::filled_windows(&rows, n);
+            assert_eq!(filled.into_data().iter::<f32>().collect::<Vec<_>>(), expected);
+        }
     }
 
     #[test]

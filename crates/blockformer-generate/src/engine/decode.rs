@@ -6,7 +6,7 @@ use burn::tensor::{FloatDType, Tensor, TensorData};
 use super::context::RowContext;
 use super::drawing::goes_on;
 use super::job::Row;
-use super::recorded::Lost;
+use super::recorded::{Lost, When};
 use super::{Engine, Speculation};
 use crate::draft::draft;
 use crate::paged::{Blocks, Context, PagedModel};
@@ -58,13 +58,12 @@ impl<M: PagedModel> Engine<M> {
 
     /// All rows are at the same place of their blocks, so one cache of the token decoder serves them all.
     async fn decode_token_by_token(&mut self, rows: &mut [Row], failed: &mut Vec<(usize, GenerateError)>) {
-        let contexts: Vec<_> = rows.iter().map(|row| &row.context).collect();
-        let window = RowContext::windows(&contexts);
-        if self.draws_on_device(&window, rows) {
-            return self.draw_block(rows, window, failed).await;
+        if self.draws_on_device(rows[0].context.window(), rows) {
+            return self.draw_block(rows, failed).await;
         }
+        let contexts: Vec<_> = rows.iter().map(|row| &row.context).collect();
         let layout = &self.limits.layout;
-        let (mut block, mut logits) = self.model.begin_blocks(window);
+        let (mut block, mut logits) = self.model.begin_blocks(RowContext::windows(&contexts));
         let all: Vec<usize> = (0..rows.len()).collect();
         for place in 0..layout.block_length {
             self.draw_on_host(rows, &all, (logits, place), failed).await;
@@ -149,8 +148,8 @@ impl<M: PagedModel> Engine<M> {
             return;
         }
         let contexts: Vec<_> = rows.iter().map(|row| &row.context).collect();
-        let context = RowContext::join(&contexts);
-        match self.take_in_blocks(&sequences, &blocks, context, true) {
+        let taken_in = self.take_in_blocks(&sequences, &blocks, &contexts, When::IfOften);
+        match taken_in {
             Ok(contexts) => {
                 rows.iter_mut().zip(contexts).for_each(|(row, context)| row.context = context);
                 self.running = rows;
@@ -168,18 +167,18 @@ impl<M: PagedModel> Engine<M> {
         }
     }
 
-    /// Takes in one block of each sequence. What `may_record` does so from a place where all that the pool holds can be lost.
+    /// Takes in one block of each sequence behind its context.
     pub(super) fn take_in_blocks(
         &mut self,
         sequences: &[SequenceId],
         blocks: &[u32],
-        context: Context,
-        may_record: bool,
+        contexts: &[&RowContext],
+        when: When,
     ) -> Result<impl Iterator<Item = RowContext> + use<M>, GenerateError> {
         let mut batch = self.pool.batch(sequences, self.limits.positions_per_block)?;
         let (rows, device) = (sequences.len(), &self.device);
         if let Some(recorded) = &mut self.recorded {
-            match recorded.take_in(&self.model, &batch, blocks, device, may_record) {
+            match recorded.take_in(&self.model, &batch, blocks, device, when) {
                 Ok(Some(window)) => {
                     batch.commit();
                     return Ok(RowContext::each(Context { window, recent: None }));
@@ -189,7 +188,7 @@ impl<M: PagedModel> Engine<M> {
             }
         }
         let blocks = Blocks { ids: blocks, real: None, rows, begin: false, device };
-        let context = self.model.take_in(blocks, Some(context), &mut batch);
+        let context = self.model.take_in(blocks, Some(RowContext::join(contexts)), &mut batch);
         batch.commit();
         Ok(RowContext::each(context))
     }

@@ -4,7 +4,7 @@ use blockformer_cubecl::has_kernels;
 use burn::tensor::{Bool, DType, Device, FloatDType, Int, IntDType, Tensor, TensorData};
 
 use super::Engine;
-use super::context::{indices_of, rows_of};
+use super::context::{RowContext, indices_of, rows_of};
 use super::decode::Logits;
 use super::job::Row;
 use super::recorded::Lost;
@@ -46,7 +46,7 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    fn new(rows: &mut [Row], block_length: usize, device: &Device) -> Self {
+    fn new(rows: &mut [Row], block_length: usize) -> Self {
         let given: Vec<Vec<u32>> = rows.iter().map(|row| row.block.clone()).collect();
         let needed = |row: &Row| row.block.len() + row.request.max_new_tokens - row.generated;
         let places = rows.iter().map(needed).max().unwrap_or(0).min(block_length);
@@ -71,8 +71,7 @@ impl Batch {
             }
         }
         let mut numbers = vec![Vec::new(); rows.len()];
-        for group in &mut groups {
-            group.indices = indices_of(&group.rows, device);
+        for group in &groups {
             if group.on_device.as_ref().is_some_and(|on_device| !on_device.sampling.is_greedy()) {
                 for &row in &group.rows {
                     // As many as are drawn: a row that ends before has no use for the others.
@@ -82,12 +81,7 @@ impl Batch {
                 }
             }
         }
-        let mut order = vec![0; given.len()];
-        let of_groups = groups.iter().flat_map(|group| &group.rows);
-        of_groups.enumerate().for_each(|(position, row)| order[*row] = position as i32);
-        let order =
-            (groups.len() > 1).then(|| Tensor::from_data(TensorData::new(order, [given.len()]), (device, DType::I32)));
-        Self { groups, given, numbers, places, order }
+        Self { groups, given, numbers, places, order: None }
     }
 
     /// How the tokens of each row are drawn, if all are on the device.
@@ -105,9 +99,16 @@ impl Batch {
         self.numbers.iter().map(Vec::as_slice)
     }
 
-    /// Sends the groups their random numbers.
-    fn send_numbers(&mut self, device: &Device) {
+    /// Sends the device what it takes to launch: which rows are whose, and their random numbers.
+    fn send(&mut self, device: &Device) {
+        let n = self.given.len();
+        let mut order = vec![0; n];
+        let of_groups = self.groups.iter().flat_map(|group| &group.rows);
+        of_groups.enumerate().for_each(|(position, row)| order[*row] = position as i32);
+        let order = || Tensor::from_data(TensorData::new(order, [n]), (device, DType::I32));
+        self.order = (self.groups.len() > 1).then(order);
         for group in &mut self.groups {
+            group.indices = indices_of(&group.rows, device);
             if let Some(on_device) = group.on_device.as_mut().filter(|on_device| !on_device.sampling.is_greedy()) {
                 let numbers = group.rows.iter().flat_map(|row| self.numbers[*row].iter().copied()).collect::<Vec<_>>();
                 let data = TensorData::new(numbers, [group.rows.len(), self.places]);
@@ -156,15 +157,11 @@ impl<M: PagedModel> Engine<M> {
         wanted && rows.iter().any(Row::draws_on_device)
     }
 
-    /// Decodes a block of all rows behind their windows. The host waits once, or for each token of rows that need it.
-    pub(super) async fn draw_block(
-        &mut self,
-        rows: &mut [Row],
-        window: Tensor<3>,
-        failed: &mut Vec<(usize, GenerateError)>,
-    ) {
-        let mut batch = Batch::new(rows, self.limits.layout.block_length, &self.device);
-        let repeated = match self.recorded.as_mut().map(|recorded| recorded.block(&self.model, &batch, &window)) {
+    /// Decodes a block of all rows. The host waits once, or for each token of rows that need it.
+    pub(super) async fn draw_block(&mut self, rows: &mut [Row], failed: &mut Vec<(usize, GenerateError)>) {
+        let mut batch = Batch::new(rows, self.limits.layout.block_length);
+        let contexts: Vec<_> = rows.iter().map(|row| &row.context).collect();
+        let repeated = match self.recorded.as_mut().map(|recorded| recorded.block(&self.model, &batch, &contexts)) {
             Some(Ok(repeated)) => repeated,
             Some(Err(Lost)) => {
                 self.stop_recording();
@@ -176,6 +173,7 @@ impl<M: PagedModel> Engine<M> {
         let (drawn, of): (_, Vec<usize>) = match repeated {
             Some(drawn) => (drawn, (0..rows.len()).collect()),
             None => {
+                let window = RowContext::windows(&contexts);
                 let Some(drawn) = self.launch_block(rows, &mut batch, window, failed).await else { return };
                 let on_device = batch.groups.iter().filter(|group| group.on_device.is_some());
                 (drawn, on_device.flat_map(|group| group.rows.iter().copied()).collect())
@@ -206,7 +204,7 @@ impl<M: PagedModel> Engine<M> {
         failed: &mut Vec<(usize, GenerateError)>,
     ) -> Option<Tensor<2, Int>> {
         let layout = &self.limits.layout;
-        batch.send_numbers(&self.device);
+        batch.send(&self.device);
         let (mut block, mut logits) = self.model.begin_blocks(window);
         for place in 0..batch.places {
             let mut ids = Vec::with_capacity(batch.groups.len());

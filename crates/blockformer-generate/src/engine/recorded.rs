@@ -1,8 +1,8 @@
 //! What a device records for an engine and repeats.
 //!
-//! A round is two recordings, both of them for a number of sequences that is one of few, and it is filled up to that by
-//! repeating the last: one decodes a block of each from its window, and knows nothing of the pool; the other takes
-//! the blocks in, and is told by tables where in the pool they belong.
+//! A round is two recordings, both of them for a number of sequences that is a power of two, to which it is filled up: one decodes a
+//! block of each from its window, and knows nothing of the pool; the other takes the blocks in, and is told by tables where
+//! in the pool they belong.
 
 use std::iter::repeat;
 
@@ -11,15 +11,20 @@ use blockformer_kv_cache::{KvPool, PagedBatch, SharedPages};
 use blockformer_model::BlockLayout;
 use burn::tensor::{DType, Device, FloatDType, Int, IntDType, Tensor, TensorData};
 
+use super::context::RowContext;
 use super::drawing::Batch;
 use super::{Engine, EngineConfig};
-use crate::GenerateError;
 use crate::device_sampler::choice;
-use crate::generate::size_class;
 use crate::paged::{BlockStep, PagedModel, RecordableBlock};
 
-/// Shapes of either kind that are recorded, or waited for, at a time.
-const MOST_SHAPES: usize = 24;
+/// Recordings of either kind at a time: each keeps memory of the device.
+const MOST_RECORDINGS: usize = 32;
+/// Shapes of either kind that are counted at a time.
+const MOST_COUNTED: usize = 64;
+/// The fewest positions that sequences are taken for, so that short ones have one shape.
+const LEAST_POSITIONS: usize = 256;
+/// Pages and tokens pass through float32.
+const MOST_IDS: usize = 1 << 24;
 
 /// Windows, `[rows, n_contexts, d_model]`, what tokens are drawn with, and tokens that are given, `[rows, block_length]` in float32 as
 /// recordings take them, and -1 where none is.
@@ -30,6 +35,21 @@ type Draws = (Tensor<2>, Tensor<2>);
 
 /// Tokens of blocks, `[rows, block_length]`, and tables, `[rows, 1 + pages]`, all in float32.
 type TakeInInputs = (Tensor<2>, Tensor<2>);
+
+/// Whether an engine records, see [`EngineConfig::recorded_after`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecordingState {
+    /// It was not asked to.
+    Off,
+    /// Its model, its pool or the device's backend has nothing that could be recorded.
+    Unable,
+    /// It has not been tried yet: that is done at the first step.
+    Untried,
+    /// The device records.
+    Works,
+    /// The device has failed to: everything is launched.
+    Failed,
+}
 
 /// What decodes blocks: where it is all the same, one recording does for all.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -47,16 +67,32 @@ struct TakeInShape {
     most_pages: usize,
 }
 
+impl TakeInShape {
+    fn new(n: usize, most_pages: usize, page_length: usize) -> Self {
+        let pages = most_pages.max(LEAST_POSITIONS.div_ceil(page_length));
+        Self { rows: n.next_power_of_two(), most_pages: pages.next_power_of_two() }
+    }
+}
+
+/// When a shape is recorded.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum When {
+    /// When it has come often enough.
+    IfOften,
+    /// Not now: from a place where what the pool holds must not be lost.
+    Never,
+}
+
 /// The recordings of an engine.
 #[derive(Debug)]
 pub(super) struct Recorded {
     /// How often a shape comes before it is recorded.
     after: usize,
-    /// Whether it was tried whether the device records.
-    tried: bool,
     pages: SharedPages,
     blocks: Shelf<BlockShape, Recording<'static, BlockInputs, Tensor<2>>>,
     taken_in: Shelf<TakeInShape, Recording<'static, TakeInInputs, Tensor<3>>>,
+    /// Whether all is recorded that takes blocks in.
+    is_complete: bool,
     repeats: u64,
 }
 
@@ -64,13 +100,14 @@ pub(super) struct Recorded {
 pub(super) struct Lost;
 
 impl Recorded {
-    /// Nothing yet; `None` if nothing is to be recorded, or could be.
-    pub(super) fn new<M: PagedModel>(model: &M, config: &EngineConfig, pool: &mut KvPool) -> Option<Self> {
-        let after = config.recorded_after.filter(|_| config.draw_on_device != Some(false))?;
+    /// Nothing yet; `None` if there is nothing that could be recorded.
+    pub(super) fn new<M: PagedModel>(model: &M, after: usize, pool: &KvPool) -> Option<Self> {
         let pages = pool.shared_pages()?;
+        let config = pages.config();
+        let counts = config.n_pages() <= MOST_IDS && model.layout().vocab_size <= MOST_IDS;
+        let can = counts && model.recordable_take_in(&pages, 1, 1).is_some();
         let (blocks, taken_in) = (Shelf::default(), Shelf::default());
-        let has_kernels = model.recordable_take_in(&pages, 1, 1).is_some();
-        has_kernels.then_some(Self { after, tried: false, pages, blocks, taken_in, repeats: 0 })
+        can.then_some(Self { after, pages, blocks, taken_in, is_complete: false, repeats: 0 })
     }
 
     pub(super) fn repeats(&self) -> u64 {
@@ -86,51 +123,67 @@ impl Recorded {
         &mut self,
         model: &M,
         batch: &Batch,
-        window: &Tensor<3>,
+        contexts: &[&RowContext],
     ) -> Result<Option<Tensor<2, Int>>, Lost> {
         let Some(each) = batch.all_on_device() else { return Ok(None) };
         let BlockLayout { block_length, vocab_size, .. } = model.layout();
-        let (n, device) = (each.len(), window.device());
-        let rows = size_class(n);
-        if !draws(window, rows, vocab_size) {
+        let (n, device) = (each.len(), contexts[0].window().device());
+        let rows = n.next_power_of_two();
+        if !draws(contexts[0].window(), rows, vocab_size) {
             return Ok(None);
         }
-        // Rows that fill up do what the last one does.
+        // Rows that fill up are drawn as the last one is.
         let with_copies = || (0..rows).map(|row| row.min(n - 1));
         let sampled = each.iter().any(|sampling| !sampling.is_greedy());
         let ways = sampled.then(|| Ways::new(with_copies().map(|row| choice(each[row])), vocab_size));
         let given: Vec<&[u32]> = batch.given_tokens().collect();
-        let tokens_given = given.iter().any(|given| !given.is_empty());
-        let shape = BlockShape { rows, narrowed: ways.as_ref().map(|ways| ways.narrowed), tokens_given };
-        let Some(slot) = self.blocks.slot(shape, self.after) else { return Ok(None) };
+        let shape = BlockShape {
+            rows,
+            // By both or none, so that there are few shapes.
+            narrowed: ways.as_ref().map(|Ways { narrowed: Narrowed { by_top_k, by_top_p }, .. }| {
+                let any = *by_top_k || *by_top_p;
+                Narrowed { by_top_k: any, by_top_p: any }
+            }),
+            tokens_given: given.iter().any(|given| !given.is_empty()),
+        };
+        let found = self.blocks.find(&shape, Some(self.after));
+        let steps = match found {
+            Found::Nothing => return Ok(None),
+            Found::At(_) => None,
+            Found::ToRecord => match model.recordable_block() {
+                Some(steps) => Some(steps),
+                None => {
+                    self.blocks.refuse(&shape);
+                    return Ok(None);
+                }
+            },
+        };
         let draws = ways.map(|ways| {
             let numbers: Vec<&[f32]> = batch.numbers().collect();
             let padded = |row: usize| numbers[row].iter().copied().chain(repeat(0.0)).take(block_length);
             let numbers = floats(with_copies().flat_map(padded).collect(), [rows, block_length], &device);
             (numbers, floats(ways.numbers, [rows, 4], &device))
         });
-        let given = tokens_given.then(|| {
+        let given = shape.tokens_given.then(|| {
             let padded = |row: usize| given[row].iter().map(|id| *id as f32).chain(repeat(-1.0)).take(block_length);
             floats(with_copies().flat_map(padded).collect(), [rows, block_length], &device)
         });
-        let inputs = (filled_up(window.clone(), rows), (draws, given));
-        let recording = match slot {
-            Some(recording) => recording,
-            slot @ None => {
-                let Some(steps) = model.recordable_block() else { return Ok(None) };
-                let narrowed = shape.narrowed.unwrap_or_default();
-                slot.insert(Recording::new(inputs.clone(), decoded_block(steps, narrowed, block_length)))
+        let inputs = (RowContext::filled_windows(contexts, rows), (draws, given));
+        let at = match (found, steps) {
+            (Found::At(at), _) => at,
+            (_, steps) => {
+                let Some(steps) = steps else { return Ok(None) };
+                let work = decoded_block(steps, shape.narrowed.unwrap_or_default(), block_length);
+                self.blocks.keep(shape, recorded(inputs.clone(), work)?)
             }
         };
-        if !recording.is_recorded() {
-            return Err(Lost);
-        }
         self.repeats += 1;
-        Ok(Some(recording.repeat(inputs).narrow(0, 0, n).cast(IntDType::I32)))
+        let drawn = self.blocks.recording(at).repeat(inputs);
+        Ok(Some(drawn.narrow(0, 0, n).cast(IntDType::I32)))
     }
 
     /// Takes in a block of each sequence of `batch`, their tokens one after another: the windows behind them, in rows of which
-    /// there may be more than sequences. Nothing if this shape is not recorded, and is not to be (`may_record`).
+    /// there may be more than sequences. Nothing if this shape is not recorded, and is not to be.
     ///
     /// # Errors
     /// [`Lost`] if the device fails to record it: what the pool holds is lost.
@@ -140,12 +193,16 @@ impl Recorded {
         batch: &PagedBatch<'_>,
         tokens: &[u32],
         device: &Device,
-        may_record: bool,
+        when: When,
     ) -> Result<Option<Tensor<3>>, Lost> {
         let n = batch.rows();
-        let (rows, most_pages) = (size_class(n), batch.most_pages().next_power_of_two());
-        let after = if may_record { self.after } else { usize::MAX };
-        let Some(slot) = self.taken_in.slot(TakeInShape { rows, most_pages }, after) else { return Ok(None) };
+        let shape = TakeInShape::new(n, batch.most_pages(), batch.config().page_length);
+        let TakeInShape { rows, most_pages } = shape;
+        let after = (when == When::IfOften && !self.is_complete).then_some(self.after);
+        let found = self.taken_in.find(&shape, after);
+        if found == Found::Nothing {
+            return Ok(None);
+        }
         // Rows that fill up write what the last one does.
         let with_copies = || (0..rows).map(|row| row.min(n - 1));
         let block_length = tokens.len() / n;
@@ -153,43 +210,124 @@ impl Recorded {
         let ids = floats(ids.map(|id| *id as f32).collect(), [rows, block_length], device);
         let table = with_copies().flat_map(|row| batch.table(row, most_pages)).map(|number| number as f32);
         let inputs = (ids, floats(table.collect(), [rows, 1 + most_pages], device));
-        let recording = match slot {
-            Some(recording) => recording,
-            slot @ None => {
-                let steps = model.recordable_take_in(&self.pages, rows, most_pages);
-                let Some(mut steps) = steps else { return Ok(None) };
-                slot.insert(Recording::new(inputs.clone(), move |(ids, tables): TakeInInputs| {
-                    steps(ids.cast(IntDType::I32), tables.cast(IntDType::I32))
-                }))
-            }
+        let at = match found {
+            Found::At(at) => at,
+            _ => match self.record_take_in(model, shape, inputs.clone())? {
+                Some(at) => at,
+                None => return Ok(None),
+            },
         };
-        if !recording.is_recorded() {
-            return Err(Lost);
-        }
         self.repeats += 1;
-        Ok(Some(recording.repeat(inputs)))
+        Ok(Some(self.taken_in.recording(at).repeat(inputs)))
+    }
+
+    /// Records it, where the model can; its place.
+    fn record_take_in<M: PagedModel>(
+        &mut self,
+        model: &M,
+        shape: TakeInShape,
+        inputs: TakeInInputs,
+    ) -> Result<Option<usize>, Lost> {
+        let Some(mut steps) = model.recordable_take_in(&self.pages, shape.rows, shape.most_pages) else {
+            self.taken_in.refuse(&shape);
+            return Ok(None);
+        };
+        self.pages.stay(true);
+        let work = move |(ids, tables): TakeInInputs| steps(ids.cast(IntDType::I32), tables.cast(IntDType::I32));
+        Ok(Some(self.taken_in.keep(shape, recorded(inputs, work)?)))
+    }
+
+    /// The same where nothing is in the pool: of tokens that do not matter, into its first page.
+    fn record_blank<M: PagedModel>(&mut self, model: &M, shape: TakeInShape, device: &Device) -> Result<(), Lost> {
+        if self.taken_in.find(&shape, Some(0)) == Found::ToRecord {
+            let blank = |columns| Tensor::zeros([shape.rows, columns], (device, DType::F32));
+            let inputs = (blank(model.layout().block_length), blank(1 + shape.most_pages));
+            self.record_take_in(model, shape, inputs)?;
+        }
+        Ok(())
     }
 }
 
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        self.pages.stay(false);
+    }
+}
+
+/// The recording of what was done three times, if there is one.
+fn recorded<I, T>(inputs: I, work: impl FnMut(I) -> T + Send + 'static) -> Result<Recording<'static, I, T>, Lost>
+where
+    I: blockformer_cubecl::Recordable + 'static,
+    T: blockformer_cubecl::Recordable + 'static,
+{
+    let recording = Recording::new(inputs, work);
+    if recording.is_recorded() { Ok(recording) } else { Err(Lost) }
+}
+
 impl<M: PagedModel> Engine<M> {
-    /// Before there is anything to lose: records how a block is taken in, of tokens and into a page that do not matter. Where
-    /// that fails, nothing is ever recorded.
-    pub(super) fn try_to_record(&mut self) -> Result<(), GenerateError> {
-        let Some(recorded) = self.recorded.as_mut().filter(|recorded| !recorded.tried) else { return Ok(()) };
-        recorded.tried = true;
-        let page_length = self.pool.config().page_length;
-        let sequence = self.pool.open(page_length.min(self.limits.positions_per_block))?;
-        let batch = self.pool.batch(&[sequence], self.limits.positions_per_block);
-        let nothing = vec![0; self.limits.layout.block_length];
-        let after = std::mem::replace(&mut recorded.after, 0);
-        let recording = batch.map(|batch| recorded.take_in(&self.model, &batch, &nothing, &self.device, true));
-        recorded.after = after;
-        self.pool.close(sequence)?;
-        if let Err(Lost) = recording? {
-            self.recorded = None;
-            self.pool.renew(&self.device)?;
+    /// What is recorded, and how it begins.
+    pub(super) fn recordings(model: &M, config: &EngineConfig, pool: &KvPool) -> (Option<Recorded>, RecordingState) {
+        let Some(after) = config.recorded_after else { return (None, RecordingState::Off) };
+        let recorded = Recorded::new(model, after, pool);
+        let state = if recorded.is_some() { RecordingState::Untried } else { RecordingState::Unable };
+        (recorded, state)
+    }
+
+    /// Before there is anything to lose: records how a block of one sequence is taken in. Where that fails, nothing is ever recorded.
+    pub(super) fn try_to_record(&mut self) {
+        if self.recording == RecordingState::Untried {
+            self.record_blanks(&[TakeInShape::new(1, 1, self.pool.config().page_length)]);
         }
-        Ok(())
+    }
+
+    /// Records now how blocks are taken in, for every number of sequences and every length that the engine may come to. Otherwise
+    /// each is recorded [when it has come often enough](EngineConfig::recorded_after), which holds up those that are running, and
+    /// would end them with [`GenerateError::CacheLost`](crate::GenerateError::CacheLost) if the device failed to; behind this nothing is recorded any more but
+    /// how blocks are decoded, which can lose nothing. It takes some rounds for each of them, and keeps memory of the device for each.
+    ///
+    /// Does nothing where the engine [does not record](crate::EngineStats::recording) or has taken anything in.
+    pub fn record_ahead(&mut self) {
+        let can = matches!(self.recording, RecordingState::Untried | RecordingState::Works);
+        if !can || self.pool.usage().sequences > 0 {
+            return;
+        }
+        let (pool, layout) = (self.pool.config(), &self.limits.layout);
+        let blocks = layout.max_length / layout.block_length + usize::from(layout.predict_first_block);
+        let most_pages = pool.pages_of(blocks * self.limits.positions_per_block).min(pool.n_pages());
+        let mut shapes: Vec<TakeInShape> = Vec::new();
+        for rows in 1..=self.config.max_batch {
+            let lengths = (1..=most_pages).map(|pages| TakeInShape::new(rows, pages, pool.page_length));
+            for shape in lengths {
+                if !shapes.contains(&shape) {
+                    shapes.push(shape);
+                }
+            }
+        }
+        // Those of many sequences and long ones first: later ones find room in memory that has been found.
+        shapes.reverse();
+        let fits = shapes.len() <= MOST_RECORDINGS;
+        shapes.truncate(MOST_RECORDINGS);
+        match self.stream {
+            Some(stream) => stream.executes(|| self.record_blanks(&shapes)),
+            None => self.record_blanks(&shapes),
+        }
+        if let Some(recorded) = &mut self.recorded {
+            recorded.is_complete = fits;
+        }
+    }
+
+    /// Records shapes while nothing is in the pool.
+    fn record_blanks(&mut self, shapes: &[TakeInShape]) {
+        let Some(recorded) = &mut self.recorded else { return };
+        self.pool.clear_reusable(); // the first page may be one of them
+        let tried = shapes.iter().try_for_each(|shape| recorded.record_blank(&self.model, *shape, &self.device));
+        match tried {
+            Ok(()) => self.recording = RecordingState::Works,
+            Err(Lost) => {
+                self.stop_recording();
+                self.renew_pool();
+            }
+        }
     }
 }
 
@@ -233,47 +371,105 @@ fn floats<const D: usize>(numbers: Vec<f32>, shape: [usize; D], device: &Device)
     Tensor::from_data(TensorData::new(numbers, shape), (device, DType::F32))
 }
 
-/// So many rows: the last one again and again behind those that are there.
-fn filled_up<const D: usize>(x: Tensor<D>, rows: usize) -> Tensor<D> {
-    let n = x.dims()[0];
-    if n == rows {
-        return x;
-    }
-    let last = x.clone().narrow(0, n - 1, 1).repeat_dim(0, rows - n);
-    Tensor::cat(vec![x, last], 0)
-}
-
-/// Recordings by their shapes, the one used last at the end.
+/// Recordings by their shapes.
 #[derive(Debug)]
 struct Shelf<K, R> {
-    slots: Vec<Slot<K, R>>,
+    /// The one used last at the end.
+    recordings: Vec<(K, R)>,
+    /// How often others were asked for; nothing for those that cannot be recorded.
+    counts: Vec<(K, Option<usize>)>,
 }
 
-#[derive(Debug)]
-struct Slot<K, R> {
-    shape: K,
-    /// How often it was asked for.
-    wanted: usize,
-    recording: Option<R>,
+/// Where a recording is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    At(usize),
+    /// Nowhere yet, and it is to be.
+    ToRecord,
+    Nothing,
 }
 
 impl<K, R> Default for Shelf<K, R> {
     fn default() -> Self {
-        Self { slots: Vec::new() }
+        Self { recordings: Vec::new(), counts: Vec::new() }
     }
 }
 
-impl<K: PartialEq, R> Shelf<K, R> {
-    /// Where the recording of this shape is, or is to be; nothing if it is to come more often first.
-    fn slot(&mut self, shape: K, after: usize) -> Option<&mut Option<R>> {
-        let slot = self.slots.iter().position(|slot| slot.shape == shape).map(|at| self.slots.remove(at));
-        let mut slot = slot.unwrap_or(Slot { shape, wanted: 0, recording: None });
-        slot.wanted += 1;
-        if self.slots.len() == MOST_SHAPES {
-            self.slots.remove(0);
+impl<K: PartialEq + Copy, R> Shelf<K, R> {
+    /// Where the recording of this shape is. If there is none, it is to be recorded when it was asked for more than `after`
+    /// times; without a limit it is not even counted.
+    fn find(&mut self, shape: &K, after: Option<usize>) -> Found {
+        if let Some(at) = self.recordings.iter().position(|(of, _)| of == shape) {
+            let used = self.recordings.remove(at);
+            self.recordings.push(used);
+            return Found::At(self.recordings.len() - 1);
         }
-        self.slots.push(slot);
-        let slot = self.slots.last_mut()?;
-        (slot.recording.is_some() || slot.wanted > after).then_some(&mut slot.recording)
+        let Some(after) = after else { return Found::Nothing };
+        let counted = self.counts.iter().position(|(of, _)| of == shape).map(|at| self.counts.remove(at).1);
+        let count = counted.unwrap_or(Some(0)).map(|count| count + 1);
+        if self.counts.len() == MOST_COUNTED {
+            self.counts.remove(0);
+        }
+        self.counts.push((*shape, count));
+        if count.is_some_and(|count| count > after) { Found::ToRecord } else { Found::Nothing }
+    }
+
+    /// A shape that cannot be recorded.
+    fn refuse(&mut self, shape: &K) {
+        self.counts.retain(|(of, _)| of != shape);
+        self.counts.push((*shape, None));
+    }
+
+    /// Its place.
+    fn keep(&mut self, shape: K, recording: R) -> usize {
+        self.counts.retain(|(of, _)| *of != shape);
+        if self.recordings.len() == MOST_RECORDINGS {
+            self.recordings.remove(0);
+        }
+        self.recordings.push((shape, recording));
+        self.recordings.len() - 1
+    }
+
+    fn recording(&mut self, at: usize) -> &mut R {
+        &mut self.recordings[at].1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_are_recorded_when_they_came_often_enough_and_the_least_used_go() {
+        let mut shelf = Shelf::<usize, usize>::default();
+        assert_eq!(
+            [1, 1, 2, 1].map(|shape| shelf.find(&shape, Some(2))),
+            [Found::Nothing, Found::Nothing, Found::Nothing, Found::ToRecord]
+        );
+        assert_eq!(shelf.find(&7, Some(0)), Found::ToRecord);
+        assert_eq!(shelf.find(&7, None), Found::Nothing);
+        shelf.refuse(&7);
+        assert_eq!(shelf.find(&7, Some(0)), Found::Nothing);
+        for shape in 100..100 + MOST_RECORDINGS {
+            let at = shelf.keep(shape, 10 * shape);
+            assert_eq!(*shelf.recording(at), 10 * shape);
+        }
+        // What comes once takes nobody's place.
+        (1000..1000 + 2 * MOST_COUNTED).for_each(|shape| assert_eq!(shelf.find(&shape, Some(1)), Found::Nothing));
+        let Found::At(at) = shelf.find(&100, None) else { panic!("the first is there") };
+        assert_eq!(*shelf.recording(at), 1000);
+        shelf.keep(1, 1);
+        assert_eq!([101, 100, 1].map(|shape| shelf.find(&shape, None) == Found::Nothing), [true, false, false]);
+    }
+
+    #[test]
+    fn shapes_are_few() {
+        let shape = |rows, pages| TakeInShape::new(rows, pages, 16);
+        let of = |TakeInShape { rows, most_pages }| [rows, most_pages];
+        assert_eq!(
+            [shape(1, 1), shape(3, 16), shape(5, 17), shape(32, 40)].map(of),
+            [[1, 16], [4, 16], [8, 32], [32, 64]]
+        );
+        assert_eq!(of(TakeInShape::new(1, 1, 24)), [1, 16]);
     }
 }

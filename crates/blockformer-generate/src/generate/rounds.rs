@@ -276,7 +276,7 @@ fn fill_up(prompts: BlockedPrompts, new_tokens: usize, layout: &BlockLayout) -> 
 }
 
 /// The next of 1, 2, 4, 8 and, from there on, four sizes to each doubling.
-pub(crate) fn size_class(n: usize) -> usize {
+fn size_class(n: usize) -> usize {
     let power = n.next_power_of_two();
     if n <= 8 { power } else { n.next_multiple_of(power / 8) }
 }

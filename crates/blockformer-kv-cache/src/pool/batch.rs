@@ -2,6 +2,7 @@
 
 use core::ops::Range;
 
+use blockformer_cubecl::takes_pages;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use super::storage::Storage;
@@ -103,16 +104,10 @@ const FOR_KERNELS: &str = "sequences that tables on the device describe are ther
 
 impl KvPool {
     /// Its pages, to be written to beside it; none of a pool that is on the host or keeps eight bits a number.
-    ///
-    /// They stay where they are from now on: where there are kernels, nothing but kernels writes them, in place, and a
-    /// [read](PagedBatch::read) that is alive when they are written is a panic.
-    pub fn shared_pages(&mut self) -> Option<SharedPages> {
+    pub fn shared_pages(&self) -> Option<SharedPages> {
         let Storage::Device(pages) = &self.storage else { return None };
-        let mut held = pages.lock();
-        held.are_floats().then(|| {
-            held.stay();
-            SharedPages { pages: pages.clone(), config: self.config }
-        })
+        let are_floats = pages.lock().are_floats();
+        are_floats.then(|| SharedPages { pages: pages.clone(), config: self.config })
     }
 }
 
@@ -122,9 +117,16 @@ impl SharedPages {
         self.config
     }
 
-    /// The keys of a layer, to ask what kernels there are for tensors like them; to be dropped before pages are written.
-    pub fn sample(&self) -> Option<Tensor<2>> {
-        self.pages.lock().first_floats()
+    /// Whether pages stay where they are from now on, as they have to while a graph writes to them: then nothing but kernels writes
+    /// them, in place. A [read](PagedBatch::read) that is alive meanwhile makes the device fail.
+    pub fn stay(&self, stay: bool) {
+        self.pages.lock().stay(stay);
+    }
+
+    /// Whether [kernels](blockformer_cubecl::takes_pages) write them, and attend to up to `keys` positions of each sequence, with so many query heads of
+    /// all sequences.
+    pub fn have_kernels(&self, heads: usize, keys: usize) -> bool {
+        self.pages.lock().first_floats().is_some_and(|pages| takes_pages(pages, heads, keys))
     }
 
     /// A batch of sequences that take in `new` positions each, none of which holds more than `longest`. Which pages are whose
@@ -309,7 +311,7 @@ impl PagedBatch<'_> {
         }
     }
 
-    /// Whether captured graphs write to the pages, so that these have to [stay where they are](KvPool::shared_pages).
+    /// Whether captured graphs write to the pages, so that these have to [stay where they are](SharedPages::stay).
     pub fn stays(&self) -> bool {
         self.pages_of_device().is_some_and(|pages| pages.lock().stays())
     }

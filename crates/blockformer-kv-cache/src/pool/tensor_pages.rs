@@ -9,6 +9,9 @@ use burn::tensor::{DType, Device, FloatDType, Int, IntDType, Tensor, s};
 use super::PoolConfig;
 use super::storage::{KvStorage, Run};
 
+/// Why pages are not written.
+const STAYS: &str = "there is no kernel that writes pages where they stay";
+
 /// One tensor of keys or of values, a position a row.
 #[derive(Debug)]
 enum Rows {
@@ -38,6 +41,7 @@ impl Rows {
             Self::Float(rows) => {
                 let values = values.reshape([n, heads * head_dim]);
                 if !write_rows(rows, run.start, &values, stays) {
+                    assert!(!stays, "{STAYS}");
                     let values = values.cast(rows.dtype());
                     rows.inplace(|rows| rows.slice_assign(s![run, ..], values));
                 }
@@ -73,6 +77,7 @@ impl Rows {
         match self {
             Self::Float(rows) => {
                 if !copy_rows(rows, from.clone(), to.start, stays) {
+                    assert!(!stays, "{STAYS}");
                     let held = contiguous(rows.clone().slice(s![from, ..]));
                     rows.inplace(|rows| rows.slice_assign(s![to, ..], held));
                 }
@@ -152,9 +157,9 @@ impl TensorPages {
         self.layers.iter().all(|layer| matches!(layer, (Rows::Float(_), Rows::Float(_))))
     }
 
-    /// From now on they stay where they are.
-    pub(super) fn stay(&mut self) {
-        self.stay = true;
+    /// Whether they stay where they are from now on.
+    pub(super) fn stay(&mut self, stay: bool) {
+        self.stay = stay;
     }
 
     /// Whether they stay where they are.
@@ -163,9 +168,9 @@ impl TensorPages {
     }
 
     /// The keys of the first layer, if they are stored as floats.
-    pub(super) fn first_floats(&self) -> Option<Tensor<2>> {
+    pub(super) fn first_floats(&self) -> Option<&Tensor<2>> {
         match self.layers.first() {
-            Some((Rows::Float(keys), Rows::Float(_))) => Some(keys.clone()),
+            Some((Rows::Float(keys), Rows::Float(_))) => Some(keys),
             _ => None,
         }
     }

@@ -67,13 +67,15 @@ fn write_by_tables(batch: &mut PagedBatch<'_>, values: &[Vec<u32>]) {
 #[test]
 fn what_is_written_beside_a_pool_is_in_it() {
     let mut pool = pool(12, KvPlace::Device);
-    assert!(!pool.batch(&[], 1).unwrap().stays());
     let pages = pool.shared_pages().expect("tensors of floats");
+    assert!(!pages.have_kernels(1, 1), "none on a CPU");
     let (a, b) = (pool.open(10).unwrap(), pool.open(6).unwrap());
     append(&mut pool, a, &[1, 2, 3, 4, 5]).unwrap();
     for (i, new) in [[6, 21], [7, 22], [8, 23]].into_iter().enumerate() {
         let values = new.map(|value| vec![value]);
         let batch = pool.batch(&[a, b], 1).unwrap();
+        assert!(!batch.stays());
+        pages.stay(true);
         assert!(batch.stays());
         let most = batch.most_pages() + 1; // wider than any of them needs
         let numbers: Vec<i32> = (0..2).flat_map(|row| batch.table(row, most)).collect();
@@ -83,6 +85,7 @@ fn what_is_written_beside_a_pool_is_in_it() {
         assert!(beside.has_float_pages() && beside.stays());
         write_by_tables(&mut beside, &values);
         beside.commit(); // of nothing
+        pages.stay(false);
         batch.commit();
         assert_eq!(pool.len(b), Ok(i + 1));
     }
@@ -97,6 +100,15 @@ fn tables_on_a_device_are_for_kernels() {
     let pages = pool.shared_pages().unwrap();
     let keys = positions(&[1], 0);
     pages.batch(Tensor::zeros([1, 2], &Device::flex()), 1, 3).write(0, 0, keys.clone(), keys);
+}
+
+#[test]
+#[should_panic = "no kernel that writes pages where they stay"]
+fn pages_that_stay_are_not_moved() {
+    let mut pool = pool(2, KvPlace::Device);
+    pool.shared_pages().unwrap().stay(true);
+    let id = pool.open(4).unwrap();
+    append(&mut pool, id, &[1]).unwrap();
 }
 
 #[test]
