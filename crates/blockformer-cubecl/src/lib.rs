@@ -45,6 +45,8 @@ mod extension;
 #[cfg(feature = "_kernels")]
 mod few_rows;
 #[cfg(feature = "_kernels")]
+mod graph;
+#[cfg(feature = "_kernels")]
 mod new_positions;
 #[cfg(feature = "_kernels")]
 mod observation;

@@ -1,12 +1,14 @@
 //! Work that is launched once and then repeated by one call.
-#![allow(unsafe_code)] // Repeats launches on the memory they were recorded with.
+#![cfg_attr(feature = "_kernels", allow(unsafe_code))] // Repeats launches on the memory they were recorded with.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use burn::tensor::{Device, Graph, StreamId, Tensor, capture};
+use burn::tensor::{Device, StreamId, Tensor};
 
+#[cfg(feature = "_kernels")]
+use crate::graph::Captured;
 use crate::has_kernels;
 
 /// What goes into [`Recording`]s and comes out of them: tensors, one or several, all on one device.
@@ -114,6 +116,7 @@ pub struct Recording<'a, I, T> {
     inputs: Arc<Mutex<I>>,
     work: Work<'a, T>,
     panic: Panic,
+    failure: Option<String>,
     stream: StreamId,
 }
 
@@ -124,7 +127,9 @@ type Closure<'a, T> = Box<dyn FnMut() -> Option<T> + Send + 'a>;
 type Panic = Arc<Mutex<Option<Box<dyn Any + Send>>>>;
 
 enum Work<'a, T> {
-    Recorded(Box<Graph<Option<T>, Closure<'a, T>>>),
+    /// With the work, which owns what it computes with.
+    #[cfg(feature = "_kernels")]
+    Recorded(Box<Captured<Option<T>>>, Closure<'a, T>),
     Done(Closure<'a, T>),
 }
 
@@ -156,22 +161,32 @@ impl<'a, I: Recordable + 'a, T: Recordable + 'a> Recording<'a, I, T> {
         let panic = Panic::default();
         let told = Arc::clone(&panic);
         // A panic may not leave the device recording.
-        let each_time: Closure<'a, T> = Box::new(move || {
+        #[cfg_attr(not(feature = "_kernels"), allow(unused_mut))]
+        let mut each_time: Closure<'a, T> = Box::new(move || {
             let inputs = lock(&given).clone();
             let done = lock(&told).is_none().then(|| catch_unwind(AssertUnwindSafe(|| work(inputs))));
             done?.map_err(|panic| *lock(&told) = Some(panic)).ok()
         });
-        let work = match device {
-            Some(device) => Work::Recorded(Box::new(capture(&device, each_time))),
-            None => Work::Done(each_time),
+        let (work, failure) = match device {
+            #[cfg(feature = "_kernels")]
+            Some(device) => match Captured::new(&device, &mut each_time) {
+                Ok(captured) => (Work::Recorded(Box::new(captured), each_time), None),
+                Err(reason) => (Work::Done(each_time), Some(reason)),
+            },
+            _ => (Work::Done(each_time), None),
         };
         resume(&panic);
-        Self { inputs, work, panic, stream: StreamId::current() }
+        Self { inputs, work, panic, failure, stream: StreamId::current() }
+    }
+
+    /// Why the device did not record, if it was asked to.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
     }
 
     /// Whether the device repeats what was recorded; otherwise the work is done as usual.
     pub fn is_recorded(&self) -> bool {
-        matches!(&self.work, Work::Recorded(graph) if graph.is_hardware())
+        !matches!(self.work, Work::Done(_))
     }
 
     /// Whether this is the stream that made it.
@@ -187,19 +202,16 @@ impl<'a, I: Recordable + 'a, T: Recordable + 'a> Recording<'a, I, T> {
     pub fn repeat(&mut self, inputs: I) -> T {
         assert!(self.is_of_this_stream(), "a recording repeats on the stream that made it");
         let output = match &mut self.work {
-            Work::Recorded(graph) => {
-                if graph.is_hardware() {
-                    lock(&self.inputs).write_over(&inputs);
-                } else {
-                    *lock(&self.inputs) = inputs;
-                }
+            #[cfg(feature = "_kernels")]
+            Work::Recorded(captured, _) => {
+                lock(&self.inputs).write_over(&inputs);
                 // SAFETY: What was recorded reads and writes memory of the device alone, none that Rust knows of. All of it
                 // stays: the work owns its tensors and lives as long as the graph, inputs and output are held here, what the
                 // work only borrows outlives `'a`, and CubeCL guards the pages of what it computed in between. It is
                 // repeated on the stream that recorded it, as was just asserted, so it is in order with what writes its
                 // inputs and reads its output.
                 // The next time changes what the output's memory holds.
-                unsafe { graph.replay() }.held()
+                unsafe { captured.replay() }.held()
             }
             Work::Done(each_time) => {
                 *lock(&self.inputs) = inputs;

@@ -110,6 +110,7 @@ pub struct Engine<M: PagedModel> {
     pool: KvPool,
     recorded: Option<Recorded>,
     recording: RecordingState,
+    recording_failure: Option<String>,
     /// Where recordings were made, if any are to be: everything is launched there then, whatever the thread.
     stream: Option<StreamId>,
     next_id: u64,
@@ -142,6 +143,7 @@ impl<M: PagedModel> Engine<M> {
             stream: recorded.is_some().then(StreamId::current),
             recorded,
             recording,
+            recording_failure: None,
             next_id: 0,
             jobs: HashMap::new(),
             waiting: VecDeque::new(),
@@ -291,12 +293,12 @@ impl<M: PagedModel> Engine<M> {
     }
 
     /// Ends all requests of which the pool holds anything, as it is lost, and records no more.
-    fn lose_all(&mut self) {
+    fn lose_all(&mut self, reason: &str) {
         let prefilling = self.prefilling.iter().map(|prefill| prefill.id);
         let decoding = self.running.iter().map(|row| row.id).chain(self.searches.iter().map(|search| search.id));
         let ids: Vec<_> = prefilling.chain(decoding).collect();
-        ids.into_iter().for_each(|id| self.fail(id, GenerateError::CacheLost));
-        self.stop_recording();
+        ids.into_iter().for_each(|id| self.fail(id, GenerateError::CacheLost { reason: reason.into() }));
+        self.stop_recording(reason.into());
         self.renew_pool();
     }
 
@@ -307,8 +309,15 @@ impl<M: PagedModel> Engine<M> {
         }
     }
 
+    /// Why the device did not record something, the last time that it failed to.
+    pub fn recording_failure(&self) -> Option<&str> {
+        let last = self.recorded.as_ref().and_then(Recorded::failure);
+        last.or(self.recording_failure.as_deref())
+    }
+
     /// Gives up what was recorded.
-    fn stop_recording(&mut self) {
+    fn stop_recording(&mut self, reason: String) {
+        self.recording_failure = Some(reason);
         self.counters.repeated += self.recorded.take().map_or(0, |recorded| recorded.repeats());
         self.recording = RecordingState::Failed;
     }

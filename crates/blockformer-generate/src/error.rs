@@ -81,8 +81,11 @@ pub enum GenerateError {
         reason: String,
     },
     /// The device lost the cache when it failed to record work that it was to repeat; nothing is recorded any more.
-    #[error("the device failed to record what was to be repeated, and keys and values are lost: try again")]
-    CacheLost,
+    #[error("the device failed to record what was to be repeated, and keys and values are lost: try again ({reason})")]
+    CacheLost {
+        /// What the device says.
+        reason: String,
+    },
     /// The engine's thread has ended.
     #[error("the engine has stopped")]
     Stopped,

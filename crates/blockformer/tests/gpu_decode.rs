@@ -184,7 +184,7 @@ fn an_engine_that_repeats_what_it_recorded_says_what_one_says_that_launches() {
         requests[5].beams = sampling.is_greedy().then_some(2);
         if more {
             // To the end of the context, and more sequences than kernels multiply at once.
-            requests.extend([(70, 58), (9, 33), (10, 34), (13, 35), (14, 36), (15, 37)].map(request));
+            requests.extend([(70, 56), (9, 33), (10, 34), (13, 35), (14, 36), (15, 37)].map(request));
         }
         requests
     };
@@ -222,7 +222,8 @@ fn an_engine_that_repeats_what_it_recorded_says_what_one_says_that_launches() {
                 let said = |id| Completion::from_events(of(id)).expect("tokens").samples;
                 let stats = engine.stats();
                 let known = cfg!(feature = "cuda") && std::env::var_os("BLOCKFORMER_TEST_NO_GRAPHS").is_none();
-                assert!(recorded_after.is_none() || !known || stats.recording == RecordingState::Works, "{stats:?}");
+                assert!(recorded_after.is_none() || !known || stats.recording == RecordingState::Works);
+                assert!(!known || engine.recording_failure().is_none(), "{:?}", engine.recording_failure());
                 (ids.into_iter().map(said).collect::<Vec<_>>(), stats.repeated_passes)
             };
             let (expected, none) = run(None);
@@ -230,7 +231,7 @@ fn an_engine_that_repeats_what_it_recorded_says_what_one_says_that_launches() {
             let (got, passes) = run(Some(0));
             assert_eq!(got, expected, "recorded blocks are others");
             let known = cfg!(feature = "cuda") && std::env::var_os("BLOCKFORMER_TEST_NO_GRAPHS").is_none();
-            assert!(!known || passes > 20, "the device repeated {passes} passes");
+            assert!(!known || passes > 10, "the device repeated {passes} passes");
             println!("{passes} passes were repeated");
         }
     }
@@ -302,10 +303,11 @@ fn a_capture_that_fails_harms_nobody_who_comes_later() {
     };
     let (expected, _) = run(None);
     let (got, passes) = run(Some(0));
-    let lost = got.iter().filter(|said| **said == Err(GenerateError::CacheLost)).count();
+    let is_lost = |said: &Result<_, _>| matches!(said, Err(GenerateError::CacheLost { .. }));
+    let lost = got.iter().filter(|said| is_lost(said)).count();
     println!("{lost} of {} were lost, {passes} passes repeated", got.len());
     for (got, expected) in got.into_iter().zip(expected) {
-        assert!(got == expected || got == Err(GenerateError::CacheLost), "{got:?} instead of {expected:?}");
+        assert!(got == expected || is_lost(&got), "{got:?} instead of {expected:?}");
     }
     assert!(lost < 6, "those that wait are served");
     match std::env::var("EMULATED_CUDA_GRAPHS").as_deref() {

@@ -108,7 +108,7 @@ impl ApiError {
                 let error = Self::new(StatusCode::TOO_MANY_REQUESTS, message);
                 Self { code: Some("rate_limit_exceeded"), ..error }
             }
-            GenerateError::CacheLost => Self::new(StatusCode::SERVICE_UNAVAILABLE, message),
+            GenerateError::CacheLost { .. } => Self::new(StatusCode::SERVICE_UNAVAILABLE, message),
             _ => Self::internal(message),
         }
     }

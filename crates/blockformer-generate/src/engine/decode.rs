@@ -154,9 +154,9 @@ impl<M: PagedModel> Engine<M> {
                 rows.iter_mut().zip(contexts).for_each(|(row, context)| row.context = context);
                 self.running = rows;
             }
-            Err(GenerateError::CacheLost) => {
+            Err(GenerateError::CacheLost { reason }) => {
                 self.running = rows;
-                self.lose_all();
+                self.lose_all(&reason);
             }
             Err(error) => {
                 // The pool has promised room for every block, so this is a fault of the engine: nothing goes on.
@@ -184,7 +184,7 @@ impl<M: PagedModel> Engine<M> {
                     return Ok(RowContext::each(Context { window, recent: None }));
                 }
                 Ok(None) => {}
-                Err(Lost) => return Err(GenerateError::CacheLost),
+                Err(Lost(reason)) => return Err(GenerateError::CacheLost { reason }),
             }
         }
         let blocks = Blocks { ids: blocks, real: None, rows, begin: false, device };

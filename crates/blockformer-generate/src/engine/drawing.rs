@@ -7,7 +7,6 @@ use super::Engine;
 use super::context::{RowContext, indices_of, rows_of};
 use super::decode::Logits;
 use super::job::Row;
-use super::recorded::Lost;
 use crate::block::id_tensor;
 use crate::device_sampler::{choose, column, token, uniforms_of};
 use crate::paged::PagedModel;
@@ -161,14 +160,7 @@ impl<M: PagedModel> Engine<M> {
     pub(super) async fn draw_block(&mut self, rows: &mut [Row], failed: &mut Vec<(usize, GenerateError)>) {
         let mut batch = Batch::new(rows, self.limits.layout.block_length);
         let contexts: Vec<_> = rows.iter().map(|row| &row.context).collect();
-        let repeated = match self.recorded.as_mut().map(|recorded| recorded.block(&self.model, &batch, &contexts)) {
-            Some(Ok(repeated)) => repeated,
-            Some(Err(Lost)) => {
-                self.stop_recording();
-                None
-            }
-            None => None,
-        };
+        let repeated = self.recorded.as_mut().and_then(|recorded| recorded.block(&self.model, &batch, &contexts));
         // Tokens, and whose they are.
         let (drawn, of): (_, Vec<usize>) = match repeated {
             Some(drawn) => (drawn, (0..rows.len()).collect()),

@@ -94,10 +94,12 @@ pub(super) struct Recorded {
     /// Whether all is recorded that takes blocks in.
     is_complete: bool,
     repeats: u64,
+    /// Why a shape was not recorded, the last time.
+    failure: Option<String>,
 }
 
-/// The device did not record, and what the recorded work was to write is lost.
-pub(super) struct Lost;
+/// The device did not record, for this reason, and what the recorded work was to write is lost.
+pub(super) struct Lost(pub(super) String);
 
 impl Recorded {
     /// Nothing yet; `None` if there is nothing that could be recorded.
@@ -107,30 +109,39 @@ impl Recorded {
         let counts = config.n_pages() <= MOST_IDS && model.layout().vocab_size <= MOST_IDS;
         let can = counts && model.recordable_take_in(&pages, 1, 1).is_some();
         let (blocks, taken_in) = (Shelf::default(), Shelf::default());
-        can.then_some(Self { after, pages, blocks, taken_in, is_complete: false, repeats: 0 })
+        can.then_some(Self { after, pages, blocks, taken_in, is_complete: false, repeats: 0, failure: None })
     }
 
     pub(super) fn repeats(&self) -> u64 {
         self.repeats
     }
 
+    pub(super) fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
+    /// Goes on with a pool that was made anew.
+    fn renewed(&mut self, pool: &KvPool) {
+        self.taken_in.recordings.clear();
+        if let Some(pages) = pool.shared_pages() {
+            self.pages = pages;
+        }
+    }
+
     /// The tokens of a block of all rows, `[rows, block_length]`, negative where there is none; nothing if this shape is not
-    /// recorded.
-    ///
-    /// # Errors
-    /// [`Lost`] if the device fails to record it; nothing but the recording is lost.
+    /// recorded, as where the device has failed to record it: nothing is lost then.
     pub(super) fn block<M: PagedModel>(
         &mut self,
         model: &M,
         batch: &Batch,
         contexts: &[&RowContext],
-    ) -> Result<Option<Tensor<2, Int>>, Lost> {
-        let Some(each) = batch.all_on_device() else { return Ok(None) };
+    ) -> Option<Tensor<2, Int>> {
+        let each = batch.all_on_device()?;
         let BlockLayout { block_length, vocab_size, .. } = model.layout();
         let (n, device) = (each.len(), contexts[0].window().device());
         let rows = n.next_power_of_two();
         if !draws(contexts[0].window(), rows, vocab_size) {
-            return Ok(None);
+            return None;
         }
         // Rows that fill up are drawn as the last one is.
         let with_copies = || (0..rows).map(|row| row.min(n - 1));
@@ -148,13 +159,13 @@ impl Recorded {
         };
         let found = self.blocks.find(&shape, Some(self.after));
         let steps = match found {
-            Found::Nothing => return Ok(None),
+            Found::Nothing => return None,
             Found::At(_) => None,
             Found::ToRecord => match model.recordable_block() {
                 Some(steps) => Some(steps),
                 None => {
                     self.blocks.refuse(&shape);
-                    return Ok(None);
+                    return None;
                 }
             },
         };
@@ -172,14 +183,20 @@ impl Recorded {
         let at = match (found, steps) {
             (Found::At(at), _) => at,
             (_, steps) => {
-                let Some(steps) = steps else { return Ok(None) };
-                let work = decoded_block(steps, shape.narrowed.unwrap_or_default(), block_length);
-                self.blocks.keep(shape, recorded(inputs.clone(), work)?)
+                let work = decoded_block(steps?, shape.narrowed.unwrap_or_default(), block_length);
+                match recorded(inputs.clone(), work) {
+                    Ok(recording) => self.blocks.keep(shape, recording),
+                    Err(Lost(reason)) => {
+                        self.failure = Some(reason);
+                        self.blocks.refuse(&shape);
+                        return None;
+                    }
+                }
             }
         };
         self.repeats += 1;
         let drawn = self.blocks.recording(at).repeat(inputs);
-        Ok(Some(drawn.narrow(0, 0, n).cast(IntDType::I32)))
+        Some(drawn.narrow(0, 0, n).cast(IntDType::I32))
     }
 
     /// Takes in a block of each sequence of `batch`, their tokens one after another: the windows behind them, in rows of which
@@ -238,11 +255,16 @@ impl Recorded {
     }
 
     /// The same where nothing is in the pool: of tokens that do not matter, into its first page.
+    /// Where the device fails to, the shape is not tried again.
     fn record_blank<M: PagedModel>(&mut self, model: &M, shape: TakeInShape, device: &Device) -> Result<(), Lost> {
         if self.taken_in.find(&shape, Some(0)) == Found::ToRecord {
             let blank = |columns| Tensor::zeros([shape.rows, columns], (device, DType::F32));
             let inputs = (blank(model.layout().block_length), blank(1 + shape.most_pages));
-            self.record_take_in(model, shape, inputs)?;
+            if let Err(Lost(reason)) = self.record_take_in(model, shape, inputs) {
+                self.taken_in.refuse(&shape);
+                self.failure = Some(reason.clone());
+                return Err(Lost(reason));
+            }
         }
         Ok(())
     }
@@ -261,7 +283,10 @@ where
     T: blockformer_cubecl::Recordable + 'static,
 {
     let recording = Recording::new(inputs, work);
-    if recording.is_recorded() { Ok(recording) } else { Err(Lost) }
+    match recording.failure() {
+        None if recording.is_recorded() => Ok(recording),
+        reason => Err(Lost(reason.unwrap_or("the device captures nothing").into())),
+    }
 }
 
 impl<M: PagedModel> Engine<M> {
@@ -316,16 +341,27 @@ impl<M: PagedModel> Engine<M> {
         }
     }
 
-    /// Records shapes while nothing is in the pool.
+    /// Records shapes while nothing is in the pool; without those that the device fails to record, if it records any.
     fn record_blanks(&mut self, shapes: &[TakeInShape]) {
-        let Some(recorded) = &mut self.recorded else { return };
         self.pool.clear_reusable(); // the first page may be one of them
-        let tried = shapes.iter().try_for_each(|shape| recorded.record_blank(&self.model, *shape, &self.device));
-        match tried {
-            Ok(()) => self.recording = RecordingState::Works,
-            Err(Lost) => {
-                self.stop_recording();
-                self.renew_pool();
+        loop {
+            let Some(recorded) = &mut self.recorded else { return };
+            let mut to_try = shapes.iter();
+            match to_try.try_for_each(|shape| recorded.record_blank(&self.model, *shape, &self.device)) {
+                Ok(()) if recorded.taken_in.recordings.is_empty() => {
+                    let reason = recorded.failure.take().unwrap_or_else(|| "there is nothing to record".into());
+                    return self.stop_recording(reason);
+                }
+                Ok(()) => {
+                    self.recording = RecordingState::Works;
+                    return;
+                }
+                Err(Lost(_)) => {
+                    self.renew_pool();
+                    if let Some(recorded) = &mut self.recorded {
+                        recorded.renewed(&self.pool);
+                    }
+                }
             }
         }
     }
