@@ -96,7 +96,7 @@ fn what_is_written_beside_a_pool_is_in_it() {
 #[test]
 #[should_panic = "for kernels alone"]
 fn tables_on_a_device_are_for_kernels() {
-    let mut pool = pool(2, KvPlace::Device);
+    let pool = pool(2, KvPlace::Device);
     let pages = pool.shared_pages().unwrap();
     let keys = positions(&[1], 0);
     pages.batch(Tensor::zeros([1, 2], &Device::flex()), 1, 3).write(0, 0, keys.clone(), keys);
