@@ -127,9 +127,12 @@ type Closure<'a, T> = Box<dyn FnMut() -> Option<T> + Send + 'a>;
 type Panic = Arc<Mutex<Option<Box<dyn Any + Send>>>>;
 
 enum Work<'a, T> {
-    /// With the work, which owns what it computes with.
     #[cfg(feature = "_kernels")]
-    Recorded(Box<Captured<Option<T>>>, Closure<'a, T>),
+    Recorded {
+        captured: Box<Captured<Option<T>>>,
+        /// It owns what it computes with.
+        _work: Closure<'a, T>,
+    },
     Done(Closure<'a, T>),
 }
 
@@ -170,7 +173,7 @@ impl<'a, I: Recordable + 'a, T: Recordable + 'a> Recording<'a, I, T> {
         let (work, failure) = match device {
             #[cfg(feature = "_kernels")]
             Some(device) => match Captured::new(&device, &mut each_time) {
-                Ok(captured) => (Work::Recorded(Box::new(captured), each_time), None),
+                Ok(captured) => (Work::Recorded { captured: Box::new(captured), _work: each_time }, None),
                 Err(reason) => (Work::Done(each_time), Some(reason)),
             },
             _ => (Work::Done(each_time), None),
@@ -203,7 +206,7 @@ impl<'a, I: Recordable + 'a, T: Recordable + 'a> Recording<'a, I, T> {
         assert!(self.is_of_this_stream(), "a recording repeats on the stream that made it");
         let output = match &mut self.work {
             #[cfg(feature = "_kernels")]
-            Work::Recorded(captured, _) => {
+            Work::Recorded { captured, .. } => {
                 lock(&self.inputs).write_over(&inputs);
                 // SAFETY: What was recorded reads and writes memory of the device alone, none that Rust knows of. All of it
                 // stays: the work owns its tensors and lives as long as the graph, inputs and output are held here, what the
