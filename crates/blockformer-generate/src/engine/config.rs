@@ -35,12 +35,12 @@ pub struct EngineConfig {
     /// the same, and blocks that are decoded together with theirs wait with them. `None`: where the device has
     /// [kernels](blockformer_cubecl::has_kernels) for it and [the model goes on from there](crate::PagedModel::keeps_tokens_on_device).
     pub draw_on_device: Option<bool>,
-    /// Graph capture: after how many rounds of one shape a device records what decodes a block of all sequences and what takes it
-    /// in, and from then on repeats it by one call each ([`Recording`](blockformer_cubecl::Recording)), where
-    /// [the model](crate::PagedModel::recordable_take_in) and the device can and all tokens are drawn
-    /// [on the device](Self::draw_on_device). A shape is a number of sequences, filled up to one of few, with the kinds of filters
-    /// that they have, and the pages that a sequence has, up to the next power of two; recording one takes the time of some
-    /// rounds. `None`: never. The tokens are the same. While it records, **no other thread may use the device**, or what that
+    /// Graph capture: after how many rounds of one shape a device records what decodes a block of all sequences, where their tokens are all
+    /// drawn [on the device](Self::draw_on_device), and what takes it in, and from then on repeats each by one call
+    /// ([`Recording`](blockformer_cubecl::Recording)), where [the model](crate::PagedModel::recordable_take_in) and the device can. A
+    /// shape is a number of sequences, filled up to a power of two, with the kinds of filters that they have, and the pages that a
+    /// sequence has, up to the next power of two; recording one takes the time of some rounds. `None`: never. The tokens are the same,
+    /// up to rounding. While it records, **no other thread may use the device**, or what that
     /// computes is lost. The model should have been made on the thread that makes the engine, which may then step on any: devices
     /// record nothing that computes with what [another stream](burn::tensor::StreamId) made.
     pub recorded_after: Option<usize>,

@@ -4,9 +4,9 @@
 //! block of each from its window, and knows nothing of the pool; the other takes the blocks in, and is told by tables where
 //! in the pool they belong.
 
-use std::iter::repeat;
+use std::iter::{repeat, successors};
 
-use blockformer_cubecl::{Choice, Narrowed, Recording, Ways, draw, draw_each, draws};
+use blockformer_cubecl::{Choice, MAX_HELD, Narrowed, Recording, Ways, draw, draw_each, draws};
 use blockformer_kv_cache::{KvPool, PagedBatch, SharedPages};
 use blockformer_model::BlockLayout;
 use burn::tensor::{DType, Device, FloatDType, Int, IntDType, Tensor, TensorData};
@@ -43,7 +43,7 @@ pub enum RecordingState {
     Off,
     /// Its model, its pool or the device's backend has nothing that could be recorded.
     Unable,
-    /// It has not been tried yet: that is done at the first step.
+    /// It has not been tried yet: that is done at the first step, or [ahead](Engine::record_ahead).
     Untried,
     /// The device records.
     Works,
@@ -88,7 +88,8 @@ pub(super) enum When {
 pub(super) struct Recorded {
     /// How often a shape comes before it is recorded.
     after: usize,
-    pages: SharedPages,
+    /// Those of the pool; none while it is made anew.
+    pages: Option<SharedPages>,
     blocks: Shelf<BlockShape, Recording<'static, BlockInputs, Tensor<2>>>,
     taken_in: Shelf<TakeInShape, Recording<'static, TakeInInputs, Tensor<3>>>,
     /// Whether all is recorded that takes blocks in.
@@ -109,7 +110,15 @@ impl Recorded {
         let counts = config.n_pages() <= MOST_IDS && model.layout().vocab_size <= MOST_IDS;
         let can = counts && model.recordable_take_in(&pages, 1, 1).is_some();
         let (blocks, taken_in) = (Shelf::default(), Shelf::default());
-        can.then_some(Self { after, pages, blocks, taken_in, is_complete: false, repeats: 0, failure: None })
+        can.then_some(Self {
+            after,
+            pages: Some(pages),
+            blocks,
+            taken_in,
+            is_complete: false,
+            repeats: 0,
+            failure: None,
+        })
     }
 
     pub(super) fn repeats(&self) -> u64 {
@@ -120,12 +129,10 @@ impl Recorded {
         self.failure.as_deref()
     }
 
-    /// Goes on with a pool that was made anew.
-    fn renewed(&mut self, pool: &KvPool) {
+    /// Gives up what belongs to a pool that is to be made anew.
+    fn give_up_pages(&mut self) {
         self.taken_in.recordings.clear();
-        if let Some(pages) = pool.shared_pages() {
-            self.pages = pages;
-        }
+        self.pages = None;
     }
 
     /// The tokens of a block of all rows, `[rows, block_length]`, negative where there is none; nothing if this shape is not
@@ -212,6 +219,10 @@ impl Recorded {
         device: &Device,
         when: When,
     ) -> Result<Option<Tensor<3>>, Lost> {
+        // Beyond, kernels do not reach.
+        if batch.starts().into_iter().any(|held| held >= MAX_HELD) {
+            return Ok(None);
+        }
         let n = batch.rows();
         let shape = TakeInShape::new(n, batch.most_pages(), batch.config().page_length);
         let TakeInShape { rows, most_pages } = shape;
@@ -245,11 +256,15 @@ impl Recorded {
         shape: TakeInShape,
         inputs: TakeInInputs,
     ) -> Result<Option<usize>, Lost> {
-        let Some(mut steps) = model.recordable_take_in(&self.pages, shape.rows, shape.most_pages) else {
+        let steps = self.pages.as_ref().and_then(|pages| {
+            let steps = model.recordable_take_in(pages, shape.rows, shape.most_pages)?;
+            pages.stay(true);
+            Some(steps)
+        });
+        let Some(mut steps) = steps else {
             self.taken_in.refuse(&shape);
             return Ok(None);
         };
-        self.pages.stay(true);
         let work = move |(ids, tables): TakeInInputs| steps(ids.cast(IntDType::I32), tables.cast(IntDType::I32));
         Ok(Some(self.taken_in.keep(shape, recorded(inputs, work)?)))
     }
@@ -272,7 +287,9 @@ impl Recorded {
 
 impl Drop for Recorded {
     fn drop(&mut self) {
-        self.pages.stay(false);
+        if let Some(pages) = &self.pages {
+            pages.stay(false);
+        }
     }
 }
 
@@ -305,12 +322,13 @@ impl<M: PagedModel> Engine<M> {
         }
     }
 
-    /// Records now how blocks are taken in, for every number of sequences and every length that the engine may come to. Otherwise
-    /// each is recorded [when it has come often enough](EngineConfig::recorded_after), which holds up those that are running, and
-    /// would end them with [`GenerateError::CacheLost`](crate::GenerateError::CacheLost) if the device failed to; behind this nothing is recorded any more but
-    /// how blocks are decoded, which can lose nothing. It takes some rounds for each of them, and keeps memory of the device for each.
+    /// Records now how blocks are taken in, for the numbers of sequences and the lengths that the engine may come to, the fewest and
+    /// shortest first, up to 32 of them. Otherwise each is recorded [when it has come often enough](EngineConfig::recorded_after), which
+    /// holds up those that are running, and would end them with [`GenerateError::CacheLost`](crate::GenerateError::CacheLost) if
+    /// the device failed to. If these are all, nothing is recorded any more behind this but how blocks are decoded, which can lose
+    /// nothing. It takes some rounds for each of them, and keeps memory of the device for each.
     ///
-    /// Does nothing where the engine [does not record](crate::EngineStats::recording) or has taken anything in.
+    /// Does nothing where the engine [does not record](crate::EngineStats::recording) or a sequence is open. Prefixes are forgotten.
     pub fn record_ahead(&mut self) {
         let can = matches!(self.recording, RecordingState::Untried | RecordingState::Works);
         if !can || self.pool.usage().sequences > 0 {
@@ -320,51 +338,55 @@ impl<M: PagedModel> Engine<M> {
         let blocks = layout.max_length / layout.block_length + usize::from(layout.predict_first_block);
         let most_pages = pool.pages_of(blocks * self.limits.positions_per_block).min(pool.n_pages());
         let mut shapes: Vec<TakeInShape> = Vec::new();
-        for rows in 1..=self.config.max_batch {
-            let lengths = (1..=most_pages).map(|pages| TakeInShape::new(rows, pages, pool.page_length));
-            for shape in lengths {
+        for rows in powers_up_to(self.config.max_batch) {
+            for pages in powers_up_to(most_pages) {
+                let shape = TakeInShape::new(rows, pages, pool.page_length);
                 if !shapes.contains(&shape) {
                     shapes.push(shape);
                 }
             }
         }
-        // Those of many sequences and long ones first: later ones find room in memory that has been found.
-        shapes.reverse();
-        let fits = shapes.len() <= MOST_RECORDINGS;
+        let are_all = shapes.len() <= MOST_RECORDINGS;
         shapes.truncate(MOST_RECORDINGS);
         match self.stream {
             Some(stream) => stream.executes(|| self.record_blanks(&shapes)),
             None => self.record_blanks(&shapes),
         }
         if let Some(recorded) = &mut self.recorded {
-            recorded.is_complete = fits;
+            // What the device failed to record is not tried with requests at stake.
+            recorded.is_complete = are_all || recorded.taken_in.recordings.len() < shapes.len();
         }
     }
 
-    /// Records shapes while nothing is in the pool; without those that the device fails to record, if it records any.
+    /// Records shapes while nothing is in the pool, up to the first that the device fails to.
     fn record_blanks(&mut self, shapes: &[TakeInShape]) {
         self.pool.clear_reusable(); // the first page may be one of them
+        let mut shapes = shapes;
         loop {
             let Some(recorded) = &mut self.recorded else { return };
-            let mut to_try = shapes.iter();
-            match to_try.try_for_each(|shape| recorded.record_blank(&self.model, *shape, &self.device)) {
-                Ok(()) if recorded.taken_in.recordings.is_empty() => {
-                    let reason = recorded.failure.take().unwrap_or_else(|| "there is nothing to record".into());
-                    return self.stop_recording(reason);
-                }
-                Ok(()) => {
-                    self.recording = RecordingState::Works;
-                    return;
-                }
-                Err(Lost(_)) => {
-                    self.renew_pool();
-                    if let Some(recorded) = &mut self.recorded {
-                        recorded.renewed(&self.pool);
-                    }
-                }
+            let fails = |shape: &TakeInShape| recorded.record_blank(&self.model, *shape, &self.device).is_err();
+            let Some(failed) = shapes.iter().position(fails) else { break };
+            // The pool is lost, and with it what was recorded of it: those that worked once more.
+            recorded.give_up_pages();
+            self.renew_pool();
+            let pages = self.pool.shared_pages();
+            if let Some(recorded) = &mut self.recorded {
+                recorded.pages = pages;
             }
+            shapes = &shapes[..failed];
         }
+        let Some(recorded) = &mut self.recorded else { return };
+        if recorded.taken_in.recordings.is_empty() {
+            let reason = recorded.failure.take().unwrap_or_else(|| "there is nothing to record".into());
+            return self.stop_recording(reason);
+        }
+        self.recording = RecordingState::Works;
     }
+}
+
+/// 1, 2, 4 and so on, up to the first that is not less than `most`.
+fn powers_up_to(most: usize) -> impl Iterator<Item = usize> {
+    successors(Some(1usize), |power| power.checked_mul(2)).take_while(move |power| power / 2 < most)
 }
 
 /// The tokens of a block, `[rows, block_length]` in float32.
@@ -443,17 +465,23 @@ impl<K: PartialEq + Copy, R> Shelf<K, R> {
         let Some(after) = after else { return Found::Nothing };
         let counted = self.counts.iter().position(|(of, _)| of == shape).map(|at| self.counts.remove(at).1);
         let count = counted.unwrap_or(Some(0)).map(|count| count + 1);
-        if self.counts.len() == MOST_COUNTED {
-            self.counts.remove(0);
-        }
-        self.counts.push((*shape, count));
+        self.count(*shape, count);
         if count.is_some_and(|count| count > after) { Found::ToRecord } else { Found::Nothing }
     }
 
     /// A shape that cannot be recorded.
     fn refuse(&mut self, shape: &K) {
         self.counts.retain(|(of, _)| of != shape);
-        self.counts.push((*shape, None));
+        self.count(*shape, None);
+    }
+
+    /// What cannot be recorded is remembered longest.
+    fn count(&mut self, shape: K, count: Option<usize>) {
+        while self.counts.len() >= MOST_COUNTED {
+            let first = self.counts.iter().position(|(_, count)| count.is_some()).unwrap_or(0);
+            self.counts.remove(first);
+        }
+        self.counts.push((shape, count));
     }
 
     /// Its place.
@@ -492,10 +520,18 @@ mod tests {
         }
         // What comes once takes nobody's place.
         (1000..1000 + 2 * MOST_COUNTED).for_each(|shape| assert_eq!(shelf.find(&shape, Some(1)), Found::Nothing));
+        assert_eq!(shelf.find(&7, Some(0)), Found::Nothing, "refused for good");
         let Found::At(at) = shelf.find(&100, None) else { panic!("the first is there") };
         assert_eq!(*shelf.recording(at), 1000);
         shelf.keep(1, 1);
         assert_eq!([101, 100, 1].map(|shape| shelf.find(&shape, None) == Found::Nothing), [true, false, false]);
+    }
+
+    #[test]
+    fn powers_reach_as_far_as_they_have_to() {
+        let of = |most| powers_up_to(most).collect::<Vec<_>>();
+        assert_eq!([1, 2, 3, 4, 5].map(of), [vec![1], vec![1, 2], vec![1, 2, 4], vec![1, 2, 4], vec![1, 2, 4, 8]]);
+        assert_eq!(powers_up_to(usize::MAX).count(), usize::BITS as usize);
     }
 
     #[test]
