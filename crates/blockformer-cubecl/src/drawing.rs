@@ -32,21 +32,12 @@ pub(crate) struct Filters {
     pub(crate) min_p: f32,
 }
 
-/// The inverse of a temperature, never 0.
-pub(crate) fn inverse(temperature: f64) -> f32 {
-    (1.0 / temperature as f32).max(f32::MIN_POSITIVE)
-}
-
 impl Filters {
     /// Those of a vocabulary of so many.
     pub(crate) fn new(filters: &crate::Filters, vocab_size: usize) -> Self {
-        Self {
-            inverse_temperature: inverse(filters.temperature),
-            top_k: filters.top_k.filter(|k| *k < vocab_size).unwrap_or(0),
-            // A share of nothing is still the likeliest token.
-            top_p: (filters.top_p.unwrap_or(1.0) as f32).max(f32::MIN_POSITIVE),
-            min_p: filters.min_p.unwrap_or(0.0) as f32,
-        }
+        let [inverse_temperature, top_p, min_p] = filters.numbers();
+        let top_k = filters.top_k.filter(|k| *k < vocab_size).unwrap_or(0);
+        Self { inverse_temperature, top_k, top_p, min_p }
     }
 }
 

@@ -497,6 +497,17 @@ pub struct Filters {
     pub min_p: Option<f64>,
 }
 
+impl Filters {
+    /// What kernels take: the inverse of the temperature, never 0, which stands for the likeliest; `top_p`, 1 where there is none; and
+    /// `min_p`, 0 where there is none.
+    fn numbers(&self) -> [f32; 3] {
+        // A share of nothing is still the likeliest token.
+        let top_p = (self.top_p.unwrap_or(1.0) as f32).max(f32::MIN_POSITIVE);
+        let inverse_temperature = (1.0 / self.temperature as f32).max(f32::MIN_POSITIVE);
+        [inverse_temperature, top_p, self.min_p.unwrap_or(0.0) as f32]
+    }
+}
+
 /// Draws a token of every row, in one launch: the first whose cumulative weight is beyond `uniform` times the sum of all,
 /// where weights are `exp((logit - max) / temperature)`, added up in float32.
 ///
@@ -545,19 +556,13 @@ impl Ways {
     pub fn new(choices: impl IntoIterator<Item = Choice>, vocab_size: usize) -> Self {
         let (mut numbers, mut narrowed) = (Vec::new(), Narrowed::default());
         for choice in choices {
-            let Choice::Sampled(Filters { temperature, top_k, top_p, min_p }) = choice else {
+            let Choice::Sampled(filters) = choice else {
                 numbers.extend([0.0, vocab_size as f32, 1.0, 0.0]);
                 continue;
             };
-            let top_k = top_k.unwrap_or(vocab_size).min(vocab_size);
-            // A share of nothing is still the likeliest token.
-            let top_p = (top_p.unwrap_or(1.0) as f32).max(f32::MIN_POSITIVE);
-            numbers.extend([
-                (1.0 / temperature as f32).max(f32::MIN_POSITIVE), // 0 is for the likeliest
-                top_k as f32,
-                top_p,
-                min_p.unwrap_or(0.0) as f32,
-            ]);
+            let top_k = filters.top_k.unwrap_or(vocab_size).min(vocab_size);
+            let [inverse_temperature, top_p, min_p] = filters.numbers();
+            numbers.extend([inverse_temperature, top_k as f32, top_p, min_p]);
             narrowed.by_top_k |= top_k < vocab_size;
             narrowed.by_top_p |= top_p < 1.0;
         }

@@ -129,9 +129,9 @@ pub(crate) fn uniforms_of(sampler: &mut Sampler, n: usize) -> impl Iterator<Item
     (0..n).map(move |_| (sampler.uniform() as f32).min(below_one))
 }
 
-/// The random numbers of one place, of those of several.
-pub(crate) fn column(uniforms: Option<&Tensor<2>>, place: usize) -> Option<Tensor<2>> {
-    uniforms.map(|uniforms| uniforms.clone().slice(s![.., place..place + 1]))
+/// The numbers of one place, of those of several.
+pub(crate) fn column(numbers: &Tensor<2>, place: usize) -> Tensor<2> {
+    numbers.clone().slice(s![.., place..place + 1])
 }
 
 /// A token of every sequence, and the same with [`NOT_A_NUMBER`] where there is none, `[batch, 1]` both. `logits` are in

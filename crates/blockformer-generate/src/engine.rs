@@ -10,7 +10,7 @@ mod prefill;
 mod recorded;
 
 use std::collections::{HashMap, VecDeque};
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 
@@ -65,7 +65,6 @@ struct Counters {
     drafted: u64,
     accepted: u64,
     verifications: u64,
-    /// Of recordings that are no more.
     repeated: u64,
 }
 
@@ -259,7 +258,7 @@ impl<M: PagedModel> Engine<M> {
             accepted_tokens: self.counters.accepted,
             verifications: self.counters.verifications,
             recording: self.recording,
-            repeated_passes: self.counters.repeated + self.recorded.as_ref().map_or(0, Recorded::repeats),
+            repeated_passes: self.counters.repeated,
         }
     }
 
@@ -318,7 +317,7 @@ impl<M: PagedModel> Engine<M> {
     /// Gives up what was recorded.
     fn stop_recording(&mut self, reason: String) {
         self.recording_failure = Some(reason);
-        self.counters.repeated += self.recorded.take().map_or(0, |recorded| recorded.repeats());
+        self.recorded = None;
         self.recording = RecordingState::Failed;
     }
 

@@ -9,8 +9,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use blockformer::ServingModel;
 use blockformer::generate::{
-    Alignment, Completion, Decoding, DeviceDecoding, Engine, EngineConfig, EngineThread, EventStream, GenerateError,
-    GenerateOptions, PagedModel, RecordingState, Request, Rounds, Sampling, Speculation, generate,
+    Alignment, Completion, Decoding, DeviceDecoding, Engine, EngineConfig, EngineThread, Event, EventStream,
+    GenerateError, GenerateOptions, PagedModel, RecordingState, Request, RequestId, Rounds, Sampling, Speculation,
+    generate,
 };
 use blockformer::kv_cache::KvStorage;
 use blockformer::model::AnyModel;
@@ -23,6 +24,11 @@ use gpu_models::{block_model, cross_attention_model, device, vanilla_model};
 fn alone() -> MutexGuard<'static, ()> {
     static DEVICE: Mutex<()> = Mutex::new(());
     DEVICE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a request was given, of the events of all.
+fn completion(events: &[(RequestId, Event)], id: RequestId) -> Result<Completion, GenerateError> {
+    Completion::from_events(events.iter().filter(|(of, _)| *of == id).map(|(_, event)| event.clone()))
 }
 
 fn run(model: &AnyModel, device: &Device, sampling: &Sampling, decoding: Decoding) -> Vec<Vec<u32>> {
@@ -135,8 +141,7 @@ fn an_engine_on_the_device_says_what_one_on_the_cpu_says() {
             events.extend(engine.step());
         }
         engine.run(|id, event| events.push((id, event)));
-        let of = |id| events.iter().filter(move |(of, _)| *of == id).map(|(_, event)| event.clone());
-        ids.into_iter().map(|id| Completion::from_events(of(id)).expect("tokens").samples).collect::<Vec<_>>()
+        ids.into_iter().map(|id| completion(&events, id).expect("tokens").samples).collect::<Vec<_>>()
     };
     let every_storage = &[KvStorage::Float32, KvStorage::Float16, KvStorage::Int8][..];
     for (on_cpu, storages) in [
@@ -218,8 +223,7 @@ fn an_engine_that_repeats_what_it_recorded_says_what_one_says_that_launches() {
                 }
                 assert!(engine.cancel(ids[4]), "it is running");
                 engine.run(|id, event| events.push((id, event)));
-                let of = |id| events.iter().filter(move |(of, _)| *of == id).map(|(_, event)| event.clone());
-                let said = |id| Completion::from_events(of(id)).expect("tokens").samples;
+                let said = |id| completion(&events, id).expect("tokens").samples;
                 let stats = engine.stats();
                 let known = cfg!(feature = "cuda") && std::env::var_os("BLOCKFORMER_TEST_NO_GRAPHS").is_none();
                 assert!(recorded_after.is_none() || !known || stats.recording == RecordingState::Works);
@@ -297,9 +301,8 @@ fn a_capture_that_fails_harms_nobody_who_comes_later() {
         let ids: Vec<_> = (0..6).map(|i| engine.submit(request(i)).expect("a request that fits")).collect();
         let mut events = Vec::new();
         engine.run(|id, event| events.push((id, event)));
-        let of = |id| events.iter().filter(move |(of, _)| *of == id).map(|(_, event)| event.clone());
         let said: Vec<_> =
-            ids.into_iter().map(|id| Completion::from_events(of(id)).map(|completion| completion.samples)).collect();
+            ids.into_iter().map(|id| completion(&events, id).map(|completion| completion.samples)).collect();
         let stats = engine.stats();
         assert_eq!((stats.pool.used, stats.pool.sequences, stats.running), (0, 0, 0));
         (said, stats.repeated_passes)

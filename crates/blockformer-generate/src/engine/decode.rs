@@ -180,6 +180,7 @@ impl<M: PagedModel> Engine<M> {
         if let Some(recorded) = &mut self.recorded {
             match recorded.take_in(&self.model, &batch, blocks, device, when) {
                 Ok(Some(window)) => {
+                    self.counters.repeated += 1;
                     batch.commit();
                     return Ok(RowContext::each(Context { window, recent: None }));
                 }

@@ -163,7 +163,10 @@ impl<M: PagedModel> Engine<M> {
         let repeated = self.recorded.as_mut().and_then(|recorded| recorded.block(&self.model, &batch, &contexts));
         // Tokens, and whose they are.
         let (drawn, of): (_, Vec<usize>) = match repeated {
-            Some(drawn) => (drawn, (0..rows.len()).collect()),
+            Some(drawn) => {
+                self.counters.repeated += 1;
+                (drawn, (0..rows.len()).collect())
+            }
             None => {
                 let window = RowContext::windows(&contexts);
                 let Some(drawn) = self.launch_block(rows, &mut batch, window, failed).await else { return };
@@ -248,7 +251,7 @@ impl<M: PagedModel> Engine<M> {
 impl OnDevice {
     /// Ids to go on with, `[rows, 1]`.
     fn draw(&mut self, logits: Tensor<2>, place: usize) -> Tensor<2, Int> {
-        let uniforms = column(self.uniforms.as_ref(), place);
+        let uniforms = self.uniforms.as_ref().map(|uniforms| column(uniforms, place));
         let (ids, checked) = choose(&self.sampling, logits.cast(FloatDType::F32), uniforms);
         self.drawn.push(checked);
         ids

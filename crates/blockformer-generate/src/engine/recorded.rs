@@ -14,7 +14,7 @@ use burn::tensor::{DType, Device, FloatDType, Int, IntDType, Tensor, TensorData}
 use super::context::RowContext;
 use super::drawing::Batch;
 use super::{Engine, EngineConfig};
-use crate::device_sampler::choice;
+use crate::device_sampler::{choice, column};
 use crate::paged::{BlockStep, PagedModel, RecordableBlock};
 
 /// Recordings of either kind at a time: each keeps memory of the device.
@@ -94,7 +94,6 @@ pub(super) struct Recorded {
     taken_in: Shelf<TakeInShape, Recording<'static, TakeInInputs, Tensor<3>>>,
     /// Whether all is recorded that takes blocks in.
     is_complete: bool,
-    repeats: u64,
     /// Why a shape was not recorded, the last time.
     failure: Option<String>,
 }
@@ -110,19 +109,7 @@ impl Recorded {
         let counts = config.n_pages() <= MOST_IDS && model.layout().vocab_size <= MOST_IDS;
         let can = counts && model.recordable_take_in(&pages, 1, 1).is_some();
         let (blocks, taken_in) = (Shelf::default(), Shelf::default());
-        can.then_some(Self {
-            after,
-            pages: Some(pages),
-            blocks,
-            taken_in,
-            is_complete: false,
-            repeats: 0,
-            failure: None,
-        })
-    }
-
-    pub(super) fn repeats(&self) -> u64 {
-        self.repeats
+        can.then_some(Self { after, pages: Some(pages), blocks, taken_in, is_complete: false, failure: None })
     }
 
     pub(super) fn failure(&self) -> Option<&str> {
@@ -165,17 +152,9 @@ impl Recorded {
             tokens_given: given.iter().any(|given| !given.is_empty()),
         };
         let found = self.blocks.find(&shape, Some(self.after));
-        let steps = match found {
-            Found::Nothing => return None,
-            Found::At(_) => None,
-            Found::ToRecord => match model.recordable_block() {
-                Some(steps) => Some(steps),
-                None => {
-                    self.blocks.refuse(&shape);
-                    return None;
-                }
-            },
-        };
+        if found == Found::Nothing {
+            return None;
+        }
         let draws = ways.map(|ways| {
             let numbers: Vec<&[f32]> = batch.numbers().collect();
             let padded = |row: usize| numbers[row].iter().copied().chain(repeat(0.0)).take(block_length);
@@ -187,23 +166,31 @@ impl Recorded {
             floats(with_copies().flat_map(padded).collect(), [rows, block_length], &device)
         });
         let inputs = (RowContext::filled_windows(contexts, rows), (draws, given));
-        let at = match (found, steps) {
-            (Found::At(at), _) => at,
-            (_, steps) => {
-                let work = decoded_block(steps?, shape.narrowed.unwrap_or_default(), block_length);
-                match recorded(inputs.clone(), work) {
-                    Ok(recording) => self.blocks.keep(shape, recording),
-                    Err(Lost(reason)) => {
-                        self.failure = Some(reason);
-                        self.blocks.refuse(&shape);
-                        return None;
-                    }
-                }
-            }
+        let at = match found {
+            Found::At(at) => at,
+            _ => self.record_block(model, shape, inputs.clone(), block_length)?,
         };
-        self.repeats += 1;
         let drawn = self.blocks.recording(at).repeat(inputs);
         Some(drawn.narrow(0, 0, n).cast(IntDType::I32))
+    }
+
+    /// Records it, where model and device can; its place.
+    fn record_block<M: PagedModel>(
+        &mut self,
+        model: &M,
+        shape: BlockShape,
+        inputs: BlockInputs,
+        block_length: usize,
+    ) -> Option<usize> {
+        let steps = model.recordable_block();
+        let work = steps.map(|steps| decoded_block(steps, shape.narrowed.unwrap_or_default(), block_length));
+        match work.map(|work| recorded(inputs, work)) {
+            Some(Ok(recording)) => return Some(self.blocks.keep(shape, recording)),
+            Some(Err(Lost(reason))) => self.failure = Some(reason),
+            None => {}
+        }
+        self.blocks.refuse(&shape);
+        None
     }
 
     /// Takes in a block of each sequence of `batch`, their tokens one after another: the windows behind them, in rows of which
@@ -245,7 +232,6 @@ impl Recorded {
                 None => return Ok(None),
             },
         };
-        self.repeats += 1;
         Ok(Some(self.taken_in.recording(at).repeat(inputs)))
     }
 
@@ -402,7 +388,7 @@ fn decoded_block(
             let logits = steps(next);
             let drawn = match &draws {
                 None => draw(&logits, None, Choice::Likeliest),
-                Some((numbers, ways)) => draw_each(&logits, &place_of(numbers, place), ways, narrowed),
+                Some((numbers, ways)) => draw_each(&logits, &column(numbers, place), ways, narrowed),
             };
             let Some(drawn) = drawn else { unreachable!("it was asked whether there is a kernel") };
             tokens.push(drawn.clone());
@@ -410,7 +396,7 @@ fn decoded_block(
             next = BlockStep::Token(match &given {
                 None => ids,
                 Some(given) => {
-                    let given = place_of(given, place);
+                    let given = column(given, place);
                     let known = given.clone().greater_equal_elem(0.0);
                     ids.mask_where(known, given.clamp_min(0.0).cast(IntDType::I32))
                 }
@@ -418,11 +404,6 @@ fn decoded_block(
         }
         Tensor::cat(tokens, 1).cast(FloatDType::F32)
     }
-}
-
-/// A column.
-fn place_of(numbers: &Tensor<2>, place: usize) -> Tensor<2> {
-    numbers.clone().narrow(1, place, 1)
 }
 
 fn floats<const D: usize>(numbers: Vec<f32>, shape: [usize; D], device: &Device) -> Tensor<D> {

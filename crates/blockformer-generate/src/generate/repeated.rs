@@ -39,7 +39,7 @@ impl<'a> Repeated<'a> {
             let mut next = RecordableStep::Block { ids, count };
             let mut tokens = Vec::with_capacity(block_length);
             for place in 0..block_length {
-                let drawn = draw(step(next), column(uniforms.as_ref(), place));
+                let drawn = draw(step(next), uniforms.as_ref().map(|uniforms| column(uniforms, place)));
                 tokens.push(drawn.checked);
                 next = RecordableStep::Token(drawn.ids);
             }

@@ -227,7 +227,7 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
                     None => unreachable!("blocks are repeated where there is no state"),
                 },
             };
-            let drawn = self.sampler.draw(logits, column(uniforms.as_ref(), place));
+            let drawn = self.sampler.draw(logits, uniforms.as_ref().map(|uniforms| column(uniforms, place)));
             tokens.push(drawn.checked);
             if let Course::StepsAtFirst(Beginning { block, .. }) = &mut self.course {
                 block.push(drawn.ids.clone());
