@@ -61,7 +61,8 @@ impl BlockDecoder {
     /// Context embeddings of the blocks that follow those a pool holds of each sequence.
     ///
     /// # Shapes
-    /// - `blocks`: `[sequences of the batch, n_blocks, n_embedding_tokens, d_model]`, returns the same
+    /// - `blocks`: `[1, new blocks of all sequences, n_embedding_tokens, d_model]`, those of one sequence after those of the
+    ///   other, or, where each has as many, `[sequences, new blocks of each, n_embedding_tokens, d_model]`; returns the same
     ///
     /// # Panics
     /// If shapes do not fit.

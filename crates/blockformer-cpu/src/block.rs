@@ -8,6 +8,7 @@ use crate::PackError;
 use crate::cache::{Cache, Kv};
 use crate::embedder::{Blocks, Embedder, EmbedderWork};
 use crate::ends::{Ends, Units};
+use crate::lengths::Lengths;
 use crate::profile::{Clock, Profile};
 use crate::stack::{PREFILL_ROWS, Positions, Scratch, Stack, room};
 use crate::token_decoder::{Begin, TokenDecoder, TokenState, Tools};
@@ -49,13 +50,13 @@ pub(crate) struct BlockState {
     pub(crate) profile: Profile,
 }
 
-/// Whole blocks of some sequences, as many of each.
+/// Whole blocks of some sequences.
 #[derive(Clone, Copy)]
 pub(crate) struct Text<'a> {
     pub(crate) ids: &'a [u32],
     /// False on padding; `None` where there is none.
     pub(crate) real: Option<&'a [bool]>,
-    pub(crate) rows: usize,
+    pub(crate) n_blocks: Lengths<'a>,
     /// Whether they begin their sequences.
     pub(crate) begin: bool,
 }
@@ -181,12 +182,12 @@ impl BlockModel {
         self.n_embedding_tokens * self.block_decoder.config().d_model
     }
 
-    /// Units that some text takes in each sequence: its blocks and, where it begins one, the start of text.
-    fn n_units(&self, text: &Text<'_>) -> usize {
-        text.ids.len() / (text.rows * self.layout.block_length) + if text.begin { self.ends.before() } else { 0 }
+    /// Units that stand before the blocks of each sequence: the start of text, where some begins.
+    fn before(&self, begin: bool) -> usize {
+        if begin { self.ends.before() } else { 0 }
     }
 
-    /// Block embeddings, `[rows, units, n_embedding_tokens, d_model]`. The start of text stands directly before the first
+    /// Block embeddings, `[units of all sequences, n_embedding_tokens, d_model]`. The start of text stands directly before the first
     /// real block: behind `padded` positions of a sequence.
     fn embed(
         &self,
@@ -201,15 +202,19 @@ impl BlockModel {
         let Some(start) = self.ends.start.as_ref().filter(|_| text.begin) else {
             return self.embedder.forward(level, blocks, work, scratch, x);
         };
-        let n_blocks = self.n_units(text) - 1;
         let mut embedded = std::mem::take(&mut work.blocks);
-        if n_blocks > 0 {
-            self.embedder.forward(level, blocks, work, scratch, room(&mut embedded, text.rows * n_blocks * each));
+        let of_all = text.n_blocks.total() * each;
+        if of_all > 0 {
+            self.embedder.forward(level, blocks, work, scratch, room(&mut embedded, of_all));
         }
-        for (row, units) in x.chunks_exact_mut((n_blocks + 1) * each).enumerate() {
+        let (mut x, mut rest) = (x, &embedded[..of_all]);
+        for (row, n_blocks) in text.n_blocks.iter().enumerate() {
+            let (units, x_behind) = x.split_at_mut((n_blocks + 1) * each);
+            let (own, behind) = rest.split_at(n_blocks * each);
+            (x, rest) = (x_behind, behind);
             // What stands before the start is padding, which nothing sees.
             units[..each].copy_from_slice(start);
-            units[each..].copy_from_slice(&embedded[row * n_blocks * each..(row + 1) * n_blocks * each]);
+            units[each..].copy_from_slice(own);
             let at = padded.get(row).map_or(0, |padded| padded / self.n_embedding_tokens);
             units[at * each..(at + 1) * each].copy_from_slice(start);
         }
@@ -221,24 +226,27 @@ impl BlockModel {
     fn take_in(&self, level: Level, ids: &[u32], real: Option<&[bool]>, state: &mut BlockState) -> usize {
         let (batch, begin) = (state.batch(), state.blocks.len() == 0);
         let (n, each, window) = (self.n_embedding_tokens, self.unit(), self.ends.context_blocks() * self.unit());
-        let units = self.n_units(&Text { ids, real, rows: batch, begin });
+        let tokens_each = ids.len() / batch;
+        let n_blocks = tokens_each / self.layout.block_length;
+        let units = n_blocks + self.before(begin);
         let positions = units * n;
         let at_once = (PREFILL_ROWS / positions).clamp(1, batch);
-        let tokens_each = ids.len() / batch;
         room(&mut state.context, batch * window);
         for first in (0..batch).step_by(at_once) {
             let sequences = first..(first + at_once).min(batch);
             let mut clock = Clock::start();
             let tokens = sequences.start * tokens_each..sequences.end * tokens_each;
             let real = real.map(|real| &real[tokens.clone()]);
-            let text = Text { ids: &ids[tokens], real, rows: sequences.len(), begin };
+            let rows = sequences.len();
+            let text = Text { ids: &ids[tokens], real, n_blocks: Lengths::Same { length: n_blocks, rows }, begin };
             let x = room(&mut state.x, sequences.len() * units * each);
             let padded = if state.padded.is_empty() { &[][..] } else { &state.padded[sequences.clone()] };
             self.embed(level, &text, padded, (&mut state.embedder, &mut state.scratch), x);
             clock.lap(&mut state.profile.embedder);
             // The window of one block needs no other's context embeddings.
-            let wanted = if self.ends.context_blocks() == 1 { n } else { positions };
-            let new = Positions { new: positions, wanted, group: n, padded, turned: 0 };
+            let wanted = (self.ends.context_blocks() == 1).then_some(n);
+            let new = Lengths::Same { length: positions, rows };
+            let new = Positions { new, wanted, group: n, padded, turned: 0 };
             let kv = Kv::Together { cache: &mut state.blocks, sequences: sequences.clone() };
             state.profile.block_decoder += self.block_decoder.forward(level, x, new, kv, &mut state.scratch);
             if self.ends.context_blocks() == 1 {
@@ -299,51 +307,50 @@ impl BlockModel {
         kv: Kv<'_, '_>,
         work: &mut Work,
     ) -> Vec<f32> {
-        let (units, each, k) = (self.n_units(&text), self.unit(), self.ends.context_blocks());
+        let (each, k, rows) = (self.unit(), self.ends.context_blocks(), text.n_blocks.rows());
         if k == 1 {
-            return self.contexts(level, text, 1, kv, work).to_vec();
+            return self.contexts(level, text, Some(1), kv, work)[..rows * each].to_vec();
         }
-        let x = self.contexts(level, text, units, kv, work);
-        let mut windows = vec![0.0; text.rows * k * each];
-        for (row, (window, x)) in windows.chunks_exact_mut(k * each).zip(x.chunks_exact(units * each)).enumerate() {
+        let mut x = self.contexts(level, text, None, kv, work);
+        let mut windows = vec![0.0; rows * k * each];
+        for (row, (window, n_blocks)) in windows.chunks_exact_mut(k * each).zip(text.n_blocks.iter()).enumerate() {
             let recent = recent.map(|recent| &recent[row * (k - 1) * each..(row + 1) * (k - 1) * each]);
-            self.ends.window(Units { numbers: x, each, padded: 0 }, recent, units - 1, window);
+            let units = n_blocks + self.before(text.begin);
+            let (own, behind) = x.split_at(units * each);
+            x = behind;
+            self.ends.window(Units { numbers: own, each, padded: 0 }, recent, units - 1, window);
         }
         windows
     }
 
-    /// The context embeddings of the last `wanted` units of some text, which is taken in, `[rows, wanted,
-    /// n_embedding_tokens, d_model]`.
+    /// Takes in some text: first come the context embeddings of the last `wanted` units of each sequence, or of all.
     fn contexts<'w>(
         &self,
         level: Level,
         text: Text<'_>,
-        wanted: usize,
+        wanted: Option<usize>,
         kv: Kv<'_, '_>,
         work: &'w mut Work,
     ) -> &'w [f32] {
-        let units = self.n_units(&text);
-        assert!(units > 0, "no blocks to take in");
-        let x = room(&mut work.x, text.rows * units * self.unit());
+        let (n, mut buffer) = (self.n_embedding_tokens, Vec::new());
+        let new = text.n_blocks.scaled(self.before(text.begin), n, &mut buffer);
+        assert!(new.iter().all(|new| new > 0), "no blocks to take in");
+        let x = room(&mut work.x, new.total() * self.block_decoder.config().d_model);
         self.embed(level, &text, &[], (&mut work.embedder, &mut work.scratch), x);
-        let n = self.n_embedding_tokens;
-        self.block_decoder.forward(
-            level,
-            x,
-            Positions { new: units * n, wanted: wanted * n, group: n, padded: &[], turned: 0 },
-            kv,
-            &mut work.scratch,
-        );
-        &x[..text.rows * wanted * self.unit()]
+        let wanted = wanted.map(|wanted| wanted * n);
+        let positions = Positions { new, wanted, group: n, padded: &[], turned: 0 };
+        self.block_decoder.forward(level, x, positions, kv, &mut work.scratch);
+        x
     }
 
     /// The context embeddings of one whole text, `[units, n_embedding_tokens, d_model]`.
     fn all_contexts(&self, level: Level, ids: &[u32], real: Option<&[bool]>) -> Vec<f32> {
-        let text = Text { ids, real, rows: 1, begin: true };
-        let capacity = self.n_units(&text) * self.n_embedding_tokens;
+        let length = ids.len() / self.layout.block_length;
+        let text = Text { ids, real, n_blocks: Lengths::Same { length, rows: 1 }, begin: true };
+        let capacity = (length + self.before(true)) * self.n_embedding_tokens;
         let mut cache = Cache::new(self.block_decoder.config(), 1, capacity);
         let kv = Kv::Together { cache: &mut cache, sequences: 0..1 };
-        self.contexts(level, text, self.n_units(&text), kv, &mut Work::default()).to_vec()
+        self.contexts(level, text, None, kv, &mut Work::default()).to_vec()
     }
 
     /// The context embeddings of all blocks of one text, `[n_blocks, n_embedding_tokens, d_model]`.

@@ -8,6 +8,7 @@ use blockformer_token_decoder::{CrossAttentionConfig, CrossAttentionHeads, Cross
 use burn::nn::RmsNorm;
 
 use crate::cache::{Cache, Kv};
+use crate::lengths::Lengths;
 use crate::profile::{Clock, StackProfile};
 use crate::stack::{Scratch, keep_last, room, stored};
 use crate::weights::{Linear, Norm};
@@ -201,7 +202,7 @@ impl CrossStack {
             pass.feed_forward(x);
             clock.lap(&mut profile.feed_forward);
         }
-        keep_last(x, rows, new * d_model, wanted * d_model);
+        keep_last(x, Lengths::Same { length: new, rows }, wanted, d_model);
         let x = &mut x[..rows * wanted * d_model];
         let normed = room(&mut scratch.normed, x.len());
         self.final_norm.forward(level, x, normed);

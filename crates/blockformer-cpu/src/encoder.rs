@@ -10,6 +10,7 @@ use blockformer_kernels::{Level, Precision};
 use crate::PackError;
 use crate::cache::{Cache, Kv};
 use crate::embedder::Blocks;
+use crate::lengths::Lengths;
 use crate::stack::{Positions, Scratch, Stack, room};
 use crate::tokens::Table;
 use crate::weights::{Linear, Norm, numbers};
@@ -100,7 +101,8 @@ impl Encoder {
         }
         let cache = work.cache.get_or_insert_with(|| Cache::new(self.stack.config(), rows, n));
         cache.grow(rows);
-        let positions = Positions { new: n, wanted: n, group: n, padded: &work.padded, turned: self.n_cls };
+        let new = Lengths::Same { length: n, rows };
+        let positions = Positions { new, wanted: None, group: n, padded: &work.padded, turned: self.n_cls };
         self.stack.forward(level, normed, positions, Kv::Together { cache, sequences: 0..rows }, scratch);
         let joined = if self.n_cls > 0 {
             for row in 0..rows {

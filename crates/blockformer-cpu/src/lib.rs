@@ -42,6 +42,7 @@ mod embedder;
 mod encoder;
 mod ends;
 mod error;
+mod lengths;
 mod model;
 mod paged;
 mod profile;

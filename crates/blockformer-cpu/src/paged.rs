@@ -9,6 +9,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use crate::CpuModel;
 use crate::block::Text;
 use crate::cache::Kv;
+use crate::lengths::Lengths;
 use crate::model::{Kind, on_pool, tensor};
 use crate::token_decoder::Begin;
 use crate::work::Lent;
@@ -61,13 +62,14 @@ impl PagedModel for CpuModel {
     }
 
     fn take_in(&self, blocks: Blocks<'_>, before: Option<Context>, batch: &mut PagedBatch<'_>) -> Context {
-        let Blocks { ids, real, rows, begin, device } = blocks;
-        let text = Text { ids, real, rows, begin };
+        let Blocks { ids, real, n_blocks, begin, device } = blocks;
+        let (rows, n_blocks) = (n_blocks.len(), Lengths::Each(n_blocks));
+        let text = Text { ids, real, n_blocks, begin };
         let recent = before.and_then(|before| before.recent).map(numbers);
         let mut work = self.spare.take();
         let window = on_pool(|| match &self.kind {
             Kind::Block(model) => model.take_in_paged(self.level, text, recent.as_deref(), Kv::Pool(batch), &mut work),
-            Kind::Vanilla(model) => model.take_in_paged(self.level, ids, Kv::Pool(batch), &mut work),
+            Kind::Vanilla(model) => model.take_in_paged(self.level, (ids, n_blocks), Kv::Pool(batch), &mut work),
         });
         let (n, k) = (self.positions_per_block(), self.context_blocks());
         let d_model = window.len() / (rows * k * n);

@@ -12,6 +12,7 @@ use blockformer_nn::{
 
 use crate::PackError;
 use crate::cache::Kv;
+use crate::lengths::Lengths;
 use crate::profile::{Clock, StackProfile};
 use crate::weights::{Linear, Norm};
 
@@ -28,6 +29,8 @@ pub(crate) struct Scratch {
     pub(crate) visible: Vec<Range<usize>>,
     /// The first new position of each sequence.
     starts: Vec<usize>,
+    /// New positions of each sequence.
+    lengths: Vec<usize>,
     /// The pages of each sequence, one after the other.
     pub(crate) tables: Vec<usize>,
     /// What kernels keep while they compute.
@@ -39,7 +42,8 @@ pub(crate) struct Scratch {
 impl Scratch {
     pub(crate) fn bytes(&self) -> usize {
         let floats = [&self.normed, &self.qkv, &self.mixed, &self.inner];
-        let tables = size_of_val(&self.starts[..]) + size_of_val(&self.tables[..]);
+        let tables =
+            [&self.starts, &self.lengths, &self.tables].iter().map(|table| size_of_val(&table[..])).sum::<usize>();
         let floats = floats.iter().map(|buffer| size_of_val(&buffer[..])).sum::<usize>();
         floats + size_of_val(&self.visible[..]) + tables + self.workspace.bytes() + self.logits
     }
@@ -56,10 +60,10 @@ pub(crate) fn room(buffer: &mut Vec<f32>, n: usize) -> &mut [f32] {
 /// Which positions come in, and what they see.
 #[derive(Clone, Copy)]
 pub(crate) struct Positions<'a> {
-    /// New positions of each sequence.
-    pub(crate) new: usize,
-    /// The last so many of them are wanted behind the layers; the last layer computes no others.
-    pub(crate) wanted: usize,
+    /// New positions of each sequence, one sequence after the other.
+    pub(crate) new: Lengths<'a>,
+    /// The last so many of each are wanted behind the layers, or all; the last layer computes no others.
+    pub(crate) wanted: Option<usize>,
     /// Positions of one group see each other.
     pub(crate) group: usize,
     /// For each sequence, how many positions at its start are padding; empty where there is none.
@@ -135,7 +139,7 @@ impl Stack {
     /// numbers of `x` are those of the wanted positions, `[sequences, wanted, d_model]`.
     ///
     /// # Shapes
-    /// - `x`: `[sequences, new, d_model]`
+    /// - `x`: `[new positions of all sequences, d_model]`
     ///
     /// # Panics
     /// If positions run beyond the pages or the rotary tables.
@@ -152,10 +156,13 @@ impl Stack {
         let (rows, page_length) = (kv.rows(), kv.page_length());
         kv.tables(&mut scratch.tables);
         let capacity = scratch.tables.len() / rows * page_length;
+        assert_eq!(positions.new.rows(), rows, "sequences");
         scratch.starts.clear();
         scratch.starts.extend((0..rows).map(|row| kv.start(row)));
-        for start in &scratch.starts {
-            let end = start + positions.new;
+        scratch.lengths.clear();
+        scratch.lengths.extend(positions.new.iter());
+        for (start, new) in scratch.starts.iter().zip(&scratch.lengths) {
+            let end = start + new;
             assert!(end <= capacity, "{end} positions in a cache of {capacity}");
             assert!(
                 end <= self.config.max_positions || self.cos.is_empty(),
@@ -163,14 +170,14 @@ impl Stack {
             );
         }
         see(&mut scratch.visible, &positions, &scratch.starts);
-        let Positions { new, wanted, turned, .. } = positions;
+        let Positions { wanted, turned, .. } = positions;
         for (index, layer) in self.layers.iter().enumerate() {
-            let wanted = if index + 1 == self.layers.len() { wanted } else { new };
+            let wanted = wanted.filter(|_| index + 1 == self.layers.len());
             let held = kv.layer(index);
-            let mut pass = Pass { stack: self, layer, level, new, turned, page_length, held, scratch };
+            let mut pass = Pass { stack: self, layer, level, turned, page_length, held, scratch };
             pass.run(x, wanted, &mut clock, &mut profile);
         }
-        let x = &mut x[..rows * wanted * self.config.d_model];
+        let x = &mut x[..scratch.lengths.iter().sum::<usize>() * self.config.d_model];
         if let Some(norm) = &self.final_norm {
             let normed = room(&mut scratch.normed, x.len());
             norm.forward(level, x, normed);
@@ -225,7 +232,7 @@ fn rotary_tables(config: &TransformerConfig) -> (Vec<f32>, Vec<f32>) {
 fn see(visible: &mut Vec<Range<usize>>, positions: &Positions<'_>, starts: &[usize]) {
     let Positions { new, group, padded, .. } = *positions;
     visible.clear();
-    for (sequence, &start) in starts.iter().enumerate() {
+    for (sequence, (&start, new)) in starts.iter().zip(new.iter()).enumerate() {
         let first = padded.get(sequence).copied().unwrap_or(0);
         visible.extend((start..start + new).map(|own| {
             let end = ((own / group + 1) * group).min(start + new);
@@ -239,11 +246,13 @@ fn qkv_width(config: &TransformerConfig) -> usize {
     (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
 }
 
-/// Moves the last `kept` of each of `n` stretches of `length` to the front.
-pub(crate) fn keep_last<T: Clone>(of: &mut [T], n: usize, length: usize, kept: usize) {
-    for index in 0..n {
+/// Moves the last `kept` of each of some stretches, of things of `width`, to the front.
+pub(crate) fn keep_last<T: Clone>(of: &mut [T], lengths: Lengths<'_>, kept: usize, width: usize) {
+    let (mut from, kept) = (0, kept * width);
+    for (index, length) in lengths.iter().enumerate() {
+        from += length * width;
         for at in 0..kept {
-            of[index * kept + at] = of[(index + 1) * length - kept + at].clone();
+            of[index * kept + at] = of[from - kept + at].clone();
         }
     }
 }
@@ -253,8 +262,6 @@ struct Pass<'a> {
     stack: &'a Stack,
     layer: &'a Layer,
     level: Level,
-    /// New positions of each sequence.
-    new: usize,
     turned: usize,
     page_length: usize,
     held: HostLayer<'a>,
@@ -262,8 +269,8 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Behind it the first numbers of `x` are those of the last `wanted` positions of each sequence.
-    fn run(&mut self, x: &mut [f32], wanted: usize, clock: &mut Clock, profile: &mut StackProfile) {
+    /// Behind it the first numbers of `x` are those of the last `wanted` positions of each sequence, or of all.
+    fn run(&mut self, x: &mut [f32], wanted: Option<usize>, clock: &mut Clock, profile: &mut StackProfile) {
         let (layer, level) = (self.layer, self.level);
         let TransformerConfig { norm_position, residual, .. } = self.stack.config;
         if norm_position == NormPosition::Post {
@@ -298,35 +305,39 @@ impl Pass<'_> {
 
     /// Keeps the last `wanted` positions of each sequence, which become all there are: their numbers in `x`, their
     /// queries, and what they see.
-    fn keep<'x>(&mut self, wanted: usize, x: &'x mut [f32]) -> &'x mut [f32] {
-        let (sequences, d_model) = (self.scratch.starts.len(), self.stack.config.d_model);
-        if wanted < self.new {
-            let Scratch { qkv, visible, .. } = &mut *self.scratch;
-            let stride = qkv_width(&self.stack.config);
-            keep_last(x, sequences, self.new * d_model, wanted * d_model);
-            keep_last(qkv, sequences, self.new * stride, wanted * stride);
-            keep_last(visible, sequences, self.new, wanted);
-            visible.truncate(sequences * wanted);
-            self.new = wanted;
+    fn keep<'x>(&mut self, wanted: Option<usize>, x: &'x mut [f32]) -> &'x mut [f32] {
+        let d_model = self.stack.config.d_model;
+        let Scratch { qkv, visible, lengths, .. } = &mut *self.scratch;
+        if let Some(wanted) = wanted.filter(|wanted| lengths.iter().any(|new| new > wanted)) {
+            let new = Lengths::Each(lengths);
+            keep_last(x, new, wanted, d_model);
+            keep_last(qkv, new, wanted, qkv_width(&self.stack.config));
+            keep_last(visible, new, wanted, 1);
+            lengths.fill(wanted);
+            visible.truncate(lengths.len() * wanted);
         }
-        &mut x[..sequences * wanted * d_model]
+        &mut x[..lengths.iter().sum::<usize>() * d_model]
     }
 
     /// Queries, keys and values of `normed`, rotated; keys and values go to their pages.
     fn project(&mut self) {
         let TransformerConfig { d_model, n_heads, n_kv_heads, head_dim, .. } = self.stack.config;
-        let Scratch { normed, qkv, starts, tables, workspace, .. } = &mut *self.scratch;
-        let rows = starts.len() * self.new;
+        let Scratch { normed, qkv, starts, lengths, tables, workspace, .. } = &mut *self.scratch;
+        let rows = lengths.iter().sum::<usize>();
         let stride = qkv_width(&self.stack.config);
         let qkv = room(qkv, rows * stride);
         self.layer.qkv.forward(self.level, &normed[..rows * d_model], workspace, qkv);
         let half = self.stack.config.rotary_dim() / 2;
         let pages = tables.len() / starts.len();
-        for (row, qkv) in qkv.chunks_exact_mut(stride).enumerate() {
-            let (sequence, position) = (row / self.new, starts[row / self.new] + row % self.new);
+        let of_sequence = |(sequence, (start, new)): (usize, (&usize, &usize))| {
+            let new = *new;
+            (*start..start + new).map(move |position| (sequence, position, new))
+        };
+        let positions = starts.iter().zip(&*lengths).enumerate().flat_map(of_sequence);
+        for ((sequence, position, new), qkv) in positions.zip(qkv.chunks_exact_mut(stride)) {
             let (queries_keys, values) = qkv.split_at_mut((n_heads + n_kv_heads) * head_dim);
             if half > 0 {
-                let turned = if self.turned > 0 { (position + self.turned) % self.new } else { position };
+                let turned = if self.turned > 0 { (position + self.turned) % new } else { position };
                 let angles = turned * half..(turned + 1) * half;
                 let (cos, sin) = (&self.stack.cos[angles.clone()], &self.stack.sin[angles]);
                 rotate(self.level, queries_keys, head_dim, cos, sin);
@@ -344,15 +355,24 @@ impl Pass<'_> {
     /// Adds the projected mixture of values to `x`.
     fn attend(&mut self, x: &mut [f32]) {
         let TransformerConfig { n_heads, n_kv_heads, head_dim, .. } = self.stack.config;
-        let Scratch { qkv, mixed, visible, starts, tables, workspace, .. } = &mut *self.scratch;
-        let (batch, n_queries, page_length) = (starts.len(), self.new, self.page_length);
-        let query_stride = qkv_width(&self.stack.config);
-        let shape = AttentionShape { batch, n_queries, n_heads, n_kv_heads, head_dim, page_length, query_stride };
-        let queries = &qkv[..batch * n_queries * query_stride];
+        let Scratch { qkv, mixed, visible, lengths, tables, workspace, .. } = &mut *self.scratch;
+        let (page_length, query_stride) = (self.page_length, qkv_width(&self.stack.config));
+        let pages = tables.len() / lengths.len();
         let (keys, values) = (stored(&self.held.keys), stored(&self.held.values));
-        let inputs = AttentionInputs { queries, keys, values, tables, visible, bias: None };
-        let mixed = room(mixed, batch * n_queries * n_heads * head_dim);
-        attention(self.level, shape, inputs, workspace, mixed);
+        let mixed = room(mixed, visible.len() * n_heads * head_dim);
+        let (mut sequence, mut position) = (0, 0);
+        // Neighbours with as many positions go together.
+        for alike in lengths.chunk_by(|a, b| a == b) {
+            let (batch, n_queries) = (alike.len(), alike[0]);
+            let (sequences, own) = (sequence..sequence + batch, position..position + batch * n_queries);
+            (sequence, position) = (sequences.end, own.end);
+            let shape = AttentionShape { batch, n_queries, n_heads, n_kv_heads, head_dim, page_length, query_stride };
+            let queries = &qkv[own.start * query_stride..own.end * query_stride];
+            let (tables, visible) = (&tables[sequences.start * pages..sequences.end * pages], &visible[own.clone()]);
+            let inputs = AttentionInputs { queries, keys, values, tables, visible, bias: None };
+            let mixed = &mut mixed[own.start * n_heads * head_dim..own.end * n_heads * head_dim];
+            attention(self.level, shape, inputs, workspace, mixed);
+        }
         self.layer.output.run(self.level, mixed, (Activation::Identity, Store::Add), workspace, x);
     }
 

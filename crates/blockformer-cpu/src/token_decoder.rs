@@ -11,6 +11,7 @@ use burn::nn::RmsNorm;
 use crate::PackError;
 use crate::cache::{Cache, Kv};
 use crate::cross_attention::{CrossCache, CrossStack};
+use crate::lengths::Lengths;
 use crate::profile::{Clock, Profile};
 use crate::stack::{Positions, Scratch, Stack, room};
 use crate::tokens::Vocabulary;
@@ -270,7 +271,8 @@ impl TokenDecoder {
         tools.profile.token_decoder += match (&self.layers, &mut state.cache) {
             (Layers::Stack(stack), TokenCache::Stack(cache)) => {
                 let kv = Kv::Together { cache, sequences: 0..rows };
-                let positions = Positions { new, wanted, group: 1, padded: &[], turned: 0 };
+                let new_of_all = Lengths::Same { length: new, rows };
+                let positions = Positions { new: new_of_all, wanted: Some(wanted), group: 1, padded: &[], turned: 0 };
                 let spent = stack.forward(tools.level, x, positions, kv, tools.scratch);
                 cache.advance(new);
                 spent

@@ -6,6 +6,7 @@ use burn::tensor::Device;
 
 use crate::PackError;
 use crate::cache::{Cache, Kv};
+use crate::lengths::Lengths;
 use crate::profile::{Clock, Profile};
 use crate::stack::{PREFILL_ROWS, Positions, Scratch, Stack, room};
 use crate::tokens::Vocabulary;
@@ -138,7 +139,8 @@ impl VanillaModel {
             self.vocabulary.table().look_up(&ids[sequences.start * new..sequences.end * new], x);
             clock.lap(&mut state.profile.embedder);
             let padded = if state.padded.is_empty() { &[][..] } else { &state.padded[sequences.clone()] };
-            let positions = Positions { new, wanted: 1, group: 1, padded, turned: 0 };
+            let new = Lengths::Same { length: new, rows: sequences.len() };
+            let positions = Positions { new, wanted: Some(1), group: 1, padded, turned: 0 };
             let kv = Kv::Together { cache: &mut state.cache, sequences: sequences.clone() };
             let spent = self.stack.forward(level, x, positions, kv, &mut state.scratch);
             state.profile.token_decoder += spent;
@@ -157,32 +159,39 @@ impl VanillaModel {
     }
 
     /// Takes in tokens of some sequences: the hidden state of the last of each, `[rows, d_model]`.
-    pub(crate) fn take_in_paged(&self, level: Level, ids: &[u32], kv: Kv<'_, '_>, work: &mut Work) -> Vec<f32> {
-        self.hidden(level, (ids, 1), kv, work).to_vec()
+    pub(crate) fn take_in_paged(
+        &self,
+        level: Level,
+        (ids, new): (&[u32], Lengths<'_>),
+        kv: Kv<'_, '_>,
+        work: &mut Work,
+    ) -> Vec<f32> {
+        let last = self.hidden(level, (ids, new, Some(1)), kv, work);
+        last[..new.rows() * self.stack.config().d_model].to_vec()
     }
 
-    /// The hidden states of the last `wanted` tokens of some sequences, which are taken in, `[rows, wanted, d_model]`.
+    /// Takes in tokens of some sequences: first come the hidden states of the last `wanted` of each, or of all.
     fn hidden<'w>(
         &self,
         level: Level,
-        (ids, wanted): (&[u32], usize),
+        (ids, new, wanted): (&[u32], Lengths<'_>, Option<usize>),
         kv: Kv<'_, '_>,
         work: &'w mut Work,
     ) -> &'w [f32] {
         assert!(!ids.is_empty(), "no tokens to take in");
         let x = room(&mut work.x, ids.len() * self.stack.config().d_model);
         self.vocabulary.table().look_up(ids, x);
-        let rows = kv.rows();
-        let positions = Positions { new: ids.len() / rows, wanted, group: 1, padded: &[], turned: 0 };
+        let positions = Positions { new, wanted, group: 1, padded: &[], turned: 0 };
         self.stack.forward(level, x, positions, kv, &mut work.scratch);
-        &x[..rows * wanted * self.stack.config().d_model]
+        x
     }
 
     /// The hidden states of all tokens of one text, `[tokens, d_model]`.
     pub(crate) fn text_hidden(&self, level: Level, ids: &[u32]) -> Vec<f32> {
         let mut cache = Cache::new(self.stack.config(), 1, ids.len());
         let kv = Kv::Together { cache: &mut cache, sequences: 0..1 };
-        self.hidden(level, (ids, ids.len()), kv, &mut Work::default()).to_vec()
+        let new = Lengths::Same { length: ids.len(), rows: 1 };
+        self.hidden(level, (ids, new, None), kv, &mut Work::default()).to_vec()
     }
 
     /// Logits of rows of hidden states.

@@ -114,6 +114,7 @@ pub(crate) trait DecodingOps: Backend {
         head_dim: usize,
         page_length: usize,
         longest: usize,
+        see_each_other: bool,
         stays: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 
@@ -189,6 +190,7 @@ fn paged_specs(
     head_dim: &usize,
     _page_length: &usize,
     _longest: &usize,
+    _see_each_other: &bool,
     _stays: &bool,
 ) -> (TensorSpec, TensorSpec, TensorSpec) {
     let PagedInputsMetadata { qkv, keys, values, .. } = inputs;
@@ -229,9 +231,10 @@ impl DecodingOps for CubeBackend {
         head_dim: usize,
         page_length: usize,
         longest: usize,
+        see_each_other: bool,
         stays: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
-        paged::launch(inputs, [n_heads, head_dim], (page_length, longest), stays)
+        paged::launch(inputs, [n_heads, head_dim], (page_length, longest), see_each_other, stays)
     }
 
     fn norm(
@@ -386,7 +389,8 @@ pub(crate) fn attend_paged(
     keys: &mut Tensor<2>,
     values: &mut Tensor<2>,
 ) -> Option<Tensor<3>> {
-    let PagedPositions { qkv, rotation, n_heads, head_dim, tables, page_length, longest, stays } = position;
+    let PagedPositions { qkv, rotation, n_heads, head_dim, tables, page_length, longest, see_each_other, stays } =
+        position;
     let served = takes_pages(keys, qkv.dims()[0] * qkv.dims()[1] * n_heads)
         && has_kernels(qkv)
         && has_kernels(values)
@@ -399,7 +403,7 @@ pub(crate) fn attend_paged(
     let (qkv, tables) = (qkv.clone().into_dispatch(), tables.clone().into_dispatch());
     Some(written_in_place(keys, values, |keys, values| {
         let inputs = PagedInputs { qkv, cos, sin, tables, keys, values };
-        <Dispatch as DecodingOps>::paged(inputs, n_heads, head_dim, page_length, longest, stays)
+        <Dispatch as DecodingOps>::paged(inputs, n_heads, head_dim, page_length, longest, see_each_other, stays)
     }))
 }
 

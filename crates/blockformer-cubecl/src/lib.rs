@@ -187,10 +187,11 @@ pub fn attend_new(position: NewPositions<'_>, keys: &mut Tensor<4>, values: &mut
     None
 }
 
-/// New positions, as many of each, of several sequences whose keys and values lie in pages of a common pool.
+/// New positions of sequences whose keys and values lie in pages of a common pool: of each as many as there are.
 #[derive(Debug, Clone, Copy)]
 pub struct PagedPositions<'a> {
-    /// Their queries, keys and values, heads one after another, `[rows, new, (n_heads + 2 · n_kv_heads) · head_dim]`.
+    /// Their queries, keys and values, heads one after another, `[batch, positions, (n_heads + 2 · n_kv_heads) · head_dim]`. It does not
+    /// matter how they are arranged: as `[sequences, 1, ..]`, or those of all sequences one after another, `[1, positions, ..]`.
     pub qkv: &'a Tensor<3>,
     /// As [`NewPositions::rotation`].
     pub rotation: Option<(&'a Tensor<2>, &'a Tensor<2>)>,
@@ -198,14 +199,16 @@ pub struct PagedPositions<'a> {
     pub n_heads: usize,
     /// Features a head.
     pub head_dim: usize,
-    /// For each sequence the number of positions held and then its pages in order, those of the new positions included,
-    /// `[rows, 1 + pages]` or wider, in 32 bits. Pages have to be in the pool, and no two sequences may have one in common that
-    /// holds new positions, unless they are the same sequence with the same new position.
+    /// For each new position the number of positions of its sequence that are before it, and then the sequence's pages in order, its own
+    /// included, `[batch · positions, 1 + pages]` or wider, in 32 bits. Pages have to be in the pool, and no two sequences may have one in
+    /// common that holds new positions, unless they are the same sequence with the same new position.
     pub tables: &'a Tensor<2, Int>,
     /// Positions a page.
     pub page_length: usize,
-    /// The most positions that one of the sequences holds. A sequence that `tables` says holds more is taken for one of so many.
+    /// The most positions that are before one of the new ones. Where `tables` says that there are more, so many are meant.
     pub longest: usize,
+    /// Whether some of them are of one sequence, so that they see each other.
+    pub see_each_other: bool,
     /// Whether the pool has to stay where it is, as captured graphs write there: one that somebody else holds is an error of the device
     /// then, which shows where what comes of it is read.
     pub stays: bool,
@@ -213,30 +216,30 @@ pub struct PagedPositions<'a> {
 
 /// Attention of new positions of several sequences, however many these are, in one launch: queries and keys are rotated, keys and
 /// values written into the pool, in its type, and each query attends to all positions of its sequence up to its own. It takes
-/// one launch more where a sequence has more than [`MAX_KEYS`] keys, and one more for several new positions of each. In this
-/// kernel what comes of a position does not depend on how many are new beside it. A pool that nobody else holds is
+/// one launch more where a sequence has more than [`MAX_KEYS`] keys, and one more where new positions see each other. In this
+/// kernel what comes of a position does not depend on what is new beside it. A pool that nobody else holds is
 /// written in place.
 ///
 /// # Shapes
 /// - `keys`, `values`: `[positions of the pool, n_kv_heads · head_dim]`, a page behind the other
-/// - returns: `[rows, new, n_heads · head_dim]`; `None`, with the pool as it was, where there is no kernel: on backends other
+/// - returns: `[batch, positions, n_heads · head_dim]`; `None`, with the pool as it was, where there is no kernel: on backends other
 ///   than CubeCL's, under autodiff, for more than [`MAX_HELD`] keys, for more query heads of all new positions than the device
 ///   launches cubes along an axis (65,535 with WebGPU, 2³¹ - 1 with CUDA), for so many new positions that the parts of their
 ///   sums would take more than 64 MiB, and for shapes that do not fit
 pub fn attend_paged(positions: PagedPositions<'_>, keys: &mut Tensor<2>, values: &mut Tensor<2>) -> Option<Tensor<3>> {
-    let PagedPositions { qkv, rotation, n_heads, head_dim, tables, page_length, longest, stays: _ } = positions;
-    let ([rows, new, width], [of_pool, kv_width]) = (qkv.dims(), keys.dims());
-    let most = longest.saturating_add(new);
-    let heads = rows * new * n_heads;
+    let PagedPositions { qkv, rotation, n_heads, head_dim, tables, page_length, longest, see_each_other, stays: _ } =
+        positions;
+    let ([batch, each, width], [of_pool, kv_width]) = (qkv.dims(), keys.dims());
+    let most = longest.saturating_add(1);
+    let heads = batch * each * n_heads;
     let fits = most <= MAX_HELD
-        && new > 0
-        && (new == 1 || heads * most.div_ceil(MAX_KEYS) * (head_dim + 2) <= MAX_PARTS)
+        && (!see_each_other || heads * most.div_ceil(MAX_KEYS) * (head_dim + 2) <= MAX_PARTS)
         && values.dims() == keys.dims()
-        && [rows, n_heads, head_dim, kv_width, page_length].iter().all(|size| *size > 0)
+        && [batch, each, n_heads, head_dim, kv_width, page_length].iter().all(|size| *size > 0)
         && kv_width.is_multiple_of(head_dim)
         && width == n_heads * head_dim + 2 * kv_width
         && (n_heads * head_dim).is_multiple_of(kv_width)
-        && tables.dims()[0] == rows
+        && tables.dims()[0] == batch * each
         && tables.dims()[1] > most.div_ceil(page_length)
         && tables.dtype() == DType::I32
         && of_pool <= MAX_POOL_ROWS

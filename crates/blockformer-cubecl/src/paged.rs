@@ -1,8 +1,8 @@
 //! Attention of the new positions of many sequences, whose keys and values lie in pages of a common pool.
 //!
 //! As [`new_positions`](crate::new_positions), but for where a position lies: a cube looks up the rows of its keys in the
-//! sequence's table first. A cube has one position. Where there are several of each sequence, a kernel of its own has written their
-//! keys and values before, as other cubes look at them.
+//! table first. A cube has one position, which has a table of its own. Where there are several of a sequence, a kernel of its own has
+//! written their keys and values before, as other cubes look at them.
 
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
@@ -20,6 +20,13 @@ use crate::softmax::{PARTS, add_parts, address_of, units_for, weigh};
 fn row_of(tables: &Tensor<i32>, table: usize, position: usize, page_length: usize) -> usize {
     let page = tables[table + (1 + position / page_length) * tables.stride(1)];
     usize::cast_from(page) * page_length + position % page_length
+}
+
+/// Where the projections of a new position begin.
+#[cube]
+fn place_of<F: Float>(qkv: &Tensor<F>, new: usize) -> usize {
+    let each = qkv.shape(1);
+    (new / each) * qkv.stride(0) + (new % each) * qkv.stride(1)
 }
 
 /// Writes a feature of a new key and of its value where the position lies, and returns them.
@@ -75,11 +82,10 @@ fn write_kernel<F: Float, P: Float, T: Float>(
     #[define(F, P, T)] _dtypes: [ElemType; 3],
 ) {
     let (heads, kv_heads) = (heads as usize, kv_heads as usize);
-    let (row, kv_head) = (CUBE_POS_X as usize / kv_heads, CUBE_POS_X as usize % kv_heads);
-    let new = CUBE_POS_Y as usize;
-    let table = row * tables.stride(0);
-    let position = min(usize::cast_from(tables[table]), longest as usize) + new;
-    let at = row * qkv.stride(0) + new * qkv.stride(1);
+    let (new, kv_head) = (CUBE_POS_X as usize / kv_heads, CUBE_POS_X as usize % kv_heads);
+    let table = new * tables.stride(0);
+    let position = min(usize::cast_from(tables[table]), longest as usize);
+    let at = place_of(qkv, new);
     let head_stride = head_dim * qkv.stride(2);
     let place = NewPlace {
         position,
@@ -97,13 +103,13 @@ fn write_kernel<F: Float, P: Float, T: Float>(
 
 #[cube(launch, address_type = "dynamic")]
 fn paged_kernel<F: Float, P: Float, T: Float, O: Float>(
-    qkv: &Tensor<F>,                 // [rows, new, (heads + 2 kv_heads) · head_dim]
+    qkv: &Tensor<F>,                 // [batch, positions, (heads + 2 kv_heads) · head_dim]
     cos: ComptimeOption<&Tensor<T>>, // [positions, half]
     sin: ComptimeOption<&Tensor<T>>, // the same
-    tables: &Tensor<i32>,            // [rows, 1 + pages]: positions held, then pages
+    tables: &Tensor<i32>,            // [batch · positions, 1 + pages]: positions before, then pages
     keys: &mut Tensor<P>,            // [positions of the pool, kv_heads · head_dim]
     values: &mut Tensor<P>,          // the same
-    output: &mut [O],                // [rows, new, heads, head_dim], or [rows, new, heads, parts, head_dim + 2]
+    output: &mut [O],                // [batch · positions, heads, head_dim], or [.., heads, parts, head_dim + 2]
     group: u32,
     kv_heads: u32,
     page_length: u32,
@@ -120,12 +126,11 @@ fn paged_kernel<F: Float, P: Float, T: Float, O: Float>(
     let units = CUBE_DIM_X as usize;
     let (group, kv_heads, page_length) = (group as usize, kv_heads as usize, page_length as usize);
     let heads = kv_heads * group;
-    let row = CUBE_POS_X as usize / kv_heads;
+    let new = CUBE_POS_X as usize / kv_heads;
     let kv_head = CUBE_POS_X as usize % kv_heads;
-    let table = row * tables.stride(0);
-    let new = CUBE_POS_Z as usize;
+    let table = new * tables.stride(0);
     // Positions before its own; never so many that the table has no page for them.
-    let len = min(usize::cast_from(tables[table]), longest as usize) + new;
+    let len = min(usize::cast_from(tables[table]), longest as usize);
     // This cube's keys; none where another position has more before it.
     let part = CUBE_POS_Y as usize;
     let from = part * max_keys;
@@ -141,7 +146,7 @@ fn paged_kernel<F: Float, P: Float, T: Float, O: Float>(
     let head_stride = head_dim * qkv.stride(2);
     let (k_position, k_feature) = (keys.stride(0), keys.stride(1));
     let (v_position, v_feature) = (values.stride(0), values.stride(1));
-    let row_at = row * qkv.stride(0) + new * qkv.stride(1);
+    let row_at = place_of(qkv, new);
     let k_at = kv_head * head_dim * k_feature;
     let v_at = kv_head * head_dim * v_feature;
 
@@ -195,7 +200,7 @@ fn paged_kernel<F: Float, P: Float, T: Float, O: Float>(
 
         add_parts(&partial, &mut scores, n_keys, scale, parts);
         let (largest, total) = weigh(&mut scores, n_keys);
-        let head_of_all = (row * CUBE_COUNT_Z as usize + new) * heads + head;
+        let head_of_all = new * heads + head;
         let mut output_at = head_of_all * head_dim;
         if comptime!(split) {
             output_at = (head_of_all * CUBE_COUNT_Y as usize + part) * (head_dim + 2);
@@ -226,7 +231,7 @@ fn paged_kernel<F: Float, P: Float, T: Float, O: Float>(
 }
 
 /// Launches it; shapes have been checked. A pool that others hold too is copied first, unless it `stays`. `longest` is the most
-/// positions that one of the sequences holds.
+/// positions that are before a new one.
 ///
 /// # Panics
 /// If others hold a pool that stays.
@@ -234,26 +239,27 @@ pub(crate) fn launch(
     inputs: PagedInputs<CubeBackend>,
     [n_heads, head_dim]: [usize; 2],
     (page_length, longest): (usize, usize),
+    see_each_other: bool,
     stays: bool,
 ) -> (CubeTensor, CubeTensor, CubeTensor) {
     let PagedInputs { qkv, cos, sin, tables, keys, values } = inputs;
     let [keys, values] = [keys, values].map(|x| owned(x, stays));
     let [cos, sin] = [cos, sin].map(Optional::into_option);
-    let (rows, new) = (qkv.shape()[0], qkv.shape()[1]);
+    let positions = qkv.shape()[0] * qkv.shape()[1];
     let kv_heads = keys.shape()[1] / head_dim;
     let (client, dtype) = (qkv.client.clone(), qkv.dtype);
-    let parts = (longest + new).div_ceil(MAX_KEYS);
+    let parts = (longest + 1).div_ceil(MAX_KEYS);
     let split = parts > 1;
     let (output, mixed) = outputs(&qkv, n_heads, head_dim, parts);
     let units = CubeDim::new_1d(units_for(head_dim, &qkv));
     let address = address_of(&[&qkv, &keys, &values, &mixed]);
     let table_type = cos.as_ref().map_or(dtype, |cos| cos.dtype);
     let pool_type = keys.dtype;
-    let written = new > 1;
-    if written {
+    let cubes = (positions * kv_heads) as u32;
+    if see_each_other {
         write_kernel::launch(
             &client,
-            CubeCount::Static((rows * kv_heads) as u32, new as u32, 1),
+            CubeCount::Static(cubes, 1, 1),
             units,
             address,
             qkv.clone().into_tensor_arg(),
@@ -272,7 +278,7 @@ pub(crate) fn launch(
     }
     paged_kernel::launch(
         &client,
-        CubeCount::Static((rows * kv_heads) as u32, parts as u32, new as u32),
+        CubeCount::Static(cubes, parts as u32, 1),
         units,
         address,
         qkv.into_tensor_arg(),
@@ -287,10 +293,10 @@ pub(crate) fn launch(
         page_length as u32,
         longest as u32,
         (head_dim as f32).powf(-0.5),
-        written,
+        see_each_other,
         split,
         PARTS,
-        (longest + new).next_power_of_two().clamp(16, MAX_KEYS),
+        (longest + 1).next_power_of_two().clamp(16, MAX_KEYS),
         head_dim,
         [dtype, pool_type, table_type, mixed.dtype].map(dtype_to_storage_type),
     );

@@ -12,15 +12,15 @@ use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use crate::block::id_tensor;
 use crate::read_back::read_tokens;
 
-/// Whole blocks of one or several sequences, as many of each.
+/// Whole blocks of one or several sequences.
 #[derive(Debug, Clone, Copy)]
 pub struct Blocks<'a> {
     /// Token ids, sequence after sequence.
     pub ids: &'a [u32],
     /// False where an id is padding; `None` where there is none.
     pub real: Option<&'a [bool]>,
-    /// Sequences.
-    pub rows: usize,
+    /// How many blocks there are of each sequence.
+    pub n_blocks: &'a [usize],
     /// Whether they begin their sequences, so that a model with a learned start of text puts it in front.
     pub begin: bool,
     /// Where to compute.
@@ -28,20 +28,37 @@ pub struct Blocks<'a> {
 }
 
 impl Blocks<'_> {
-    /// `[rows, n_blocks, block_length]`; nothing if there is no block.
+    /// How many sequences there are.
+    pub fn rows(&self) -> usize {
+        self.n_blocks.len()
+    }
+
+    /// How many blocks there are of each sequence, if it is the same number.
+    pub fn n_blocks_each(&self) -> Option<usize> {
+        let first = *self.n_blocks.first()?;
+        self.n_blocks.iter().all(|n| *n == first).then_some(first)
+    }
+
+    /// `[rows, n_blocks, block_length]` where there are as many of each sequence, otherwise `[1, blocks of all, block_length]`; nothing
+    /// if there is no block.
     pub(crate) fn ids(&self, block_length: usize) -> Option<Tensor<3, Int>> {
         let shape = self.shape(block_length);
         (shape[1] > 0).then(|| id_tensor(self.ids.iter(), shape, self.device))
     }
 
-    /// `[rows, n_blocks, block_length]`, false on padding.
+    /// Of the same shape, false on padding.
     pub(crate) fn mask(&self, block_length: usize) -> Option<Tensor<3, Bool>> {
         let real = self.real.filter(|real| real.contains(&false))?;
         Some(Tensor::from_data(TensorData::new(real.to_vec(), self.shape(block_length)), self.device))
     }
 
     fn shape(&self, block_length: usize) -> [usize; 3] {
-        [self.rows, self.ids.len() / (self.rows * block_length), block_length]
+        let n: usize = self.n_blocks.iter().sum();
+        assert_eq!(self.ids.len(), n * block_length, "tokens of {n} blocks");
+        match self.n_blocks_each() {
+            Some(each) => [self.rows(), each, block_length],
+            None => [1, n, block_length],
+        }
     }
 }
 

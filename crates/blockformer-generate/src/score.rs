@@ -52,7 +52,8 @@ fn log_likelihood<M: PagedModel>(
     let n = ids.len().next_multiple_of(layout.block_length);
     ids.resize(n, layout.pad_token_id);
     real.resize(n, true); // what follows the text cannot change a prediction before it
-    let blocks = Blocks { ids: &ids, real: Some(&real), rows: 1, begin: true, device };
+    let n_blocks = &[n / layout.block_length];
+    let blocks = Blocks { ids: &ids, real: Some(&real), n_blocks, begin: true, device };
     let logits = to_host(model.teacher_forced(blocks, from));
     let (mut tokens, mut greedy) = (Vec::with_capacity(continuation.len()), true);
     for (logits, &token) in logits.chunks_exact(layout.vocab_size).zip(continuation) {
@@ -75,8 +76,10 @@ pub fn embed<M: PagedModel>(model: &M, text: &[u32], device: &Device) -> Result<
     if text.is_empty() {
         return Err(PromptError::Empty { index: 0 }.into());
     }
-    let prompt = AlignedPrompt::new(text, 0, Alignment::PadFirstBlock, &model.layout())?;
-    let blocks = Blocks { ids: &prompt.ids, real: Some(&prompt.real), rows: 1, begin: true, device };
+    let layout = model.layout();
+    let prompt = AlignedPrompt::new(text, 0, Alignment::PadFirstBlock, &layout)?;
+    let n_blocks = &[prompt.ids.len() / layout.block_length];
+    let blocks = Blocks { ids: &prompt.ids, real: Some(&prompt.real), n_blocks, begin: true, device };
     let embeddings = model.context_embeddings(blocks);
     let width = embeddings.dims()[1];
     Ok(to_host(embeddings).chunks_exact(width).map(<[f32]>::to_vec).collect())

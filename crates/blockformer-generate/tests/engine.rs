@@ -3,7 +3,7 @@
 mod models;
 mod schedules;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
 use blockformer_generate::{
@@ -66,6 +66,14 @@ struct Watched {
     model: BlockTransformer,
     from_host: Cell<usize>,
     from_device: Cell<usize>,
+    /// Blocks of each sequence that were taken in, and whether they begin.
+    taken_in: RefCell<Vec<(Vec<usize>, bool)>>,
+}
+
+impl Watched {
+    fn new() -> Self {
+        Self { model: block_model(), from_host: Cell::new(0), from_device: Cell::new(0), taken_in: RefCell::default() }
+    }
 }
 
 impl PagedModel for Watched {
@@ -87,6 +95,7 @@ impl PagedModel for Watched {
         self.model.block_bytes(device)
     }
     fn take_in(&self, blocks: Blocks<'_>, before: Option<Context>, batch: &mut PagedBatch<'_>) -> Context {
+        self.taken_in.borrow_mut().push((blocks.n_blocks.to_vec(), blocks.begin));
         self.model.take_in(blocks, before, batch)
     }
     fn begin_blocks(&self, window: Tensor<3>) -> (Self::Block, Tensor<2>) {
@@ -114,7 +123,7 @@ impl PagedModel for Watched {
 #[test]
 fn no_token_goes_through_the_host_and_no_step_is_wasted_behind_the_last() {
     for (draw_on_device, steps) in [(Some(true), (0, 3 + 3 + 1)), (Some(false), (3 + 3 + 1, 0)), (None, (7, 0))] {
-        let model = Watched { model: block_model(), from_host: Cell::new(0), from_device: Cell::new(0) };
+        let model = Watched::new();
         let config = EngineConfig { draw_on_device, ..EngineConfig::default() };
         let mut engine = Engine::new(model, config, &Device::flex()).unwrap();
         for len in [5, 9] {
@@ -124,6 +133,30 @@ fn no_token_goes_through_the_host_and_no_step_is_wasted_behind_the_last() {
         let model = engine.model();
         assert_eq!((model.from_host.get(), model.from_device.get()), steps, "{draw_on_device:?}");
     }
+}
+
+#[test]
+fn prompts_are_taken_in_together_as_far_as_a_round_goes() {
+    let config = EngineConfig { prefill_blocks: 10, page_blocks: 2, ..EngineConfig::default() };
+    let mut engine = Engine::new(Watched::new(), config, &Device::flex()).unwrap();
+    let length = engine.model().layout().block_length;
+    for (seed, blocks) in [3, 1, 9, 2].into_iter().enumerate() {
+        engine.submit(Request::new(models::prompt(blocks * length, seed)).with_max_new_tokens(length)).unwrap();
+    }
+    let mut rounds = || {
+        engine.step();
+        engine.model().taken_in.take()
+    };
+    // The third is cut, and goes on alone, as it does not begin; what has one block to write is never taken in again.
+    assert_eq!(rounds(), [(vec![3, 1, 6], true)]);
+    assert_eq!(rounds(), [(vec![3], false), (vec![2], true)]);
+    // Prompts that begin with what is known go on behind it, together.
+    engine.run(|_, _| {});
+    for blocks in [8, 5] {
+        engine.submit(Request::new(models::prompt(blocks * length, 2)).with_max_new_tokens(1)).unwrap();
+    }
+    engine.step();
+    assert_eq!(engine.model().taken_in.take(), [(vec![2, 1], false)]);
 }
 
 #[test]

@@ -43,8 +43,9 @@ impl VanillaTransformer {
     /// Hidden states of the tokens that follow those a pool holds of each sequence.
     ///
     /// # Shapes
-    /// - `ids`: `[sequences of the batch, n]`
-    /// - returns: `[sequences, n, d_model]`
+    /// - `ids`: `[1, new tokens of all sequences]`, those of one sequence after those of the other, or, where each has as many,
+    ///   `[sequences, n]`
+    /// - returns: `[1 or sequences, .., d_model]`
     ///
     /// # Panics
     /// If shapes do not fit or the tokens go beyond the context.

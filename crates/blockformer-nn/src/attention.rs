@@ -45,8 +45,8 @@ pub(crate) struct AttentionContext {
     tables: Option<RotaryTable>,
     /// How queries and keys are rotated, if they are.
     rotation: Lazy<Rotation>,
-    /// What new positions see; with a paged cache, one list a sequence, one entry for each piece of its new positions.
-    sight: Vec<Vec<Sight>>,
+    /// What new positions see: one entry; with a paged cache, one for each piece of the new positions of each sequence.
+    sight: Vec<Sight>,
     /// Where the positions of a paged cache lie, once a layer has asked.
     pages: OnceCell<Pages>,
 }
@@ -55,10 +55,14 @@ pub(crate) struct AttentionContext {
 struct Pages {
     tables: Tensor<2, Int>,
     longest: usize,
+    see_each_other: bool,
 }
 
 /// Which keys some queries see.
 struct Sight {
+    /// Their sequence in a paged cache, otherwise the first of all that advance together.
+    row: usize,
+    /// Among the new positions; those of the sequences of a paged cache stand one after another.
     queries: Range<usize>,
     n_keys: usize,
     /// True where a query must not look, `[batch or 1, 1, queries, keys]`; also none where `fused` does the causal
@@ -102,8 +106,10 @@ impl AttentionContext {
             false => of_view.0.hidden_among(positions, held, n_keys, &of_view.1),
         });
         let hidden_held = lazily(move || of_held.0.hidden(positions, held, &of_held.1));
-        let sight = Sight { queries: 0..positions, n_keys, hidden, hidden_held, fused, plain_causal };
-        Self::with_sight(vec![vec![sight]], rotary, vec![start], x)
+        let sight = Sight { row: 0, queries: 0..positions, n_keys, hidden, hidden_held, fused, plain_causal };
+        let dtype = x.dtype();
+        let rotate = move |tables: RotaryTable| tables.rotation(start..held, dtype);
+        Self::with_sight(vec![sight], rotary, held, rotate)
     }
 
     /// For new positions of the sequences of a paged cache. Each piece is attended to by itself, so that neither the
@@ -114,32 +120,39 @@ impl AttentionContext {
         rotary: Option<&RotaryTable>,
         batch: &PagedBatch<'_>,
     ) -> Self {
-        let starts = batch.starts();
-        let sight = |(row, start): (usize, &usize)| {
-            let piece = |queries: Range<usize>| {
-                let n_keys = start + queries.end;
-                let (mask, n_queries, device) = (mask.clone(), queries.len(), x.device());
+        let sight = (0..batch.rows()).flat_map(|row| {
+            let (start, first) = (batch.start(row), batch.new_of(row).start);
+            batch.pieces(row).into_iter().map(move |piece| {
+                let n_keys = start + piece.end;
+                let (mask, n_queries, device) = (mask.clone(), piece.len(), x.device());
                 let plain_causal = mask.is_plain_causal();
                 let hidden = lazily(move || mask.hidden(n_queries, n_keys, &device));
-                Sight { queries, n_keys, hidden, hidden_held: lazily(|| None), fused: false, plain_causal }
-            };
-            batch.pieces(row).into_iter().map(piece).collect()
-        };
-        let sight = starts.iter().enumerate().map(sight).collect();
-        Self::with_sight(sight, rotary, starts, x)
+                let queries = first + piece.start..first + piece.end;
+                Sight { row, queries, n_keys, hidden, hidden_held: lazily(|| None), fused: false, plain_causal }
+            })
+        });
+        let positions: Vec<usize> = batch.positions().collect();
+        let end = positions.iter().max().map_or(0, |last| last + 1);
+        let dtype = x.dtype();
+        let rotate = move |tables: RotaryTable| tables.rotation_at(&positions, dtype);
+        Self::with_sight(sight.collect(), rotary, end, rotate)
     }
 
     /// # Panics
-    /// If positions lie beyond the rotary tables.
-    fn with_sight(sight: Vec<Vec<Sight>>, rotary: Option<&RotaryTable>, starts: Vec<usize>, x: &Tensor<3>) -> Self {
-        let (positions, dtype) = (x.dims()[1], x.dtype());
+    /// If positions up to `end` lie beyond the rotary tables.
+    fn with_sight(
+        sight: Vec<Sight>,
+        rotary: Option<&RotaryTable>,
+        end: usize,
+        rotate: impl FnOnce(RotaryTable) -> Rotation + 'static,
+    ) -> Self {
         if let Some(rotary) = rotary {
-            rotary.assert_reach(&starts, positions);
+            rotary.assert_reach(end);
         }
         let tables = rotary.cloned();
         let rotation = lazily({
             let tables = tables.clone();
-            move || tables.map(|tables| tables.rotation(&starts, positions, dtype))
+            move || tables.map(rotate)
         });
         Self { tables, rotation, sight, pages: OnceCell::new() }
     }
@@ -204,7 +217,9 @@ impl Attention {
         if let Some(mixed) = mixed {
             return linear_onto(&self.output, mixed, x);
         }
-        let qkv = qkv.reshape([batch, positions, heads + 2 * kv_heads, head_dim]).swap_dims(1, 2); // [batch, heads + 2 kv_heads, positions, head_dim]
+        // The new positions of a pool's sequences stand one after another.
+        let flat = if matches!(kv, LayerKv::Paged { .. }) { [1, batch * positions] } else { [batch, positions] };
+        let qkv = qkv.reshape([flat[0], flat[1], heads + 2 * kv_heads, head_dim]).swap_dims(1, 2); // [batch, heads + 2 kv_heads, positions, head_dim]
         let mut qk = qkv.clone().slice(s![.., 0..heads + kv_heads, .., ..]);
         let values = qkv.slice(s![.., heads + kv_heads.., .., ..]);
         if let Some(rotation) = &*context.rotation {
@@ -223,13 +238,13 @@ impl Attention {
                 return self.project(mixed, x);
             }
         };
-        let mixed = self.attend(queries, keys, values, &context.sight[0][0]); // [batch, heads, positions, head_dim]
+        let mixed = self.attend(queries, keys, values, &context.sight[0]); // [batch, heads, positions, head_dim]
         self.project(mixed, x)
     }
 
     /// Few new positions, by a kernel if there is one: `[batch, positions, heads · head_dim]`.
     fn attend_new(&self, qkv: &Tensor<3>, context: &AttentionContext, cache: &mut LayerCache) -> Option<Tensor<3>> {
-        let sight = &context.sight[0][0];
+        let sight = &context.sight[0];
         let new = sight.queries.len();
         if (new != 1 && !sight.plain_causal) || new > MAX_QUERIES || sight.fused || !has_kernels(qkv) {
             return None;
@@ -251,7 +266,7 @@ impl Attention {
         }
     }
 
-    /// New positions of the sequences of a pool, by a kernel if there is one: `[rows, new, heads · head_dim]`.
+    /// New positions of the sequences of a pool, by a kernel if there is one: `[batch, positions, heads · head_dim]`.
     fn attend_new_paged(
         &self,
         qkv: &Tensor<3>,
@@ -259,30 +274,34 @@ impl Attention {
         batch: &mut PagedBatch<'_>,
         layer: usize,
     ) -> Option<Tensor<3>> {
-        let plain_causal = context.sight.iter().flatten().all(|sight| sight.plain_causal);
+        let plain_causal = context.sight.iter().all(|sight| sight.plain_causal);
         if !plain_causal || !has_kernels(qkv) || !batch.has_float_pages() {
             return None;
         }
         let pages = context.pages.get_or_init(|| Pages {
             tables: batch.tables(&qkv.device()),
-            longest: batch.starts().into_iter().max().unwrap_or(0),
+            longest: batch.positions().max().unwrap_or(0),
+            see_each_other: (0..batch.rows()).any(|row| batch.new_of(row).len() > 1),
         });
-        let Pages { tables, longest } = pages;
+        let Pages { tables, longest, see_each_other } = pages;
         let rotation = context.tables.as_ref().map(RotaryTable::tables);
         let (n_heads, head_dim, page_length) = (self.n_heads, self.head_dim, batch.config().page_length);
-        let longest = *longest;
-        let stays = batch.stays();
-        let positions = PagedPositions { qkv, rotation, n_heads, head_dim, tables, page_length, longest, stays };
+        let (longest, see_each_other, stays) = (*longest, *see_each_other, batch.stays());
+        let positions =
+            PagedPositions { qkv, rotation, n_heads, head_dim, tables, page_length, longest, see_each_other, stays };
         batch.write_new(layer, |keys, values| attend_paged(positions, keys, values))
     }
 
     fn project(&self, mixed: Tensor<4>, residual: Tensor<3>) -> Tensor<3> {
-        let [batch, heads, positions, head_dim] = mixed.dims();
+        let ([batch, positions, _], [_, heads, _, head_dim]) = (residual.dims(), mixed.dims());
         let mixed = mixed.swap_dims(1, 2).reshape([batch, positions, heads * head_dim]);
         linear_onto(&self.output, mixed, residual)
     }
 
     /// Each sequence over its own pages, piece by piece.
+    ///
+    /// # Shapes
+    /// - `queries`, `keys`, `values`: `[1, heads, new positions of all sequences, head_dim]`, returns the same
     fn attend_piece_by_piece(
         &self,
         queries: Tensor<4>,
@@ -292,24 +311,23 @@ impl Attention {
         batch: &mut PagedBatch<'_>,
         layer: usize,
     ) -> Tensor<4> {
-        let n_rows = context.sight.len();
-        for row in 0..n_rows {
-            let of = |x: &Tensor<4>| x.clone().slice(s![row..row + 1, .., .., ..]).squeeze_dim::<3>(0);
-            batch.write(layer, row, of(&keys), of(&values));
+        for row in (0..batch.rows()).filter(|row| !batch.new_of(*row).is_empty()).collect::<Vec<_>>() {
+            let of = |x: &Tensor<4>| x.clone().slice(s![.., .., batch.new_of(row), ..]).squeeze_dim::<3>(0);
+            let (keys, values) = (of(&keys), of(&values));
+            batch.write(layer, row, keys, values);
         }
-        let mut mixed = Vec::with_capacity(n_rows);
-        for (row, pieces) in context.sight.iter().enumerate() {
+        let mut mixed = Vec::with_capacity(context.sight.len());
+        for pieces in context.sight.chunk_by(|a, b| a.row == b.row) {
             let n_keys = pieces.last().map_or(0, |piece| piece.n_keys);
-            let (keys, values) = batch.read(layer, row, n_keys); // [kv_heads, n_keys, head_dim]
+            let (keys, values) = batch.read(layer, pieces[0].row, n_keys); // [kv_heads, n_keys, head_dim]
             let (keys, values) = (in_type_of(&queries, keys), in_type_of(&queries, values));
-            let attended = pieces.iter().map(|piece| {
+            mixed.extend(pieces.iter().map(|piece| {
                 let of = |x: &Tensor<3>| x.clone().slice(s![.., 0..piece.n_keys, ..]).unsqueeze::<4>();
-                let queries = queries.clone().slice(s![row..row + 1, .., piece.queries.clone(), ..]);
+                let queries = queries.clone().slice(s![.., .., piece.queries.clone(), ..]);
                 self.attend(queries, of(&keys), of(&values), piece)
-            });
-            mixed.push(Tensor::cat(attended.collect(), 2));
+            }));
         }
-        Tensor::cat(mixed, 0)
+        Tensor::cat(mixed, 2)
     }
 
     fn attend(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, sight: &Sight) -> Tensor<4> {

@@ -7,6 +7,8 @@
 //! y₁ = x₁ cos θ − x₂ sin θ,   y₂ = x₂ cos θ + x₁ sin θ,   the rest is unchanged
 //! ```
 
+use core::ops::Range;
+
 use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, s};
 
@@ -44,13 +46,13 @@ impl RotaryTable {
     /// # Panics
     /// If the last position lies beyond the tables.
     pub fn forward(&self, x: Tensor<4>, start: usize) -> Tensor<4> {
-        self.rotation(&[start], x.dims()[2], x.dtype()).forward(x)
+        self.rotation(start..start + x.dims()[2], x.dtype()).forward(x)
     }
 
     /// # Panics
-    /// If the last of `positions` positions from `starts` on lies beyond the tables.
-    pub(crate) fn assert_reach(&self, starts: &[usize], positions: usize) {
-        let (end, max) = (starts.iter().max().map_or(0, |start| start + positions), self.max_positions());
+    /// If positions up to `end` lie beyond the tables.
+    pub(crate) fn assert_reach(&self, end: usize) {
+        let max = self.max_positions();
         assert!(end <= max, "position {end} is beyond the {max} rotary positions");
     }
 
@@ -59,37 +61,42 @@ impl RotaryTable {
         (&self.cos, &self.sin)
     }
 
-    /// The rotation of `positions` positions from `starts[i]` on in sequence `i`; one start serves all sequences.
+    /// The rotation of consecutive positions.
     ///
     /// # Panics
     /// If the last position lies beyond the tables.
-    pub(crate) fn rotation(&self, starts: &[usize], positions: usize, dtype: DType) -> Rotation {
-        self.assert_reach(starts, positions);
-        let half = self.cos.dims()[1];
-        let rows = |table: &Tensor<2>| {
-            let rows = match starts {
-                [start] => table.clone().slice(s![*start..start + positions, ..]),
-                _ => {
-                    let indices: Vec<i32> =
-                        starts.iter().flat_map(|start| (*start..start + positions).map(|p| p as i32)).collect();
-                    let n = indices.len();
-                    table.clone().select(0, Tensor::<1, Int>::from_data(TensorData::new(indices, [n]), &table.device()))
-                }
-            };
-            rows.cast(dtype).reshape([starts.len(), 1, positions, half])
-        };
-        Rotation { cos: rows(&self.cos), sin: rows(&self.sin) }
+    pub(crate) fn rotation(&self, positions: Range<usize>, dtype: DType) -> Rotation {
+        self.assert_reach(positions.end);
+        Rotation::new([&self.cos, &self.sin].map(|table| table.clone().slice(s![positions.clone(), ..])), dtype)
+    }
+
+    /// The rotation of any positions.
+    ///
+    /// # Panics
+    /// If one of them lies beyond the tables.
+    pub(crate) fn rotation_at(&self, positions: &[usize], dtype: DType) -> Rotation {
+        self.assert_reach(positions.iter().max().map_or(0, |last| last + 1));
+        let indices: Vec<i32> = positions.iter().map(|position| *position as i32).collect();
+        let indices: Tensor<1, Int> =
+            Tensor::from_data(TensorData::new(indices, [positions.len()]), &self.cos.device());
+        Rotation::new([&self.cos, &self.sin].map(|table| table.clone().select(0, indices.clone())), dtype)
     }
 }
 
 /// The rotation of certain positions.
 #[derive(Debug)]
 pub(crate) struct Rotation {
-    cos: Tensor<4>, // [sequences or 1, 1, positions, rotary_dim / 2]
+    cos: Tensor<4>, // [1, 1, positions, rotary_dim / 2]
     sin: Tensor<4>,
 }
 
 impl Rotation {
+    /// By these rows of the tables, one a position.
+    fn new(rows: [Tensor<2>; 2], dtype: DType) -> Self {
+        let [cos, sin] = rows.map(|rows| rows.cast(dtype).unsqueeze());
+        Self { cos, sin }
+    }
+
     /// # Shapes
     /// - `x`: `[sequences, heads, positions, head_dim]`, returns the same.
     pub(crate) fn forward(&self, x: Tensor<4>) -> Tensor<4> {

@@ -43,13 +43,14 @@ impl Transformer {
     /// out for one sequence depends on that sequence alone.
     ///
     /// # Shapes
-    /// - `x`: `[sequences of the batch, its new positions, d_model]`, returns the same
+    /// - `x`: `[1, new positions of all sequences, d_model]`, those of one sequence after those of the other, or, where each has
+    ///   as many, `[sequences, new positions of each, d_model]`; returns the same
     ///
     /// # Panics
     /// If shapes do not fit, if `mask` hides keys, or if positions run beyond the rotary tables.
     pub fn forward_paged(&self, x: Tensor<3>, mask: &AttentionMask, batch: &mut PagedBatch<'_>) -> Tensor<3> {
         let [rows, positions, _] = x.dims();
-        assert_eq!([rows, positions], [batch.rows(), batch.new_positions()], "sequences and new positions");
+        assert_eq!(rows * positions, batch.new_positions(), "new positions of all sequences");
         assert!(!mask.hides_keys(), "sequences of a pool hold no padding");
         let context = AttentionContext::paged(&x, mask, self.rotary.as_ref(), batch);
         self.layers_forward(x, &context, &mut Kv::Paged(batch))
@@ -145,6 +146,7 @@ mod tests {
     use crate::{Residual, TransformerConfig};
     use blockformer_kv_cache::KvPool;
     use burn::tensor::{Bool, Distribution, TensorData, s};
+    use core::ops::Range;
 
     fn styles() -> Vec<(&'static str, TransformerConfig)> {
         let neox = TransformerConfig { initializer_range: 0.2, ..TransformerConfig::gpt_neox(32, 2, 4) };
@@ -217,26 +219,24 @@ mod tests {
             let full = stack.forward(x.clone(), &mask, None);
             let mut pool = KvPool::new(stack.pool_config(4, 1 << 16, KvStorage::Float32), &device).unwrap();
             let ids: Vec<_> = (0..3).map(|_| pool.open(11).unwrap()).collect();
-            let mut run = |rows: &[usize], from: usize, to: usize| {
-                let picked: Vec<_> = rows.iter().map(|row| x.clone().slice(s![*row..row + 1, from..to, ..])).collect();
-                let of: Vec<_> = rows.iter().map(|row| ids[*row]).collect();
-                let mut batch = pool.batch(&of, to - from).unwrap();
-                let y = stack.forward_paged(Tensor::cat(picked, 0), &mask, &mut batch);
+            let mut run = |rows: &[(usize, Range<usize>)]| {
+                let of = |x: &Tensor<3>| {
+                    rows.iter().map(|(row, new)| x.clone().slice(s![*row..row + 1, new.clone(), ..])).collect()
+                };
+                let sequences: Vec<_> = rows.iter().map(|(row, new)| (ids[*row], new.len())).collect();
+                let mut batch = pool.ragged_batch(&sequences).unwrap();
+                // One after another, and, where there are as many of each, beside each other.
+                let dim = if rows.iter().all(|(_, new)| new.len() == rows[0].1.len()) { 0 } else { 1 };
+                let y = stack.forward_paged(Tensor::cat(of(&x), dim), &mask, &mut batch);
                 batch.commit();
-                for (index, row) in rows.iter().enumerate() {
-                    let expected = full.clone().slice(s![*row..row + 1, from..to, ..]);
-                    let error = difference(y.clone().slice(s![index..index + 1, .., ..]), expected);
-                    assert!(error < 1e-5, "{name}, row {row}, {from}..{to}: {error}");
-                }
+                let error = difference(y, Tensor::cat(of(&full), dim));
+                assert!(error < 1e-5, "{name}, {rows:?}: {error}");
             };
-            run(&[0], 0, 6);
-            run(&[1], 0, 4);
-            run(&[1], 4, 6);
-            run(&[2], 0, 8);
-            run(&[2], 8, 10);
-            run(&[0, 1], 6, 8);
-            run(&[1], 8, 10);
-            run(&[0], 8, 10);
+            run(&[(0, 0..6)]);
+            run(&[(1, 0..4)]);
+            run(&[(1, 4..6), (2, 0..8)]);
+            run(&[(0, 6..8), (1, 6..8)]);
+            run(&[(1, 8..10), (0, 8..10), (2, 8..10)]);
         }
     }
 

@@ -202,7 +202,7 @@ fn hidden(model: &CpuModel, batch: &Batch) -> Tensor<3> {
         // A block that begins with padding is asked for nothing.
         let padded = real.as_ref().is_some_and(|real| !real[0]);
         let first = if padded { from.max(length) } else { from };
-        let blocks = Blocks { ids, real: real.as_deref(), rows: 1, begin: true, device: &device };
+        let blocks = Blocks { ids, real: real.as_deref(), n_blocks: &[n_blocks], begin: true, device: &device };
         let hidden = model.predicting(blocks, first);
         let d_model = hidden.len() / (ids.len() - first);
         [vec![0.0; (first - from) * d_model], hidden].concat()

@@ -32,13 +32,12 @@ fn launches(model: AnyModel, device: &Device) -> f64 {
 /// Attention over pages: no launch too many, above all none that copies the pool.
 fn a_pool_is_written_in_place(device: &Device) {
     let (n_heads, head_dim, page_length) = (2, 8, 4);
-    let launches = |longest: usize, new: usize, shared: bool| {
-        let n_pages = longest / page_length + 2;
-        let (qkv, tables) = (
-            Tensor::<3>::ones([1, new, 3 * n_heads * head_dim], device),
-            std::iter::once(longest).chain(0..n_pages).map(|x| x as i32).collect::<Vec<_>>(),
-        );
-        let tables = Tensor::<2, Int>::from_data(TensorData::new(tables, [1, n_pages + 1]), (device, DType::I32));
+    let launches = |held: usize, new: usize, shared: bool| {
+        let n_pages = held / page_length + 2;
+        let qkv = Tensor::<3>::ones([1, new, 3 * n_heads * head_dim], device);
+        let table = |position: usize| std::iter::once(position).chain(0..n_pages).map(|x| x as i32);
+        let tables: Vec<i32> = (held..held + new).flat_map(table).collect();
+        let tables = Tensor::<2, Int>::from_data(TensorData::new(tables, [new, n_pages + 1]), (device, DType::I32));
         let pool = || Tensor::<2>::ones([n_pages * page_length, n_heads * head_dim], device);
         let (mut keys, mut values) = (pool(), pool());
         let of = PagedPositions {
@@ -48,7 +47,8 @@ fn a_pool_is_written_in_place(device: &Device) {
             head_dim,
             tables: &tables,
             page_length,
-            longest,
+            longest: held + new - 1,
+            see_each_other: new > 1,
             stays: false,
         };
         let mut attend = || {

@@ -43,6 +43,7 @@ fn heads_beyond_16_bits_are_attended_to() {
             tables: &tables,
             page_length,
             longest,
+            see_each_other: false,
             stays: false,
         };
         values(attend_paged(of, &mut keys, &mut values_).expect("there is a kernel").narrow(0, rows - 3, 3))
@@ -81,7 +82,7 @@ fn places_beyond_32_bits_are_found() {
         let (mut keys, mut values_) = (empty(), empty());
         let mixed = [0, 2].map(|from| {
             let pages = [n_pages - 1, n_pages - 2, 2, 1].map(|page| vec![page]).into();
-            let tables = &Pool { lens: vec![from; 4], new: 2, page_length, n_pages, pages }.tables();
+            let tables = &Pool { lens: vec![from; 4], new: vec![2; 4], page_length, n_pages, pages }.tables();
             let qkv = tensor(&numbers(4 * 2 * 3 * kv_width, 5 + from as u64), [4, 2, 3 * kv_width], dtype);
             let of = PagedPositions {
                 qkv: &qkv,
@@ -90,7 +91,8 @@ fn places_beyond_32_bits_are_found() {
                 head_dim,
                 tables,
                 page_length,
-                longest: from,
+                longest: from + 1,
+                see_each_other: true,
                 stays: false,
             };
             attend_paged(of, &mut keys, &mut values_).expect("there is a kernel")

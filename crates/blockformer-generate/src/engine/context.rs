@@ -20,9 +20,9 @@ impl RowContext {
         (0..rows).map(move |row| Self { of: Arc::clone(&of), row })
     }
 
-    /// That of a single sequence.
-    pub(super) fn of_one(context: Context) -> Self {
-        Self { of: Arc::new(context), row: 0 }
+    /// Whether the windows of later blocks need more than the window.
+    pub(super) fn has_recent(&self) -> bool {
+        self.of.recent.is_some()
     }
 
     /// The windows of all that it was computed with.

@@ -176,7 +176,7 @@ impl<M: PagedModel> Engine<M> {
         when: When,
     ) -> Result<impl Iterator<Item = RowContext> + use<M>, GenerateError> {
         let mut batch = self.pool.batch(sequences, self.limits.positions_per_block)?;
-        let (rows, device) = (sequences.len(), &self.device);
+        let device = &self.device;
         if let Some(recorded) = &mut self.recorded {
             match recorded.take_in(&self.model, &batch, blocks, device, when) {
                 Ok(Some(window)) => {
@@ -188,7 +188,8 @@ impl<M: PagedModel> Engine<M> {
                 Err(Lost(reason)) => return Err(GenerateError::CacheLost { reason }),
             }
         }
-        let blocks = Blocks { ids: blocks, real: None, rows, begin: false, device };
+        let n_blocks = &vec![1; sequences.len()];
+        let blocks = Blocks { ids: blocks, real: None, n_blocks, begin: false, device };
         let context = self.model.take_in(blocks, Some(RowContext::join(contexts)), &mut batch);
         batch.commit();
         Ok(RowContext::each(context))

@@ -7,7 +7,6 @@ use blockformer_model::BlockLayout;
 
 use super::RequestId;
 use super::context::RowContext;
-use crate::paged::Context;
 use crate::prompt::AlignedPrompt;
 use crate::sampler::{Sampler, TokenLogprobs};
 use crate::text::TextStream;
@@ -77,7 +76,7 @@ pub(super) struct Prefill {
     pub(super) contents: Vec<Vec<u32>>,
     /// Units taken in, reused ones included.
     pub(super) done: usize,
-    pub(super) context: Option<Context>,
+    pub(super) context: Option<RowContext>,
 }
 
 /// A sequence that is being decoded.

@@ -11,6 +11,17 @@ use crate::sampler::Sampler;
 use crate::text::TextStream;
 use crate::{GenerateError, Request};
 
+/// Units of a prompt that are taken in next, up to `end`.
+struct Piece {
+    prefill: Prefill,
+    end: usize,
+}
+
+/// What is the same of those that are taken in together: whether they begin, and what is known of what is before them.
+fn kind_of(prefill: &Prefill) -> (bool, Option<bool>) {
+    (prefill.done == 0, prefill.context.as_ref().map(RowContext::has_recent))
+}
+
 impl<M: PagedModel> Engine<M> {
     /// Admits requests in the order in which they came, as long as there is room for the next.
     pub(super) fn admit(&mut self) {
@@ -61,20 +72,37 @@ impl<M: PagedModel> Engine<M> {
         true
     }
 
-    /// Takes in blocks of prompts, the oldest first, up to the limit of a round.
+    /// Takes in blocks of prompts, the oldest first, up to the limit of a round: those that are alike together.
     pub(super) fn prefill(&mut self) {
         let mut budget = self.config.prefill_blocks;
         while budget > 0 {
-            let Some(mut prefill) = self.prefilling.pop_front() else { return };
-            let end = self.chunk_end(&prefill, budget);
-            budget = budget.saturating_sub(end - prefill.done);
-            if let Err(error) = self.take_in_prompt(&mut prefill, end) {
-                self.close(prefill.kv);
-                self.fail(prefill.id, error);
-            } else if end < prefill.contents.len() {
-                self.prefilling.push_front(prefill);
-            } else if let Err((id, error)) = self.start(prefill) {
-                self.fail(id, error);
+            let mut pieces: Vec<Piece> = Vec::new();
+            while budget > 0
+                && let Some(prefill) = self.prefilling.pop_front_if(|next| {
+                    pieces.first().is_none_or(|Piece { prefill, .. }| kind_of(prefill) == kind_of(next))
+                })
+            {
+                let end = self.chunk_end(&prefill, budget);
+                budget = budget.saturating_sub(end - prefill.done);
+                pieces.push(Piece { prefill, end });
+            }
+            if pieces.is_empty() {
+                return;
+            }
+            if let Err(error) = self.take_in_prompts(&mut pieces) {
+                // The pool has promised room for every prompt, so this is a fault of the engine.
+                for Piece { prefill, .. } in pieces {
+                    self.close(prefill.kv);
+                    self.fail(prefill.id, error.clone());
+                }
+                continue;
+            }
+            for Piece { prefill, end } in pieces {
+                if end < prefill.contents.len() {
+                    self.prefilling.push_front(prefill); // the last one
+                } else if let Err((id, error)) = self.start(prefill) {
+                    self.fail(id, error);
+                }
             }
         }
     }
@@ -90,27 +118,39 @@ impl<M: PagedModel> Engine<M> {
         (end / page * page).max((prefill.done / page + 1) * page).min(total)
     }
 
-    fn take_in_prompt(&mut self, prefill: &mut Prefill, end: usize) -> Result<(), GenerateError> {
-        let Some(job) = self.jobs.get(&prefill.id) else { return Ok(()) };
+    /// Takes in pieces of one kind.
+    fn take_in_prompts(&mut self, pieces: &mut [Piece]) -> Result<(), GenerateError> {
         let layout = &self.limits.layout;
         let start = usize::from(layout.predict_first_block);
-        let ids = prefill.done.saturating_sub(start) * layout.block_length..(end - start) * layout.block_length;
-        let mut batch = self.pool.batch(&[prefill.kv], (end - prefill.done) * self.limits.positions_per_block)?;
-        let blocks = Blocks {
-            ids: &job.prompt.ids[ids.clone()],
-            real: Some(&job.prompt.real[ids]),
-            rows: 1,
-            begin: prefill.done == 0,
-            device: &self.device,
-        };
-        prefill.context = Some(self.model.take_in(blocks, prefill.context.take(), &mut batch));
+        let (mut ids, mut real, mut n_blocks) = (Vec::new(), Vec::new(), Vec::with_capacity(pieces.len()));
+        for Piece { prefill, end } in pieces.iter() {
+            let blocks = prefill.done.saturating_sub(start)..end - start;
+            let tokens = blocks.start * layout.block_length..blocks.end * layout.block_length;
+            let Some(job) = self.jobs.get(&prefill.id) else {
+                unreachable!("what has ended is taken out of all lists")
+            };
+            ids.extend_from_slice(&job.prompt.ids[tokens.clone()]);
+            real.extend_from_slice(&job.prompt.real[tokens]);
+            n_blocks.push(blocks.len());
+        }
+        let contexts: Option<Vec<_>> = pieces.iter().map(|piece| piece.prefill.context.as_ref()).collect();
+        let before = contexts.map(|contexts| RowContext::join(&contexts));
+        let begin = pieces.iter().all(|piece| piece.prefill.done == 0);
+        let blocks = Blocks { ids: &ids, real: Some(&real), n_blocks: &n_blocks, begin, device: &self.device };
+        let positions =
+            |Piece { prefill, end }: &Piece| (prefill.kv, (end - prefill.done) * self.limits.positions_per_block);
+        let sequences: Vec<_> = pieces.iter().map(positions).collect();
+        let mut batch = self.pool.ragged_batch(&sequences)?;
+        let context = self.model.take_in(blocks, before, &mut batch);
         batch.commit();
-        prefill.done = end;
-        if self.config.reuse_prefixes {
-            let full = end / self.config.page_blocks;
-            let pages = prefill.contents.chunks_exact(self.config.page_blocks).take(full);
-            for content in pages.skip(self.pool.published(prefill.kv)?) {
-                self.pool.publish(prefill.kv, &content.concat())?;
+        for (Piece { prefill, end }, context) in pieces.iter_mut().zip(RowContext::each(context)) {
+            (prefill.context, prefill.done) = (Some(context), *end);
+            if self.config.reuse_prefixes {
+                let full = *end / self.config.page_blocks;
+                let pages = prefill.contents.chunks_exact(self.config.page_blocks).take(full);
+                for content in pages.skip(self.pool.published(prefill.kv)?) {
+                    self.pool.publish(prefill.kv, &content.concat())?;
+                }
             }
         }
         Ok(())
@@ -124,7 +164,7 @@ impl<M: PagedModel> Engine<M> {
         let capacity = self.limits.capacity(&request, &job.prompt);
         if request.beams.is_some() {
             let own_pages = self.limits.own_pages(&request, &job.prompt);
-            let beam = Beam { kv, context: RowContext::of_one(context) };
+            let beam = Beam { kv, context };
             self.searches.push(BeamSearch::new(id, request, beam, rest, (capacity, own_pages)));
             return Ok(());
         }
@@ -141,7 +181,6 @@ impl<M: PagedModel> Engine<M> {
                 }
             }
         }
-        let context = RowContext::of_one(context);
         for (sample, kv) in sequences.into_iter().enumerate() {
             let row = self.row(id, sample, &request, kv, context.clone(), rest.clone());
             self.running.push(row);

@@ -223,7 +223,7 @@ impl Recorded {
         let block_length = tokens.len() / n;
         let ids = with_copies().flat_map(|row| &tokens[row * block_length..(row + 1) * block_length]);
         let ids = floats(ids.map(|id| *id as f32).collect(), [rows, block_length], device);
-        let table = with_copies().flat_map(|row| batch.table(row, most_pages)).map(|number| number as f32);
+        let table = with_copies().flat_map(|row| batch.table(row, 0, most_pages)).map(|number| number as f32);
         let inputs = (ids, floats(table.collect(), [rows, 1 + most_pages], device));
         let at = match found {
             Found::At(at) => at,

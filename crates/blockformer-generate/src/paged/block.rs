@@ -2,7 +2,7 @@
 
 use blockformer_embedder::Embedder;
 use blockformer_kv_cache::{KvStorage, PagedBatch, PoolConfig, SharedPages};
-use blockformer_model::{BlockLayout, BlockTransformer};
+use blockformer_model::{BlockLayout, BlockTransformer, ContextEnds};
 use blockformer_token_decoder::{TokenCache, TokenDecoder, TokenInput};
 use burn::tensor::{Device, Int, Tensor, s};
 
@@ -36,16 +36,10 @@ impl<E: Embedder, T: TokenDecoder> PagedModel for BlockTransformer<E, T> {
         let length = self.layout().block_length;
         let ids = blocks.ids(length);
         let embedded = ids.map(|ids| self.embedder.forward(ids, blocks.mask(length)));
-        let start = self.context_ends.start.as_ref().filter(|_| blocks.begin).map(|start| {
-            let [n_embedding_tokens, d_model] = start.dims();
-            start.val().reshape([1, 1, n_embedding_tokens, d_model]).repeat_dim(0, blocks.rows)
-        });
-        let parts: Vec<_> = start.into_iter().chain(embedded).collect(); // [rows, n, n_embedding_tokens, d_model]
-        assert!(!parts.is_empty(), "no blocks to take in");
-        let contexts = self.block_decoder.forward_paged(Tensor::cat(parts, 1), batch);
+        let start = self.context_ends.start.as_ref().filter(|_| blocks.begin).map(|start| start.val().unsqueeze());
+        let contexts = self.block_decoder.forward_paged(with_start(start, embedded, &blocks), batch);
         let recent = before.and_then(|before| before.recent);
-        let (window, recent) = self.context_ends.last_window(contexts, None, recent);
-        Context { window, recent }
+        last_contexts(&self.context_ends, contexts, recent, batch)
     }
 
     fn begin_blocks(&self, window: Tensor<3>) -> (T::Cache, Tensor<2>) {
@@ -90,7 +84,7 @@ impl<E: Embedder, T: TokenDecoder> PagedModel for BlockTransformer<E, T> {
         let (model, pages) = (self.clone(), pages.clone());
         Some(Box::new(move |ids, tables| {
             let blocks = model.embedder.forward(ids.unsqueeze_dim(1), None); // [rows, 1, n_embedding_tokens, d_model]
-            let contexts = model.block_decoder.forward_paged(blocks, &mut pages.batch(tables, 1, longest));
+            let contexts = model.block_decoder.forward_paged(blocks, &mut pages.batch(tables, longest));
             model.context_ends.last_window(contexts, None, None).0
         }))
     }
@@ -121,4 +115,56 @@ impl<E: Embedder, T: TokenDecoder> PagedModel for BlockTransformer<E, T> {
         let [_, n_blocks, n_embedding_tokens, d_model] = contexts.dims();
         contexts.reshape([n_blocks, n_embedding_tokens * d_model])
     }
+}
+
+/// The start of each sequence, `[1, 1, n_embedding_tokens, d_model]` if there is one, before its block embeddings.
+fn with_start(start: Option<Tensor<4>>, embedded: Option<Tensor<4>>, blocks: &Blocks<'_>) -> Tensor<4> {
+    match (start, embedded) {
+        (None, Some(embedded)) => embedded,
+        (Some(start), None) => start.repeat_dim(0, blocks.rows()),
+        (Some(start), Some(embedded)) if blocks.n_blocks_each().is_some() => {
+            Tensor::cat(vec![start.repeat_dim(0, blocks.rows()), embedded], 1)
+        }
+        (Some(start), Some(embedded)) => {
+            let mut parts = Vec::with_capacity(2 * blocks.rows());
+            let mut first = 0;
+            for n in blocks.n_blocks.iter().copied() {
+                parts.push(start.clone());
+                if n > 0 {
+                    parts.push(embedded.clone().narrow(1, first, n));
+                }
+                first += n;
+            }
+            Tensor::cat(parts, 1)
+        }
+        (None, None) => panic!("no blocks to take in"),
+    }
+}
+
+/// What the next blocks are decoded from, of context embeddings as `forward_paged` gives them, and `recent` ones before them.
+fn last_contexts(
+    ends: &ContextEnds,
+    contexts: Tensor<4>,
+    recent: Option<Tensor<4>>,
+    batch: &PagedBatch<'_>,
+) -> Context {
+    let [_, _, n_embedding_tokens, d_model] = contexts.dims();
+    let of_row = |row: usize| {
+        let new = batch.new_of(row);
+        new.start / n_embedding_tokens..new.end / n_embedding_tokens
+    };
+    let rows = batch.rows();
+    if (1..rows).all(|row| of_row(row).len() == of_row(0).len()) {
+        let contexts = contexts.reshape([rows, of_row(0).len(), n_embedding_tokens, d_model]);
+        let (window, recent) = ends.last_window(contexts, None, recent);
+        return Context { window, recent };
+    }
+    let of_each = (0..rows).map(|row| {
+        let contexts = contexts.clone().slice(s![.., of_row(row), .., ..]);
+        let recent = recent.clone().map(|recent| recent.narrow(0, row, 1));
+        ends.last_window(contexts, None, recent)
+    });
+    let (windows, recent): (Vec<_>, Vec<_>) = of_each.unzip();
+    let recent: Option<Vec<_>> = recent.into_iter().collect();
+    Context { window: Tensor::cat(windows, 0), recent: recent.map(|recent| Tensor::cat(recent, 0)) }
 }

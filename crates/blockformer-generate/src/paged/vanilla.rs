@@ -34,7 +34,14 @@ impl PagedModel for VanillaTransformer {
         let Some(ids) = blocks.ids(1) else { panic!("no tokens to take in") };
         let [rows, n, _] = ids.dims();
         let hidden = self.forward_paged(ids.reshape([rows, n]), batch);
-        Context { window: hidden.slice(s![.., n - 1.., ..]), recent: None }
+        let window = match blocks.n_blocks_each() {
+            Some(_) => hidden.slice(s![.., n - 1.., ..]),
+            None => {
+                let last = |row: usize| hidden.clone().narrow(1, batch.new_of(row).end - 1, 1);
+                Tensor::cat((0..blocks.rows()).map(last).collect(), 0)
+            }
+        };
+        Context { window, recent: None }
     }
 
     fn begin_blocks(&self, window: Tensor<3>) -> ((), Tensor<2>) {
@@ -63,7 +70,7 @@ impl PagedModel for VanillaTransformer {
             return None;
         }
         let (model, pages) = (self.clone(), pages.clone());
-        Some(Box::new(move |ids, tables| model.forward_paged(ids, &mut pages.batch(tables, 1, longest))))
+        Some(Box::new(move |ids, tables| model.forward_paged(ids, &mut pages.batch(tables, longest))))
     }
 
     fn decode_whole(&self, window: Tensor<3>, _tokens: &[u32], _known: usize) -> Tensor<3> {

@@ -15,6 +15,8 @@ use crate::CacheError;
 struct Row {
     id: SequenceId,
     start: usize,
+    /// Its new positions among those of all sequences.
+    new: Range<usize>,
     pages: Vec<PageId>,
 }
 
@@ -27,7 +29,7 @@ enum Of<'a> {
     Pages { pages: &'a SharedPages, tables: Tensor<2, Int> },
 }
 
-/// The same number of new positions for each of some sequences. Layer by layer, new keys and values are
+/// New positions of some sequences. Layer by layer, new keys and values are
 /// [written](Self::write) and all of them [read](Self::read); [`commit`](Self::commit) makes the positions part of the
 /// sequences. A batch that is dropped instead leaves the sequences as they were.
 #[derive(Debug)]
@@ -35,7 +37,6 @@ pub struct PagedBatch<'a> {
     of: Of<'a>,
     config: PoolConfig,
     rows: Vec<Row>,
-    new: usize,
 }
 
 impl KvPool {
@@ -46,23 +47,33 @@ impl KvPool {
     /// [`CacheError::UnknownSequence`], [`CacheError::RepeatedSequence`], or [`CacheError::Full`] if one of them has
     /// not the capacity. Nothing is changed then.
     pub fn batch(&mut self, ids: &[SequenceId], new: usize) -> Result<PagedBatch<'_>, CacheError> {
-        for (index, &id) in ids.iter().enumerate() {
+        let sequences: Vec<_> = ids.iter().map(|id| (*id, new)).collect();
+        self.ragged_batch(&sequences)
+    }
+
+    /// The same for as many positions of each sequence as stand beside it.
+    ///
+    /// # Errors
+    /// As [`batch`](Self::batch).
+    pub fn ragged_batch(&mut self, sequences: &[(SequenceId, usize)]) -> Result<PagedBatch<'_>, CacheError> {
+        for (index, &(id, new)) in sequences.iter().enumerate() {
             let sequence = self.sequence(id)?;
             if new > sequence.capacity - sequence.len {
                 let (len, capacity) = (sequence.len, sequence.capacity);
                 return Err(CacheError::Full { len, capacity, requested: new });
             }
-            if ids[..index].contains(&id) {
+            if sequences[..index].iter().any(|(other, _)| *other == id) {
                 return Err(CacheError::RepeatedSequence { id: id.0 });
             }
         }
-        let mut rows = Vec::with_capacity(ids.len());
-        for &id in ids {
+        let mut rows: Vec<Row> = Vec::with_capacity(sequences.len());
+        for &(id, new) in sequences {
             self.prepare(id, new);
             let sequence = self.sequence(id)?;
-            rows.push(Row { id, start: sequence.len, pages: sequence.table.clone() });
+            let first = rows.last().map_or(0, |row| row.new.end);
+            rows.push(Row { id, start: sequence.len, new: first..first + new, pages: sequence.table.clone() });
         }
-        Ok(PagedBatch { config: self.config, of: Of::Pool(self), rows, new })
+        Ok(PagedBatch { config: self.config, of: Of::Pool(self), rows })
     }
 
     /// Makes the pages of the next `new` positions of `id` its own.
@@ -129,16 +140,16 @@ impl SharedPages {
         self.pages.lock().first_floats().is_some_and(|pages| takes_pages(pages, heads, keys))
     }
 
-    /// A batch of sequences that take in `new` positions each, none of which holds more than `longest`. Which pages are whose
+    /// A batch of sequences that take in a position each, none of which holds more than `longest`. Which pages are whose
     /// is known to `tables` alone, so that kernels may [write](PagedBatch::write_new) by it and everything else is a panic;
     /// the pool has to have made room, by a [`batch`](KvPool::batch) of its own.
     ///
     /// # Shapes
     /// - `tables`: `[rows, 1 + pages]`, as [`PagedBatch::tables`] gives
-    pub fn batch(&self, tables: Tensor<2, Int>, new: usize, longest: usize) -> PagedBatch<'_> {
-        let row = |_| Row { id: SequenceId(u64::MAX), start: longest, pages: Vec::new() };
+    pub fn batch(&self, tables: Tensor<2, Int>, longest: usize) -> PagedBatch<'_> {
+        let row = |row| Row { id: SequenceId(u64::MAX), start: longest, new: row..row + 1, pages: Vec::new() };
         let rows = (0..tables.dims()[0]).map(row).collect();
-        PagedBatch { of: Of::Pages { pages: self, tables }, config: self.config, rows, new }
+        PagedBatch { of: Of::Pages { pages: self, tables }, config: self.config, rows }
     }
 }
 
@@ -148,9 +159,22 @@ impl PagedBatch<'_> {
         self.rows.len()
     }
 
-    /// Positions each sequence takes in.
+    /// Positions that all sequences together take in.
     pub fn new_positions(&self) -> usize {
-        self.new
+        self.rows.last().map_or(0, |row| row.new.end)
+    }
+
+    /// Where the new positions of sequence `row` are among those of all, one sequence after the other.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn new_of(&self, row: usize) -> Range<usize> {
+        self.rows[row].new.clone()
+    }
+
+    /// How many positions of its sequence are before each of the new ones.
+    pub fn positions(&self) -> impl Iterator<Item = usize> {
+        self.rows.iter().flat_map(|row| row.start..row.start + row.new.len())
     }
 
     /// The size of the pool.
@@ -196,11 +220,12 @@ impl PagedBatch<'_> {
     /// Attention that computes each piece by itself, over the keys up to the piece's end, gives the same numbers
     /// however a text is cut into batches, as long as it is cut at page boundaries.
     pub fn pieces(&self, row: usize) -> Vec<Range<usize>> {
-        let (page_length, start) = (self.config.page_length, self.rows[row].start);
+        let Row { start, new, .. } = &self.rows[row];
+        let (page_length, start, end) = (self.config.page_length, *start, start + new.len());
         let mut pieces = Vec::new();
         let mut from = start;
-        while from < start + self.new {
-            let to = ((from / page_length + 1) * page_length).min(start + self.new);
+        while from < end {
+            let to = ((from / page_length + 1) * page_length).min(end);
             pieces.push(from - start..to - start);
             from = to;
         }
@@ -210,19 +235,19 @@ impl PagedBatch<'_> {
     /// Writes the new positions of sequence `row` in layer `layer`.
     ///
     /// # Shapes
-    /// - `keys`, `values`: `[n_kv_heads, new, head_dim]`
+    /// - `keys`, `values`: `[n_kv_heads, new positions of the row, head_dim]`
     ///
     /// # Panics
     /// If shapes, layer or row do not fit.
     pub fn write(&mut self, layer: usize, row: usize, keys: Tensor<3>, values: Tensor<3>) {
         let config = self.config;
-        let expected = [config.n_kv_heads, self.new, config.head_dim];
+        let (start, new) = (self.rows[row].start, self.rows[row].new.len());
+        let expected = [config.n_kv_heads, new, config.head_dim];
         assert_eq!(keys.dims(), expected, "keys [heads, new, head_dim]");
         assert_eq!(values.dims(), expected, "values [heads, new, head_dim]");
         assert!(matches!(self.of, Of::Pool(_)), "{FOR_KERNELS}");
-        let start = self.rows[row].start;
         let mut done = 0;
-        for run in self.runs(row, start..start + self.new) {
+        for run in self.runs(row, start..start + new) {
             let part = done..done + run.len();
             done = part.end;
             let of = |x: &Tensor<3>| x.clone().slice(burn::tensor::s![.., part.clone(), ..]);
@@ -241,7 +266,7 @@ impl PagedBatch<'_> {
     /// # Panics
     /// If layer or row do not fit or `len` goes beyond the new positions.
     pub fn read(&self, layer: usize, row: usize, len: usize) -> (Tensor<3>, Tensor<3>) {
-        let held = self.rows[row].start + self.new;
+        let held = self.rows[row].start + self.rows[row].new.len();
         assert!(len <= held, "{len} positions of a sequence of {held}");
         match &self.of {
             Of::Pool(pool) => pool.storage.read(layer, &self.runs(row, 0..len)),
@@ -249,27 +274,29 @@ impl PagedBatch<'_> {
         }
     }
 
-    /// For each sequence the positions it holds and then its pages in order, those of the new positions included, for kernels that
-    /// find their way themselves. Behind the last page of a sequence that has fewer than others stand zeros.
+    /// For each new position how many of its sequence are before it, and then the sequence's pages in order, those of the new positions
+    /// included, for kernels that find their way themselves. Behind the last page of a sequence that has fewer than others stand zeros.
     ///
     /// # Shapes
-    /// - returns: `[rows, 1 + pages]` in 32 bits
+    /// - returns: `[new positions of all sequences, 1 + pages]` in 32 bits
     pub fn tables(&self, device: &Device) -> Tensor<2, Int> {
         if let Of::Pages { tables, .. } = &self.of {
             return tables.clone();
         }
         let pages = self.most_pages();
-        let numbers: Vec<i32> = (0..self.rows.len()).flat_map(|row| self.table(row, pages)).collect();
-        Tensor::from_data(TensorData::new(numbers, [self.rows.len(), 1 + pages]), (device, DType::I32))
+        let of_row = |row: usize| (0..self.rows[row].new.len()).flat_map(move |new| self.table(row, new, pages));
+        let numbers: Vec<i32> = (0..self.rows.len()).flat_map(of_row).collect();
+        Tensor::from_data(TensorData::new(numbers, [self.new_positions(), 1 + pages]), (device, DType::I32))
     }
 
-    /// The row of [`tables`](Self::tables) for sequence `row`, as wide as if `pages` were the most that one of them has.
+    /// The row of [`tables`](Self::tables) for new position `new` of sequence `row`, as wide as if `pages` were the most that a
+    /// sequence has.
     ///
     /// # Panics
     /// If there is no such row.
-    pub fn table(&self, row: usize, pages: usize) -> impl Iterator<Item = i32> {
+    pub fn table(&self, row: usize, new: usize, pages: usize) -> impl Iterator<Item = i32> {
         let Row { start, pages: own, .. } = &self.rows[row];
-        let numbers = std::iter::once(*start).chain(own.iter().copied()).chain(std::iter::repeat(0));
+        let numbers = std::iter::once(start + new).chain(own.iter().copied()).chain(std::iter::repeat(0));
         numbers.take(1 + pages).map(|number| number as i32)
     }
 
@@ -326,7 +353,7 @@ impl PagedBatch<'_> {
         let Of::Pool(pool) = self.of else { return };
         for row in &self.rows {
             if let Some(sequence) = pool.sequences.get_mut(&row.id) {
-                sequence.len += self.new;
+                sequence.len += row.new.len();
             }
         }
     }

@@ -36,7 +36,8 @@ fn positions(values: &[u32], layer: usize) -> Tensor<3> {
 
 /// Writes the next positions of sequences as a kernel would: by their tables, into the rows of the pages.
 fn append_by_tables(pool: &mut KvPool, ids: &[SequenceId], values: &[Vec<u32>]) {
-    let mut batch = pool.batch(ids, values[0].len()).unwrap();
+    let sequences: Vec<_> = ids.iter().zip(values).map(|(id, values)| (*id, values.len())).collect();
+    let mut batch = pool.ragged_batch(&sequences).unwrap();
     write_by_tables(&mut batch, values);
     batch.commit();
 }
@@ -44,19 +45,16 @@ fn append_by_tables(pool: &mut KvPool, ids: &[SequenceId], values: &[Vec<u32>]) 
 fn write_by_tables(batch: &mut PagedBatch<'_>, values: &[Vec<u32>]) {
     let tables = batch.tables(&Device::flex());
     let width = tables.dims()[1];
+    let values = values.concat();
     assert_eq!(tables.dims()[0], values.len());
     let tables: Vec<usize> = tables.into_data().iter::<i32>().map(|x| x as usize).collect();
     for layer in 0..LAYERS {
         let written = batch.write_new(layer, |keys, negated| {
-            for (values, table) in values.iter().zip(tables.chunks(width)) {
-                let new = positions(values, layer).swap_dims(0, 1).reshape([values.len(), HEADS * HEAD_DIM]);
-                for i in 0..values.len() {
-                    let position = table[0] + i;
-                    let row = table[1 + position / PAGE] * PAGE + position % PAGE;
-                    let new = new.clone().narrow(0, i, 1);
-                    keys.inplace(|keys| keys.slice_assign(s![row..row + 1, ..], new.clone()));
-                    negated.inplace(|negated| negated.slice_assign(s![row..row + 1, ..], new.neg()));
-                }
+            for (value, table) in values.iter().zip(tables.chunks(width)) {
+                let new = positions(&[*value], layer).swap_dims(0, 1).reshape([1, HEADS * HEAD_DIM]);
+                let row = table[1 + table[0] / PAGE] * PAGE + table[0] % PAGE;
+                keys.inplace(|keys| keys.slice_assign(s![row..row + 1, ..], new.clone()));
+                negated.inplace(|negated| negated.slice_assign(s![row..row + 1, ..], new.neg()));
             }
             Some(layer)
         });
@@ -78,10 +76,10 @@ fn what_is_written_beside_a_pool_is_in_it() {
         pages.stay(true);
         assert!(batch.stays());
         let most = batch.most_pages() + 1; // wider than any of them needs
-        let numbers: Vec<i32> = (0..2).flat_map(|row| batch.table(row, most)).collect();
+        let numbers: Vec<i32> = (0..2).flat_map(|row| batch.table(row, 0, most)).collect();
         let tables = Tensor::from_data(TensorData::new(numbers, [2, 1 + most]), &Device::flex());
-        let mut beside = pages.batch(tables, 1, 9);
-        assert_eq!((beside.rows(), beside.new_positions(), beside.starts()), (2, 1, vec![9, 9]));
+        let mut beside = pages.batch(tables, 9);
+        assert_eq!((beside.rows(), beside.new_positions(), beside.starts()), (2, 2, vec![9, 9]));
         assert!(beside.has_float_pages() && beside.stays());
         write_by_tables(&mut beside, &values);
         beside.commit(); // of nothing
@@ -99,7 +97,7 @@ fn tables_on_a_device_are_for_kernels() {
     let pool = pool(2, KvPlace::Device);
     let pages = pool.shared_pages().unwrap();
     let keys = positions(&[1], 0);
-    pages.batch(Tensor::zeros([1, 2], &Device::flex()), 1, 3).write(0, 0, keys.clone(), keys);
+    pages.batch(Tensor::zeros([1, 2], &Device::flex()), 3).write(0, 0, keys.clone(), keys);
 }
 
 #[test]
@@ -137,11 +135,38 @@ fn positions_written_by_tables_are_those_that_are_read() {
     append(&mut pool, a, &[1, 2, 3, 4, 5, 6]).unwrap();
     let b = pool.fork(a, 14).unwrap(); // it shares a full page and one that both go on to write
     let c = pool.open(5).unwrap();
-    append_by_tables(&mut pool, &[b, c, a], &[vec![17, 18, 19], vec![21, 22, 23], vec![7, 8, 9]]);
-    append_by_tables(&mut pool, &[c, b], &[vec![24], vec![20]]);
-    assert_holds(&mut pool, a, &[1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    append_by_tables(&mut pool, &[b, c, a], &[vec![17, 18, 19], vec![21, 22, 23, 24], vec![7]]);
+    append_by_tables(&mut pool, &[c, b], &[vec![25], vec![20]]);
+    assert_holds(&mut pool, a, &[1, 2, 3, 4, 5, 6, 7]);
     assert_holds(&mut pool, b, &[1, 2, 3, 4, 5, 6, 17, 18, 19, 20]);
-    assert_holds(&mut pool, c, &[21, 22, 23, 24]);
+    assert_holds(&mut pool, c, &[21, 22, 23, 24, 25]);
+}
+
+#[test]
+fn each_sequence_of_a_ragged_batch_takes_in_its_own_number_of_positions() {
+    let mut pool = pool(12, KvPlace::Device);
+    let ids = [pool.open(14).unwrap(), pool.open(9).unwrap(), pool.open(3).unwrap()];
+    append(&mut pool, ids[0], &[1, 2, 3, 4, 5, 6]).unwrap();
+    let new: [&[u32]; 3] = [&[7], &[11, 12, 13, 14, 15, 16], &[]];
+    let sequences = [0, 1, 2].map(|row| (ids[row], new[row].len()));
+    assert_eq!(pool.ragged_batch(&[sequences[0], (ids[2], 4)]).unwrap_err().to_string(), {
+        CacheError::Full { len: 0, capacity: 3, requested: 4 }.to_string()
+    });
+    let mut batch = pool.ragged_batch(&sequences).unwrap();
+    assert_eq!((batch.rows(), batch.new_positions(), batch.starts()), (3, 7, vec![6, 0, 0]));
+    assert_eq!([0, 1, 2].map(|row| batch.new_of(row)), [0..1, 1..7, 7..7]);
+    assert_eq!(batch.positions().collect::<Vec<_>>(), [6, 0, 1, 2, 3, 4, 5]);
+    assert_eq!([0, 1, 2].map(|row| batch.pieces(row)), [vec![0..1], vec![0..4, 4..6], vec![]]);
+    for layer in 0..LAYERS {
+        for (row, new) in new.iter().enumerate().filter(|(_, new)| !new.is_empty()) {
+            let keys = positions(new, layer);
+            batch.write(layer, row, keys.clone(), keys.neg());
+        }
+    }
+    batch.commit();
+    assert_holds(&mut pool, ids[0], &[1, 2, 3, 4, 5, 6, 7]);
+    assert_holds(&mut pool, ids[1], &[11, 12, 13, 14, 15, 16]);
+    assert_eq!(pool.len(ids[2]), Ok(0));
 }
 
 #[test]
