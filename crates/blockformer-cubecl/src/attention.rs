@@ -1,99 +1,120 @@
-//! A few queries over a short cache.
-//!
-//! A cube computes one query of one head: its units share the scores, eight of them a key, and then the features.
+//! Attention of a few queries over one cache.
 
-use burn::backend::TensorMetadata;
-use burn::backend::cubecl::dtype_to_storage_type;
-use burn_cubecl::ops::numeric::empty_device_dtype;
-use burn_cubecl::tensor::CubeTensor;
-use cubecl::prelude::*;
+use burn::tensor::{Bool, DType, Tensor};
 
-use crate::MAX_KEYS;
-use crate::softmax::{PARTS, add_parts, address_of, units_for, weigh};
+#[cfg(feature = "_kernels")]
+use crate::kernels;
 
-#[cube(launch, address_type = "dynamic")]
-fn attention_kernel<F: Float>(
-    q: &Tensor<F>,          // [batch, heads, queries, head_dim]
-    k: &Tensor<F>,          // [batch, kv_heads, keys, head_dim]
-    v: &Tensor<F>,          // the same
-    output: &mut Tensor<F>, // that of q
-    scale: f32,
-    #[comptime] parts: usize,
-    #[comptime] max_keys: usize,
-    #[define(F)] _dtype: ElemType,
-) {
-    let unit = UNIT_POS_X as usize;
-    let units = CUBE_DIM_X as usize;
-    let heads = q.shape(1);
-    let queries = q.shape(2);
-    let head_dim = q.shape(3);
-    let keys = k.shape(2);
-    let batch = CUBE_POS_X as usize / heads;
-    let head = CUBE_POS_X as usize % heads;
-    let query = CUBE_POS_Y as usize;
-    let kv_head = head * k.shape(1) / heads;
-    let seen = keys - queries + query + 1;
+/// The most keys that [`local_attention`] attends to, and a part of [`attend_new`] and [`attend_paged`], as every unit of a cube
+/// looks at all scores.
+pub const MAX_KEYS: usize = 64;
 
-    let q_at = batch * q.stride(0) + head * q.stride(1) + query * q.stride(2);
-    let k_at = batch * k.stride(0) + kv_head * k.stride(1);
-    let v_at = batch * v.stride(0) + kv_head * v.stride(1);
-    let output_at = batch * output.stride(0) + head * output.stride(1) + query * output.stride(2);
-    let output_feature = output.stride(3);
+/// The most keys that [`attend_new`] and [`attend_paged`] attend to.
+pub const MAX_HELD: usize = 1 << 14;
 
-    // Every part of every score.
-    let mut partial = Shared::<[f32]>::new_slice(parts * max_keys);
-    let mut i = unit;
-    while i < seen * parts {
-        let key = i / parts;
-        let mut sum = 0.0f32;
-        let mut feature = i % parts;
-        while feature < head_dim {
-            let x = f32::cast_from(q[q_at + feature * q.stride(3)]);
-            let y = f32::cast_from(k[k_at + key * k.stride(2) + feature * k.stride(3)]);
-            sum += x * y;
-            feature += parts;
-        }
-        partial[i] = sum;
-        i += units;
+/// The most queries of one sequence in a launch.
+pub const MAX_QUERIES: usize = 8;
+
+/// Attention of a few queries over a short cache, in one launch: `softmax(q kᵀ / √head_dim) v`. The queries are the last
+/// positions of the keys, and each sees the keys up to its own position.
+///
+/// # Shapes
+/// - `q`: `[batch, heads, queries, head_dim]`
+/// - `k`, `v`: `[batch, kv_heads, keys, head_dim]`; query heads share key heads in groups
+/// - returns: `[batch, heads, queries, head_dim]`; `None` where there is no kernel: on backends other than CubeCL's,
+///   under autodiff, for more than [`MAX_QUERIES`] or [`MAX_KEYS`], or more heads of all sequences than the device launches
+///   cubes along an axis (65,535 with WebGPU, 2³¹ - 1 with CUDA), and for shapes that do not fit
+pub fn local_attention(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>) -> Option<Tensor<4>> {
+    let ([batch, heads, queries, head_dim], [_, kv_heads, keys, _]) = (q.dims(), k.dims());
+    let fits = k.dims() == [batch, kv_heads, keys, head_dim]
+        && v.dims() == k.dims()
+        && (1..=MAX_QUERIES.min(keys)).contains(&queries)
+        && keys <= MAX_KEYS
+        && heads.is_multiple_of(kv_heads)
+        && batch * heads > 0;
+    if !fits || q.dtype() != k.dtype() || q.dtype() != v.dtype() {
+        return None;
     }
-    sync_cube();
-
-    let mut scores = Shared::<[f32]>::new_slice(max_keys);
-    add_parts(&partial, &mut scores, seen, scale, parts);
-    let (_, total) = weigh(&mut scores, seen);
-    let mut feature = unit;
-    while feature < head_dim {
-        let mut sum = 0.0f32;
-        for key in 0..seen {
-            let y = f32::cast_from(v[v_at + key * v.stride(2) + feature * v.stride(3)]);
-            sum += scores[key] * y;
-        }
-        output[output_at + feature * output_feature] = F::cast_from(sum / total);
-        feature += units;
+    #[cfg(feature = "_kernels")]
+    {
+        kernels::local_attention(q, k, v)
     }
+    #[cfg(not(feature = "_kernels"))]
+    None
 }
 
-/// Launches it; shapes have been checked.
-pub(crate) fn launch(q: CubeTensor, k: CubeTensor, v: CubeTensor) -> CubeTensor {
-    let [batch, heads, queries, head_dim] = q.shape().dims::<4>();
-    let keys = k.shape().dims::<4>()[2];
-    let (client, dtype) = (q.client.clone(), q.dtype);
-    let output = empty_device_dtype(client.clone(), q.device.clone(), q.shape(), dtype);
-    let units = units_for(head_dim, &q);
-    let address = address_of(&[&q, &k, &v, &output]);
-    attention_kernel::launch(
-        &client,
-        CubeCount::Static((batch * heads) as u32, queries as u32, 1),
-        CubeDim::new_1d(units),
-        address,
-        q.into_tensor_arg(),
-        k.into_tensor_arg(),
-        v.into_tensor_arg(),
-        output.clone().into_tensor_arg(),
-        (head_dim as f32).powf(-0.5),
-        PARTS,
-        keys.next_power_of_two().clamp(16, MAX_KEYS),
-        dtype_to_storage_type(dtype),
-    );
-    output
+/// New positions of every sequence.
+#[derive(Debug, Clone, Copy)]
+pub struct NewPositions<'a> {
+    /// Their queries, keys and values, heads one after another, `[batch, new, (n_heads + 2 · n_kv_heads) · head_dim]`.
+    pub qkv: &'a Tensor<3>,
+    /// Cosine and sine of the rotary embedding in its half-split form, `[positions, rotated features / 2]`, of which rows
+    /// from `len` on turn queries and keys; the features behind them stay. `None` where nothing is rotated.
+    pub rotation: Option<(&'a Tensor<2>, &'a Tensor<2>)>,
+    /// Query heads.
+    pub n_heads: usize,
+    /// Positions that the cache holds of every sequence, or the most that it may hold if the device counts them.
+    pub len: usize,
+    /// True for positions that a single new position does not look at, those held and its own, `[batch or 1, 1, 1, len + 1]`
+    /// or longer; one at least has to be seen in each sequence.
+    pub hidden: Option<&'a Tensor<4, Bool>>,
+    /// The number of positions held, `[1]` in float32, for one new position: what is launched is then the same for every
+    /// number up to `len`, as graph capture needs it. Only where [`takes_counts`] says so, and nobody else may hold the cache.
+    pub count: Option<&'a Tensor<1>>,
+}
+
+/// Attention of new positions of every sequence, in one launch, or two for more than [`MAX_KEYS`] keys: queries and keys are
+/// rotated, keys and values written into the cache behind the `len` positions it holds, and each query attends to all of
+/// them and to the new ones up to its own. A cache that nobody else holds is written in place.
+///
+/// # Shapes
+/// - `keys`, `values`: `[batch, n_kv_heads, capacity, head_dim]`
+/// - returns: `[batch, new, n_heads · head_dim]`; `None`, with the cache as it was, where there is no kernel: on backends
+///   other than CubeCL's, under autodiff, for more than [`MAX_HELD`] keys, or [`MAX_KEYS`] with several new positions, for
+///   more than [`MAX_QUERIES`] new positions, or more query heads of all sequences than the device launches cubes along an axis
+///   (65,535 with WebGPU, 2³¹ - 1 with CUDA), and for shapes that do not fit
+pub fn attend_new(position: NewPositions<'_>, keys: &mut Tensor<4>, values: &mut Tensor<4>) -> Option<Tensor<3>> {
+    let NewPositions { qkv, rotation, n_heads, len, hidden, count } = position;
+    let ([batch, n_kv_heads, capacity, head_dim], new) = (keys.dims(), qkv.dims()[1]);
+    let most = if new == 1 { MAX_HELD } else { MAX_KEYS };
+    let fits = values.dims() == keys.dims()
+        && (1..=MAX_QUERIES).contains(&new)
+        && qkv.dims() == [batch, new, (n_heads + 2 * n_kv_heads) * head_dim]
+        && n_heads.is_multiple_of(n_kv_heads)
+        && len + new <= capacity.min(most)
+        && hidden.is_none_or(|hidden| {
+            let [rows, heads, queries, positions] = hidden.dims();
+            new == 1 && [1, batch].contains(&rows) && [heads, queries] == [1, 1] && positions > len
+        })
+        && count.is_none_or(|count| new == 1 && count.dims() == [1] && count.dtype() == DType::F32)
+        && rotation.is_none_or(|tables| rotation_fits(tables, len + new, head_dim));
+    if !fits || qkv.dtype() != keys.dtype() || qkv.dtype() != values.dtype() {
+        return None;
+    }
+    #[cfg(feature = "_kernels")]
+    {
+        kernels::attend_new(position, keys, values)
+    }
+    #[cfg(not(feature = "_kernels"))]
+    None
+}
+
+/// Whether tables of cosine and sine turn so many positions.
+pub(crate) fn rotation_fits((cos, sin): (&Tensor<2>, &Tensor<2>), positions: usize, head_dim: usize) -> bool {
+    let [rows, half] = cos.dims();
+    sin.dims() == cos.dims() && sin.dtype() == cos.dtype() && positions <= rows && half > 0 && 2 * half <= head_dim
+}
+
+/// Whether [`attend_new`] can be given a count of positions by the device, for tensors like `x`, so many query heads of all
+/// sequences and a cache of so many positions.
+pub fn takes_counts<const D: usize>(x: &Tensor<D>, heads: usize, capacity: usize) -> bool {
+    #[cfg(feature = "_kernels")]
+    {
+        capacity <= MAX_HELD && kernels::takes_counts(x) && kernels::launches_cubes(x, heads)
+    }
+    #[cfg(not(feature = "_kernels"))]
+    {
+        let _ = (x, heads, capacity);
+        false
+    }
 }

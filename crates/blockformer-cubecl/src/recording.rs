@@ -41,7 +41,7 @@ impl<const D: usize> Recordable for Tensor<D> {
     fn held(&self) -> Self {
         assert!(has_kernels(self), "there is no kernel that copies");
         #[cfg(feature = "_kernels")]
-        return crate::extension::held(self);
+        return crate::kernels::held(self);
         #[cfg(not(feature = "_kernels"))]
         unreachable!("there are no kernels at all")
     }
@@ -51,7 +51,7 @@ impl<const D: usize> Recordable for Tensor<D> {
         assert_eq!(of(self), of(others), "the sizes, type and device that were recorded");
         assert!(has_kernels(self), "there is no kernel that copies");
         #[cfg(feature = "_kernels")]
-        crate::extension::write_over(self, others);
+        crate::kernels::write_over(self, others);
     }
 }
 

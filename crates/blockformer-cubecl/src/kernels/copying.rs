@@ -9,9 +9,10 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
-use crate::extension::{Optional, max_units};
-use crate::new_positions::owned;
-use crate::softmax::address_of;
+use super::max_units;
+use super::new_positions::owned;
+use super::operations::Optional;
+use super::softmax::address_of;
 
 /// Units of a cube, if the device has so many.
 const UNITS: u32 = 256;

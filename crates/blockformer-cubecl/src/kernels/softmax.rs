@@ -4,7 +4,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::AddressType;
 use cubecl::prelude::*;
 
-use crate::extension::max_units;
+use super::max_units;
 
 /// Units that share the score of a key.
 pub(crate) const PARTS: usize = 8;

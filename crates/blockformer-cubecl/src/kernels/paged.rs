@@ -1,6 +1,6 @@
 //! Attention of the new positions of many sequences, whose keys and values lie in pages of a common pool.
 //!
-//! As [`new_positions`](crate::new_positions), but for where a position lies: a cube looks up the rows of its keys in the
+//! As [`new_positions`](super::new_positions), but for where a position lies: a cube looks up the rows of its keys in the
 //! table first. A cube has one position, which has a table of its own. Where there are several of a sequence, a kernel of its own has
 //! written their keys and values before, as other cubes look at them.
 
@@ -10,10 +10,10 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use super::new_positions::{load_query, outputs, owned, put_together, rotated};
+use super::operations::{Optional, PagedInputs};
+use super::softmax::{PARTS, add_parts, address_of, units_for, weigh};
 use crate::MAX_KEYS;
-use crate::extension::{Optional, PagedInputs};
-use crate::new_positions::{load_query, outputs, owned, put_together, rotated};
-use crate::softmax::{PARTS, add_parts, address_of, units_for, weigh};
 
 /// The row of the pool where a position of the sequence lies whose table begins at `table`.
 #[cube]

@@ -12,9 +12,9 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use super::operations::{Optional, OptionalBool, PositionInputs};
+use super::softmax::{PARTS, add_parts, address_of, units_for, weigh};
 use crate::MAX_KEYS;
-use crate::extension::{Optional, OptionalBool, PositionInputs};
-use crate::softmax::{PARTS, add_parts, address_of, units_for, weigh};
 
 /// A feature of a head behind its rotation, the head beginning at `at` of the projections.
 #[cube]
