@@ -71,7 +71,10 @@ PATCH
 started=$SECONDS
 packages=(-p blockformer-cli)
 for option in "$@"; do [ "$option" != --workspace ] || packages=(); done
-CARGO_TARGET_DIR=$target cargo "$verb" --manifest-path "$copy/Cargo.toml" "${packages[@]}" --features cuda "$@"
+# A toolkit is looked for where the program runs; while it is built, it would change nothing but what has to be built anew.
+unset=(-u CUDA_PATH -u CUDA_HOME -u CUDA_ROOT)
+[ "$verb" != test ] || [[ " $* " = *" --no-run "* ]] || unset=()
+env "${unset[@]}" CARGO_TARGET_DIR="$target" cargo "$verb" --manifest-path "$copy/Cargo.toml" "${packages[@]}" --features cuda "$@"
 echo "check-cuda: cargo $verb took $((SECONDS - started)) s"
 [ "$verb" = build ] || exit 0
 

@@ -37,7 +37,6 @@ emulated() {
     env LD_LIBRARY_PATH="$work${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" CUDA_PATH="${CUDA_PATH:-/usr/local/cuda}" \
         EMULATED_CUDA_KERNELS="$work/kernels" EMULATED_CUDA_HEADER="$PWD/scripts/emulated-cuda/kernel.h" "$@"
 }
-# Built as they are without it: CUDA_PATH would have some of Burn built anew.
 tests() { # TEST [NAME OF ONE IN IT]
     local built
     built=$(CARGO_TARGET_DIR=$target scripts/check-cuda.sh test -p blockformer-cubecl -p blockformer --no-run --test "$1" 2>&1 |

@@ -178,7 +178,7 @@ impl VanillaModel {
         kv: Kv<'_, '_>,
         work: &'w mut Work,
     ) -> &'w [f32] {
-        assert!(!ids.is_empty(), "no tokens to take in");
+        assert!(new.iter().all(|new| new > 0), "no tokens to take in");
         let x = room(&mut work.x, ids.len() * self.stack.config().d_model);
         self.vocabulary.table().look_up(ids, x);
         let positions = Positions { new, wanted, group: 1, padded: &[], turned: 0 };

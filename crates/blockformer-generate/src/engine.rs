@@ -8,6 +8,7 @@ mod drawing;
 mod job;
 mod prefill;
 mod recorded;
+mod shelf;
 
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;

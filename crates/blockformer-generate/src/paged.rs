@@ -7,7 +7,7 @@ mod vanilla;
 use blockformer_cubecl::MAX_HELD;
 use blockformer_kv_cache::{KvStorage, PagedBatch, PoolConfig, SharedPages};
 use blockformer_model::BlockLayout;
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 
 use crate::block::id_tensor;
 use crate::read_back::read_tokens;
@@ -21,7 +21,8 @@ pub struct Blocks<'a> {
     pub real: Option<&'a [bool]>,
     /// How many blocks there are of each sequence.
     pub n_blocks: &'a [usize],
-    /// Whether they begin their sequences, so that a model with a learned start of text puts it in front.
+    /// Whether they begin their sequences and a learned start of text is to be put in front of each, as where
+    /// [the model has one](BlockLayout::predict_first_block).
     pub begin: bool,
     /// Where to compute.
     pub device: &'a Device,
@@ -112,11 +113,13 @@ pub trait PagedModel {
     /// Bytes of the cache that decodes one block of one sequence.
     fn block_bytes(&self, device: &Device) -> usize;
 
-    /// Takes in blocks behind those that the pool holds of each sequence. `before` is what the last call for these
-    /// sequences gave.
+    /// Takes in blocks behind those that the pool holds of each sequence: sequence `i` of `batch` has `n_blocks[i]` new ones, one more
+    /// with a learned start, of [`positions_per_block`](Self::positions_per_block) positions each. `before` is what the last
+    /// calls for these sequences gave, where the windows of later blocks need more than the last context
+    /// ([`Context::recent`]).
     ///
     /// # Panics
-    /// If shapes do not fit.
+    /// If shapes do not fit, or if there is nothing to take in of a sequence.
     fn take_in(&self, blocks: Blocks<'_>, before: Option<Context>, batch: &mut PagedBatch<'_>) -> Context;
 
     /// Begins the next blocks.
@@ -201,4 +204,10 @@ pub trait PagedModel {
 pub(crate) fn longest(pages: &SharedPages, most_pages: usize, max_positions: Option<usize>) -> usize {
     let positions = (most_pages * pages.config().page_length).min(MAX_HELD);
     max_positions.map_or(positions, |max| positions.min(max)).saturating_sub(1)
+}
+
+/// Places along a dimension.
+pub(crate) fn indices(places: &[usize], device: &Device) -> Tensor<1, Int> {
+    let numbers: Vec<i32> = places.iter().map(|place| *place as i32).collect();
+    Tensor::from_data(TensorData::new(numbers, [places.len()]), (device, DType::I32))
 }

@@ -11,7 +11,7 @@ use blockformer_generate::{
     Sampling, Speculation,
 };
 use blockformer_kv_cache::{KvStorage, PagedBatch, PoolConfig};
-use blockformer_model::{BlockLayout, BlockTransformer};
+use blockformer_model::{AnyModel, BlockLayout, BlockTransformer};
 use blockformer_token_decoder::AnyTokenDecoder;
 use burn::tensor::{Device, Int, Tensor, s};
 use models::{VOCAB_SIZE, all_models, block_model};
@@ -71,8 +71,8 @@ struct Watched {
 }
 
 impl Watched {
-    fn new() -> Self {
-        Self { model: block_model(), from_host: Cell::new(0), from_device: Cell::new(0), taken_in: RefCell::default() }
+    fn new(model: BlockTransformer) -> Self {
+        Self { model, from_host: Cell::new(0), from_device: Cell::new(0), taken_in: RefCell::default() }
     }
 }
 
@@ -123,7 +123,7 @@ impl PagedModel for Watched {
 #[test]
 fn no_token_goes_through_the_host_and_no_step_is_wasted_behind_the_last() {
     for (draw_on_device, steps) in [(Some(true), (0, 3 + 3 + 1)), (Some(false), (3 + 3 + 1, 0)), (None, (7, 0))] {
-        let model = Watched::new();
+        let model = Watched::new(block_model());
         let config = EngineConfig { draw_on_device, ..EngineConfig::default() };
         let mut engine = Engine::new(model, config, &Device::flex()).unwrap();
         for len in [5, 9] {
@@ -138,7 +138,7 @@ fn no_token_goes_through_the_host_and_no_step_is_wasted_behind_the_last() {
 #[test]
 fn prompts_are_taken_in_together_as_far_as_a_round_goes() {
     let config = EngineConfig { prefill_blocks: 10, page_blocks: 2, ..EngineConfig::default() };
-    let mut engine = Engine::new(Watched::new(), config, &Device::flex()).unwrap();
+    let mut engine = Engine::new(Watched::new(block_model()), config, &Device::flex()).unwrap();
     let length = engine.model().layout().block_length;
     for (seed, blocks) in [3, 1, 9, 2].into_iter().enumerate() {
         engine.submit(Request::new(models::prompt(blocks * length, seed)).with_max_new_tokens(length)).unwrap();
@@ -147,16 +147,66 @@ fn prompts_are_taken_in_together_as_far_as_a_round_goes() {
         engine.step();
         engine.model().taken_in.take()
     };
-    // The third is cut, and goes on alone, as it does not begin; what has one block to write is never taken in again.
-    assert_eq!(rounds(), [(vec![3, 1, 6], true)]);
-    assert_eq!(rounds(), [(vec![3], false), (vec![2], true)]);
-    // Prompts that begin with what is known go on behind it, together.
+    // The third is cut. What has one block to write is never taken in again.
+    assert_eq!(rounds(), [(vec![3, 1, 6], false)]);
+    assert_eq!(rounds(), [(vec![3, 2], false)]);
+    // Prompts that begin with what is known go on behind it, beside one that is new.
     engine.run(|_, _| {});
-    for blocks in [8, 5] {
-        engine.submit(Request::new(models::prompt(blocks * length, 2)).with_max_new_tokens(1)).unwrap();
+    for (blocks, seed) in [(8, 2), (3, 7), (5, 2)] {
+        engine.submit(Request::new(models::prompt(blocks * length, seed)).with_max_new_tokens(1)).unwrap();
     }
     engine.step();
-    assert_eq!(engine.model().taken_in.take(), [(vec![2, 1], false)]);
+    assert_eq!(engine.model().taken_in.take(), [(vec![2, 3, 1], false)]);
+}
+
+#[test]
+fn prompts_of_different_kinds_are_taken_in_one_after_the_other() {
+    // Beginning with a learned start, and with more contexts to a window than one.
+    let models = all_models().into_iter().filter_map(|(_, model)| match model {
+        AnyModel::Block(model) if model.layout().predict_first_block && model.context_ends.context_blocks() > 1 => {
+            Some(model)
+        }
+        _ => None,
+    });
+    let mut n_models = 0;
+    for model in models {
+        n_models += 1;
+        let config = EngineConfig { prefill_blocks: 6, page_blocks: 2, ..EngineConfig::default() };
+        let mut engine = Engine::new(Watched::new(model), config, &Device::flex()).unwrap();
+        let length = engine.model().layout().block_length;
+        for (seed, blocks) in [9, 2, 4].into_iter().enumerate() {
+            engine.submit(Request::new(models::prompt(blocks * length, seed)).with_max_new_tokens(1)).unwrap();
+        }
+        let mut rounds = || {
+            engine.step();
+            engine.model().taken_in.take()
+        };
+        // Of six units, one of which is the start.
+        assert_eq!(rounds(), [(vec![5], true)]);
+        assert_eq!(rounds(), [(vec![4], false), (vec![1], true)]);
+        assert_eq!(rounds(), [(vec![1], false), (vec![4], true)]);
+        engine.run(|_, _| {});
+    }
+    assert!(n_models > 0);
+}
+
+#[test]
+fn long_prompts_do_not_overtake_each_other() {
+    let config = EngineConfig { prefill_blocks: 10, page_blocks: 4, ..EngineConfig::default() };
+    let mut engine = Engine::new(Watched::new(block_model()), config, &Device::flex()).unwrap();
+    let length = engine.model().layout().block_length;
+    let ids = [1, 20, 20, 20].map(|blocks| {
+        engine.submit(Request::new(models::prompt(blocks * length, blocks)).with_max_new_tokens(1)).unwrap()
+    });
+    let mut ended = Vec::new();
+    engine.run(|id, event| {
+        if matches!(event, Event::Done(_)) {
+            ended.push(id);
+        }
+    });
+    assert_eq!(ended, ids);
+    let pieces = engine.model().taken_in.take().into_iter().map(|(n_blocks, _)| n_blocks).collect::<Vec<_>>();
+    assert_eq!(pieces, [vec![1, 8], vec![8], vec![4, 4], vec![8], vec![8, 4], vec![8], vec![8]]);
 }
 
 #[test]

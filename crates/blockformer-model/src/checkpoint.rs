@@ -249,7 +249,10 @@ impl ModuleMapper for Deferred<'_> {
             return parameter;
         }
         let read = move |device: &Device, require_grad: bool| match bridge::into_data(adapted) {
-            Ok(data) => Tensor::<D>::from_data(data, (device, DType::F32)).set_require_grad(require_grad),
+            // In memory of its own, as Burn's own initialisers have it.
+            Ok(data) => device.memory_persistent_allocations(data, |data| {
+                Tensor::<D>::from_data(data, (device, DType::F32)).set_require_grad(require_grad)
+            }),
             Err(error) => panic!("tensor {in_file} of {} can no longer be read: {error}", path.display()),
         };
         Param::uninitialized(parameter.id, read, parameter.lazy_device(), true, shape)

@@ -1,7 +1,7 @@
 //! Mixed precision: float32 master weights, computation in a shorter type.
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// The type a model computes in during training. Its weights, the optimizer's moments and the losses are float32
@@ -37,17 +37,35 @@ impl Precision {
         }
     }
 
-    /// The model itself in this type, for inference. Its weights are converted one by one, and weights not yet drawn are
-    /// drawn as they come, so that never all of them are in memory in both types.
+    /// The model itself in this type, for inference. Its weights are converted one by one, and those not yet read or drawn
+    /// are as they come, so that never all of them are in memory in both types.
     pub fn convert<M: Module>(self, model: M) -> M {
         match self.dtype() {
-            Some(dtype) => model.map(&mut Cast(dtype)),
+            Some(dtype) => {
+                let model = model.map(&mut Convert(dtype));
+                // What held the weights before goes back.
+                model.devices().iter().for_each(Device::memory_cleanup);
+                model
+            }
             None => model,
         }
     }
 }
 
+/// Within a graph of gradients.
 struct Cast(FloatDType);
+
+/// For good: in memory of their own, as Burn's own initialisers have it. An allocator's pages are as large as the largest of what
+/// else there is.
+struct Convert(FloatDType);
+
+impl ModuleMapper for Convert {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let (id, tensor, mapper) = param.consume();
+        let tensor = tensor.device().memory_persistent_allocations(tensor, |tensor| tensor.cast(self.0));
+        Param::from_mapped_value(id, tensor, mapper)
+    }
+}
 
 impl ModuleMapper for Cast {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {

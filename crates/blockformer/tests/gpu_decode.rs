@@ -118,8 +118,8 @@ fn repeated_blocks_are_those_that_are_launched_one_by_one() {
     }
 }
 
-/// Requests that come one after another, behind pages that others hold too; the vanilla transformer's are longer than one cube
-/// attends to.
+/// Requests that come one after another or all at once, whose prompts are taken in together then, behind pages that others hold
+/// too; the vanilla transformer's are longer than one cube attends to.
 #[test]
 fn an_engine_on_the_device_says_what_one_on_the_cpu_says() {
     let _alone = alone();
@@ -128,7 +128,7 @@ fn an_engine_on_the_device_says_what_one_on_the_cpu_says() {
     let llama = style(TransformerConfig::llama(32, 2, 4).with_n_kv_heads(2));
     let device = device();
     let sampled = Sampling { temperature: 1.1, top_k: Some(40), top_p: Some(0.95), seed: 3, ..Sampling::default() };
-    let run = |model: &AnyModel, device: &Device, sampling: &Sampling, config: EngineConfig| {
+    let run = |model: &AnyModel, device: &Device, sampling: &Sampling, config: EngineConfig, at_once: bool| {
         let config = EngineConfig { kv_budget: 1 << 20, page_blocks: 4, ..config };
         let mut engine = Engine::new(model, config, device).expect("a pool of some pages");
         let (mut events, mut ids) = (Vec::new(), Vec::new());
@@ -138,7 +138,9 @@ fn an_engine_on_the_device_says_what_one_on_the_cpu_says() {
             // The last two samples go on from pages of one prompt.
             let n = if sampling.is_greedy() { 1 } else { 2 };
             ids.push(engine.submit(Request { n, ..request }).expect("a request that fits"));
-            events.extend(engine.step());
+            if !at_once {
+                events.extend(engine.step());
+            }
         }
         engine.run(|id, event| events.push((id, event)));
         ids.into_iter().map(|id| completion(&events, id).expect("tokens").samples).collect::<Vec<_>>()
@@ -151,9 +153,11 @@ fn an_engine_on_the_device_says_what_one_on_the_cpu_says() {
     ] {
         let model = on_cpu.clone().to_device(&device);
         assert!(model.keeps_tokens_on_device() && ServingModel::plain(model.clone()).keeps_tokens_on_device());
-        let expected = run(&on_cpu, &Device::flex(), &Sampling::greedy(), EngineConfig::default());
-        let got = run(&model, &device, &Sampling::greedy(), EngineConfig::default());
-        assert_eq!(got, expected, "the CPU finds other tokens");
+        let expected = run(&on_cpu, &Device::flex(), &Sampling::greedy(), EngineConfig::default(), false);
+        for at_once in [false, true] {
+            let got = run(&model, &device, &Sampling::greedy(), EngineConfig::default(), at_once);
+            assert_eq!(got, expected, "the CPU finds other tokens than the device, all at once: {at_once}");
+        }
         for &kv_storage in storages {
             let on = |draw_on_device| EngineConfig { kv_storage, draw_on_device, ..EngineConfig::default() };
             if !device.supports_dtype(kv_storage.dtype()) {
@@ -161,8 +165,8 @@ fn an_engine_on_the_device_says_what_one_on_the_cpu_says() {
                 assert!(refused.is_some_and(|error| error.contains("cannot be stored as")), "{kv_storage:?}");
                 continue;
             }
-            let drawn = run(&model, &device, &sampled, on(None));
-            assert_eq!(drawn, run(&model, &device, &sampled, on(Some(false))), "the host draws other tokens");
+            let drawn = run(&model, &device, &sampled, on(None), true);
+            assert_eq!(drawn, run(&model, &device, &sampled, on(Some(false)), false), "the host draws other tokens");
         }
     }
 }

@@ -6,12 +6,12 @@ mod gpu_models;
 
 use blockformer::bench::{MeasureOptions, Subject, Workload, measure, step_kernels};
 use blockformer::cubecl::{KERNELS_OFF_VARIABLE, Observe, PagedPositions, attend_paged, observe_kernels};
-use blockformer::generate::{Engine, EngineConfig, Request};
+use blockformer::generate::{Engine, EngineConfig, RecordingState, Request};
 use blockformer::model::AnyModel;
 use blockformer::nn::TransformerConfig;
 use burn::module::Module;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use gpu_models::{block_model, device, vanilla_model};
+use gpu_models::{block_model, device, vanilla_model, vanilla_model_of};
 
 /// Kernels launched a step, when all is compiled and tuned.
 fn launches(model: AnyModel, device: &Device) -> f64 {
@@ -119,6 +119,36 @@ fn an_engine_launches_as_many_whatever_its_rows(device: &Device) {
     assert!(passes == 0 || recorded <= 12, "{recorded} launches beside {passes} repeated passes");
 }
 
+/// Each graph keeps the pages of memory that it computes in, which are as large as the largest tensor outside of memory of its own.
+fn recordings_keep_memory_for_a_step_and_not_for_the_pool(device: &Device) {
+    let reserved = || {
+        device.sync().expect("a device that works");
+        device.memory_pool_usage().map(|usage| usage.bytes_reserved)
+    };
+    // Logits of 128 KiB and more: what is smaller has pages of its own.
+    let model = vanilla_model_of(1 << 15, TransformerConfig::gpt_neox(32, 2, 4), 128).to_device(device);
+    // Four tensors of 128 MiB.
+    let config =
+        EngineConfig { kv_budget: 512 << 20, recorded_after: Some(0), max_batch: 4, ..EngineConfig::default() };
+    let mut engine = Engine::new(model, config, device).expect("a pool of some pages");
+    let before = reserved().expect("memory is counted");
+    engine.record_ahead();
+    for rows in [1, 2, 4] {
+        for row in 0..rows {
+            engine.submit(Request::new([row, 2, 3, 4, 5]).with_max_new_tokens(6)).expect("a request that fits");
+        }
+        engine.run(|_, _| {});
+    }
+    let more = reserved().expect("memory is counted").saturating_sub(before);
+    let passes = engine.stats().repeated_passes;
+    println!("recording took {} MiB for {passes} repeated passes", more >> 20);
+    assert!(passes > 0 || engine.stats().recording != RecordingState::Works, "it repeats what it records");
+    assert!(more < 128 << 20, "recording took {more} bytes");
+    drop(engine);
+    let given_back = (before + more).saturating_sub(reserved().expect("memory is counted"));
+    assert!(given_back >= 512 << 20, "{given_back} bytes were given back with the engine");
+}
+
 #[test]
 fn a_layer_launches_few_kernels() {
     let device = device();
@@ -143,6 +173,7 @@ fn a_layer_launches_few_kernels() {
         assert!(one - most <= 9.0, "{name}: what is no layer launches {}", one - most);
     }
     an_engine_launches_as_many_whatever_its_rows(&device);
+    recordings_keep_memory_for_a_step_and_not_for_the_pool(&device);
     if std::env::var_os(KERNELS_OFF_VARIABLE).is_none() {
         a_pool_is_written_in_place(&device);
     }

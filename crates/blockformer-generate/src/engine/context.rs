@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor};
 
-use crate::paged::Context;
+use crate::paged::{Context, indices};
 
 /// The context of one sequence: a row of what was computed for several, which stay together as long as they go on together.
 #[derive(Debug, Clone)]
@@ -88,8 +88,7 @@ fn are_neighbours(rows: &[usize]) -> bool {
 
 /// Rows for [`rows_of`], if it takes them by their indices.
 pub(super) fn indices_of(rows: &[usize], device: &Device) -> Option<Tensor<1, Int>> {
-    let indices = || rows.iter().map(|row| *row as i32).collect::<Vec<_>>();
-    (!are_neighbours(rows)).then(|| Tensor::from_data(TensorData::new(indices(), [rows.len()]), (device, DType::I32)))
+    (!are_neighbours(rows)).then(|| indices(rows, device))
 }
 
 /// These rows of a tensor, in this order; `indices` are those that [`indices_of`] gives.

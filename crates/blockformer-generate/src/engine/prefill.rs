@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use blockformer_model::BlockLayout;
+
 use super::beams::{Beam, BeamSearch};
 use super::context::RowContext;
 use super::job::{Prefill, Row};
@@ -17,9 +19,22 @@ struct Piece {
     end: usize,
 }
 
-/// What is the same of those that are taken in together: whether they begin, and what is known of what is before them.
-fn kind_of(prefill: &Prefill) -> (bool, Option<bool>) {
-    (prefill.done == 0, prefill.context.as_ref().map(RowContext::has_recent))
+/// What is the same of prompts that are taken in together.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Kind {
+    /// Whether they begin with a learned start.
+    begin: bool,
+    /// Whether there are contexts before them that later windows need.
+    has_recent: bool,
+}
+
+impl Kind {
+    fn of(prefill: &Prefill, layout: &BlockLayout) -> Self {
+        Self {
+            begin: layout.predict_first_block && prefill.done == 0,
+            has_recent: prefill.context.as_ref().is_some_and(RowContext::has_recent),
+        }
+    }
 }
 
 impl<M: PagedModel> Engine<M> {
@@ -77,28 +92,28 @@ impl<M: PagedModel> Engine<M> {
         let mut budget = self.config.prefill_blocks;
         while budget > 0 {
             let mut pieces: Vec<Piece> = Vec::new();
+            let alike = |a: &Prefill, b: &Prefill| Kind::of(a, &self.limits.layout) == Kind::of(b, &self.limits.layout);
             while budget > 0
-                && let Some(prefill) = self.prefilling.pop_front_if(|next| {
-                    pieces.first().is_none_or(|Piece { prefill, .. }| kind_of(prefill) == kind_of(next))
-                })
+                && let Some(prefill) =
+                    self.prefilling.pop_front_if(|next| pieces.first().is_none_or(|piece| alike(&piece.prefill, next)))
             {
                 let end = self.chunk_end(&prefill, budget);
-                budget = budget.saturating_sub(end - prefill.done);
+                // Where one is cut, less than a page is left, and nobody overtakes it.
+                let is_cut = end < prefill.contents.len();
+                budget = if is_cut { 0 } else { budget.saturating_sub(end - prefill.done) };
                 pieces.push(Piece { prefill, end });
             }
             if pieces.is_empty() {
                 return;
             }
-            if let Err(error) = self.take_in_prompts(&mut pieces) {
-                // The pool has promised room for every prompt, so this is a fault of the engine.
-                for Piece { prefill, .. } in pieces {
-                    self.close(prefill.kv);
-                    self.fail(prefill.id, error.clone());
-                }
-                continue;
-            }
+            // The pool has promised room for every prompt: an error is a fault of the engine.
+            let taken_in = self.take_in_prompts(&mut pieces);
             for Piece { prefill, end } in pieces {
-                if end < prefill.contents.len() {
+                let published = taken_in.clone().and_then(|()| self.publish(&prefill));
+                if let Err(error) = published {
+                    self.close(prefill.kv);
+                    self.fail(prefill.id, error);
+                } else if end < prefill.contents.len() {
                     self.prefilling.push_front(prefill); // the last one
                 } else if let Err((id, error)) = self.start(prefill) {
                     self.fail(id, error);
@@ -118,7 +133,7 @@ impl<M: PagedModel> Engine<M> {
         (end / page * page).max((prefill.done / page + 1) * page).min(total)
     }
 
-    /// Takes in pieces of one kind.
+    /// Takes in pieces of one kind, at least one.
     fn take_in_prompts(&mut self, pieces: &mut [Piece]) -> Result<(), GenerateError> {
         let layout = &self.limits.layout;
         let start = usize::from(layout.predict_first_block);
@@ -133,9 +148,9 @@ impl<M: PagedModel> Engine<M> {
             real.extend_from_slice(&job.prompt.real[tokens]);
             n_blocks.push(blocks.len());
         }
-        let contexts: Option<Vec<_>> = pieces.iter().map(|piece| piece.prefill.context.as_ref()).collect();
-        let before = contexts.map(|contexts| RowContext::join(&contexts));
-        let begin = pieces.iter().all(|piece| piece.prefill.done == 0);
+        let Kind { begin, has_recent } = Kind::of(&pieces[0].prefill, layout);
+        let contexts: Vec<_> = pieces.iter().filter_map(|piece| piece.prefill.context.as_ref()).collect();
+        let before = has_recent.then(|| RowContext::join(&contexts));
         let blocks = Blocks { ids: &ids, real: Some(&real), n_blocks: &n_blocks, begin, device: &self.device };
         let positions =
             |Piece { prefill, end }: &Piece| (prefill.kv, (end - prefill.done) * self.limits.positions_per_block);
@@ -145,12 +160,17 @@ impl<M: PagedModel> Engine<M> {
         batch.commit();
         for (Piece { prefill, end }, context) in pieces.iter_mut().zip(RowContext::each(context)) {
             (prefill.context, prefill.done) = (Some(context), *end);
-            if self.config.reuse_prefixes {
-                let full = *end / self.config.page_blocks;
-                let pages = prefill.contents.chunks_exact(self.config.page_blocks).take(full);
-                for content in pages.skip(self.pool.published(prefill.kv)?) {
-                    self.pool.publish(prefill.kv, &content.concat())?;
-                }
+        }
+        Ok(())
+    }
+
+    /// Lets other prompts begin with the pages that this one has filled.
+    fn publish(&mut self, prefill: &Prefill) -> Result<(), GenerateError> {
+        if self.config.reuse_prefixes {
+            let full = prefill.done / self.config.page_blocks;
+            let pages = prefill.contents.chunks_exact(self.config.page_blocks).take(full);
+            for content in pages.skip(self.pool.published(prefill.kv)?) {
+                self.pool.publish(prefill.kv, &content.concat())?;
             }
         }
         Ok(())

@@ -7,7 +7,7 @@ use blockformer_token_decoder::{TokenCache, TokenDecoder, TokenInput};
 use burn::tensor::{Device, Int, Tensor, s};
 
 use crate::block::id_tensor;
-use crate::paged::{BlockStep, Blocks, Context, PagedModel, RecordableBlock, RecordableTakeIn, longest};
+use crate::paged::{BlockStep, Blocks, Context, PagedModel, RecordableBlock, RecordableTakeIn, indices, longest};
 
 impl<E: Embedder, T: TokenDecoder> PagedModel for BlockTransformer<E, T> {
     type Block = T::Cache;
@@ -126,16 +126,13 @@ fn with_start(start: Option<Tensor<4>>, embedded: Option<Tensor<4>>, blocks: &Bl
             Tensor::cat(vec![start.repeat_dim(0, blocks.rows()), embedded], 1)
         }
         (Some(start), Some(embedded)) => {
-            let mut parts = Vec::with_capacity(2 * blocks.rows());
-            let mut first = 0;
+            let (mut order, mut next) = (Vec::new(), 1);
             for n in blocks.n_blocks.iter().copied() {
-                parts.push(start.clone());
-                if n > 0 {
-                    parts.push(embedded.clone().narrow(1, first, n));
-                }
-                first += n;
+                order.push(0);
+                order.extend(next..next + n);
+                next += n;
             }
-            Tensor::cat(parts, 1)
+            Tensor::cat(vec![start, embedded], 1).select(1, indices(&order, blocks.device))
         }
         (None, None) => panic!("no blocks to take in"),
     }
@@ -148,16 +145,22 @@ fn last_contexts(
     recent: Option<Tensor<4>>,
     batch: &PagedBatch<'_>,
 ) -> Context {
-    let [_, _, n_embedding_tokens, d_model] = contexts.dims();
+    let ([_, _, n_embedding_tokens, d_model], device) = (contexts.dims(), contexts.device());
     let of_row = |row: usize| {
         let new = batch.new_of(row);
         new.start / n_embedding_tokens..new.end / n_embedding_tokens
     };
     let rows = batch.rows();
+    assert!((0..rows).all(|row| !of_row(row).is_empty()), "no blocks to take in");
     if (1..rows).all(|row| of_row(row).len() == of_row(0).len()) {
         let contexts = contexts.reshape([rows, of_row(0).len(), n_embedding_tokens, d_model]);
         let (window, recent) = ends.last_window(contexts, None, recent);
         return Context { window, recent };
+    }
+    if ends.context_blocks() == 1 {
+        let last: Vec<usize> = (0..rows).map(|row| of_row(row).end - 1).collect();
+        let window = contexts.select(1, indices(&last, &device));
+        return Context { window: window.squeeze_dim(0), recent: None };
     }
     let of_each = (0..rows).map(|row| {
         let contexts = contexts.clone().slice(s![.., of_row(row), .., ..]);

@@ -4,7 +4,7 @@ use blockformer_kv_cache::{KvStorage, PagedBatch, PoolConfig, SharedPages};
 use blockformer_model::{BlockLayout, VanillaTransformer};
 use burn::tensor::{Device, Tensor, s};
 
-use crate::paged::{BlockStep, Blocks, Context, PagedModel, RecordableBlock, RecordableTakeIn, longest};
+use crate::paged::{BlockStep, Blocks, Context, PagedModel, RecordableBlock, RecordableTakeIn, indices, longest};
 
 impl PagedModel for VanillaTransformer {
     /// A block is one token: nothing is left of it when it is drawn.
@@ -37,8 +37,9 @@ impl PagedModel for VanillaTransformer {
         let window = match blocks.n_blocks_each() {
             Some(_) => hidden.slice(s![.., n - 1.., ..]),
             None => {
-                let last = |row: usize| hidden.clone().narrow(1, batch.new_of(row).end - 1, 1);
-                Tensor::cat((0..blocks.rows()).map(last).collect(), 0)
+                assert!(blocks.n_blocks.iter().all(|n| *n > 0), "no tokens to take in");
+                let last: Vec<usize> = (0..blocks.rows()).map(|row| batch.new_of(row).end - 1).collect();
+                hidden.select(1, indices(&last, blocks.device)).swap_dims(0, 1)
             }
         };
         Context { window, recent: None }

@@ -117,6 +117,19 @@ pub(super) struct TensorPages {
     stay: bool,
 }
 
+impl Drop for TensorPages {
+    /// Memory of their own serves nothing else until it is given back.
+    fn drop(&mut self) {
+        let device = self.layers.first().map(|(Rows::Float(x) | Rows::Int8(_, x), _)| x.device());
+        self.layers.clear();
+        // Where devices may not be waited for, it goes back with the next clean-up.
+        if let Some(device) = device.filter(|_| !cfg!(target_family = "wasm") && !std::thread::panicking()) {
+            let _ = device.flush(); // an error shows where something is read
+            device.memory_cleanup();
+        }
+    }
+}
+
 /// The pages of a pool, which others may write to as well.
 #[derive(Debug, Clone)]
 pub(super) struct SharedTensorPages(Arc<Mutex<TensorPages>>);
@@ -136,7 +149,11 @@ impl TensorPages {
     pub(super) fn new(config: &PoolConfig, rows: usize, device: &Device) -> Self {
         let (heads, head_dim) = (config.n_kv_heads, config.head_dim);
         let rows = || Rows::new(config.storage, rows, heads, head_dim, device);
-        Self { layers: (0..config.n_layers).map(|_| (rows(), rows())).collect(), heads, head_dim, stay: false }
+        let layers = || (0..config.n_layers).map(|_| (rows(), rows())).collect();
+        // In memory of their own: otherwise the allocator would make all its pages as large as these, and every captured graph
+        // keeps some.
+        let layers = device.memory_persistent_allocations((), |()| layers());
+        Self { layers, heads, head_dim, stay: false }
     }
 
     /// Keys and values are `[heads, run, head_dim]`.

@@ -36,8 +36,14 @@ fn small_block(
 
 /// Small, too.
 pub(crate) fn vanilla_model(transformer: TransformerConfig, max_length: usize) -> AnyModel {
+    vanilla_model_of(96, transformer, max_length)
+}
+
+/// The same with so many words.
+#[allow(dead_code)] // one test of two has a use for it
+pub(crate) fn vanilla_model_of(vocab_size: usize, transformer: TransformerConfig, max_length: usize) -> AnyModel {
     let config = presets::vanilla("vanilla_31").expect("a preset");
-    let config = VanillaTransformerConfig { vocab_size: 96, max_length, transformer, ..config };
+    let config = VanillaTransformerConfig { vocab_size, max_length, transformer, ..config };
     AnyModel::Vanilla(config.init(&Device::flex()).expect("a configuration that fits"))
 }
 
