@@ -5,11 +5,11 @@ use burn::tensor::{Bool, DType, Tensor};
 #[cfg(feature = "_kernels")]
 use crate::kernels;
 
-/// The most keys that [`local_attention`] attends to, and a part of [`attend_new`] and [`attend_paged`], as every unit of a cube
+/// The most keys that [`local_attention`] attends to, and a part of [`attend_new`] and [`attend_paged`](crate::attend_paged), as every unit of a cube
 /// looks at all scores.
 pub const MAX_KEYS: usize = 64;
 
-/// The most keys that [`attend_new`] and [`attend_paged`] attend to.
+/// The most keys that [`attend_new`] and [`attend_paged`](crate::attend_paged) attend to.
 pub const MAX_HELD: usize = 1 << 14;
 
 /// The most queries of one sequence in a launch.

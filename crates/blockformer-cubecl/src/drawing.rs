@@ -118,7 +118,7 @@ pub fn draws<const D: usize>(x: &Tensor<D>, rows: usize, vocab_size: usize) -> b
     }
 }
 
-/// As [`draw`], each row in its own way: so ways may change where everything else is the same, as in a [`Recording`].
+/// As [`draw`], each row in its own way: so ways may change where everything else is the same, as in a [`Recording`](crate::Recording).
 ///
 /// # Shapes
 /// - `logits`: `[rows, vocab_size]`

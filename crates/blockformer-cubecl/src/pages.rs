@@ -21,7 +21,7 @@ pub struct PagedPositions<'a> {
     /// Their queries, keys and values, heads one after another, `[batch, positions, (n_heads + 2 · n_kv_heads) · head_dim]`. It does not
     /// matter how they are arranged: as `[sequences, 1, ..]`, or those of all sequences one after another, `[1, positions, ..]`.
     pub qkv: &'a Tensor<3>,
-    /// As [`NewPositions::rotation`].
+    /// As [`NewPositions::rotation`](crate::NewPositions::rotation).
     pub rotation: Option<(&'a Tensor<2>, &'a Tensor<2>)>,
     /// Query heads.
     pub n_heads: usize,
