@@ -311,10 +311,12 @@ impl Attention {
         batch: &mut PagedBatch<'_>,
         layer: usize,
     ) -> Tensor<4> {
-        for row in (0..batch.rows()).filter(|row| !batch.new_of(*row).is_empty()).collect::<Vec<_>>() {
-            let of = |x: &Tensor<4>| x.clone().slice(s![.., .., batch.new_of(row), ..]).squeeze_dim::<3>(0);
-            let (keys, values) = (of(&keys), of(&values));
-            batch.write(layer, row, keys, values);
+        for row in 0..batch.rows() {
+            let new = batch.new_of(row);
+            if !new.is_empty() {
+                let of = |x: &Tensor<4>| x.clone().slice(s![.., .., new.clone(), ..]).squeeze_dim::<3>(0);
+                batch.write(layer, row, of(&keys), of(&values));
+            }
         }
         let mut mixed = Vec::with_capacity(context.sight.len());
         for pieces in context.sight.chunk_by(|a, b| a.row == b.row) {

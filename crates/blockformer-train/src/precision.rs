@@ -61,9 +61,8 @@ struct Convert(FloatDType);
 
 impl ModuleMapper for Convert {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let (id, tensor, mapper) = param.consume();
-        let tensor = tensor.device().memory_persistent_allocations(tensor, |tensor| tensor.cast(self.0));
-        Param::from_mapped_value(id, tensor, mapper)
+        let device = param.lazy_device();
+        device.memory_persistent_allocations(param, |param| Cast(self.0).map_float(param))
     }
 }
 

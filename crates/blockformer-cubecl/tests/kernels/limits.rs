@@ -1,6 +1,6 @@
 //! More heads and larger tensors than 16 and 32 bits count.
 
-use blockformer_cubecl::{NewPositions, PagedPositions, attend_new, attend_paged, local_attention};
+use blockformer_cubecl::{NewPositions, attend_new, attend_paged, local_attention};
 use burn::tensor::{DType, Tensor};
 
 use crate::paged::Pool;
@@ -34,18 +34,7 @@ fn heads_beyond_16_bits_are_attended_to() {
             Tensor::<2>::ones([pool.n_pages * 2, heads * head_dim], &device()),
         );
         let (qkv, tables) = (qkv.clone().narrow(0, batch - rows, rows), pool.tables());
-        let (rotation, page_length, longest) = (None, 2, 1);
-        let of = PagedPositions {
-            qkv: &qkv,
-            rotation,
-            n_heads: heads,
-            head_dim,
-            tables: &tables,
-            page_length,
-            longest,
-            see_each_other: false,
-            stays: false,
-        };
+        let of = pool.of(&qkv, &tables, [heads, head_dim]);
         values(attend_paged(of, &mut keys, &mut values_).expect("there is a kernel").narrow(0, rows - 3, 3))
     };
     assert_eq!(paged(batch), paged(3), "the last sequences of a pool, among all and by themselves");
@@ -82,20 +71,10 @@ fn places_beyond_32_bits_are_found() {
         let (mut keys, mut values_) = (empty(), empty());
         let mixed = [0, 2].map(|from| {
             let pages = [n_pages - 1, n_pages - 2, 2, 1].map(|page| vec![page]).into();
-            let tables = &Pool { lens: vec![from; 4], new: vec![2; 4], page_length, n_pages, pages }.tables();
+            let pool = Pool { lens: vec![from; 4], new: vec![2; 4], page_length, n_pages, pages };
             let qkv = tensor(&numbers(4 * 2 * 3 * kv_width, 5 + from as u64), [4, 2, 3 * kv_width], dtype);
-            let of = PagedPositions {
-                qkv: &qkv,
-                rotation: None,
-                n_heads: 8,
-                head_dim,
-                tables,
-                page_length,
-                longest: from + 1,
-                see_each_other: true,
-                stays: false,
-            };
-            attend_paged(of, &mut keys, &mut values_).expect("there is a kernel")
+            attend_paged(pool.of(&qkv, &pool.tables(), [8, head_dim]), &mut keys, &mut values_)
+                .expect("there is a kernel")
         });
         values(Tensor::cat(mixed.into(), 1))
     };

@@ -50,6 +50,26 @@ impl Pool {
         self.pages[sequence][position / self.page_length] * self.page_length + position % self.page_length
     }
 
+    /// The new positions as a kernel takes them, of whose sequences these are the [tables](Self::tables), without rotation.
+    pub(crate) fn of<'a>(
+        &self,
+        qkv: &'a Tensor<3>,
+        tables: &'a Tensor<2, Int>,
+        [n_heads, head_dim]: [usize; 2],
+    ) -> PagedPositions<'a> {
+        PagedPositions {
+            qkv,
+            rotation: None,
+            n_heads,
+            head_dim,
+            tables,
+            page_length: self.page_length,
+            longest: self.longest(),
+            see_each_other: self.new.iter().any(|new| *new > 1),
+            stays: false,
+        }
+    }
+
     pub(crate) fn tables(&self) -> Tensor<2, Int> {
         let width = 1 + self.pages.iter().map(Vec::len).max().unwrap_or(0);
         let table = |(row, position): (usize, usize)| {
@@ -105,17 +125,8 @@ fn check_paged(pool: &Pool, [heads, kv_heads, head_dim]: [usize; 3], half: usize
         let sizes = Sizes { batch: 1, heads, kv_heads, queries: 1, keys: len + 1, head_dim };
         expected.extend(attention([&queries, &k, &v], &sizes));
     }
-    let positions = PagedPositions {
-        qkv: &qkv,
-        rotation: rotation.as_ref().map(|(cos, sin)| (cos, sin)),
-        n_heads: heads,
-        head_dim,
-        tables: &pool.tables(),
-        page_length: pool.page_length,
-        longest,
-        see_each_other: pool.new.iter().any(|new| *new > 1),
-        stays: false,
-    };
+    let (tables, rotation) = (pool.tables(), rotation.as_ref().map(|(cos, sin)| (cos, sin)));
+    let positions = PagedPositions { rotation, ..pool.of(&qkv, &tables, [heads, head_dim]) };
     let before = (keys.clone(), values(keys.clone()));
     let mixed = attend_paged(positions, &mut keys, &mut values_).expect("there is a kernel");
     assert_eq!((mixed.dims(), mixed.dtype()), ([shape_of_new[0], shape_of_new[1], heads * head_dim], dtype));
@@ -178,20 +189,8 @@ fn what_comes_of_a_position_does_not_depend_on_those_that_are_new_beside_it() {
         let parts = cuts.windows(2).map(|cut| {
             let (start, new) = (cut[0], cut[1] - cut[0]);
             let pool = Pool { lens: vec![start], new: vec![new], ..Pool::new(&[0], n, page_length) };
-            let (tables, longest) = (pool.tables(), pool.longest());
-            let qkv = qkv.clone().narrow(1, start, new);
-            let rotation = Some((&cos, &sin));
-            let of = PagedPositions {
-                qkv: &qkv,
-                rotation,
-                n_heads: heads,
-                head_dim,
-                tables: &tables,
-                page_length,
-                longest,
-                see_each_other: new > 1,
-                stays: false,
-            };
+            let (tables, qkv) = (pool.tables(), qkv.clone().narrow(1, start, new));
+            let of = PagedPositions { rotation: Some((&cos, &sin)), ..pool.of(&qkv, &tables, [heads, head_dim]) };
             attend_paged(of, &mut keys, &mut values_).expect("there is a kernel")
         });
         let mixed = Tensor::cat(parts.collect(), 1);
@@ -209,17 +208,8 @@ fn positions_in_pages_without_a_kernel_leave_the_pool_alone() {
     let mut values_ = keys.clone();
     let pool = Pool::new(&[5, 3], 1, 4);
     let of = |qkv: &Tensor<3>, head_dim: usize, longest: usize, keys: &mut Tensor<2>, values: &mut Tensor<2>| {
-        let of = PagedPositions {
-            qkv,
-            rotation: None,
-            n_heads: 1,
-            head_dim,
-            tables: &pool.tables(),
-            page_length: 4,
-            longest,
-            see_each_other: false,
-            stays: false,
-        };
+        let tables = pool.tables();
+        let of = PagedPositions { longest, ..pool.of(qkv, &tables, [1, head_dim]) };
         attend_paged(of, keys, values).is_some()
     };
     assert!(!of(&ones, 8, 8, &mut keys, &mut values_), "more positions than there are pages for");
@@ -239,18 +229,8 @@ fn parts_that_take_too_much_are_left_to_others() {
     let attend = |held: usize| {
         let pool = Pool::new(&[held], new, page_length);
         let empty = || Tensor::<2>::zeros([pool.n_pages * page_length, head_dim], &device());
-        let of = PagedPositions {
-            qkv: &Tensor::zeros([1, new, 3 * head_dim], &device()),
-            rotation: None,
-            n_heads: 1,
-            head_dim,
-            tables: &pool.tables(),
-            page_length,
-            longest: pool.longest(),
-            see_each_other: true,
-            stays: false,
-        };
-        attend_paged(of, &mut empty(), &mut empty()).is_some()
+        let qkv = Tensor::zeros([1, new, 3 * head_dim], &device());
+        attend_paged(pool.of(&qkv, &pool.tables(), [1, head_dim]), &mut empty(), &mut empty()).is_some()
     };
     // 2,049 positions, 64 parts, 128 numbers: more than 2²⁴.
     assert!(!attend(64 * MAX_KEYS - new));
@@ -265,17 +245,8 @@ fn no_position_is_written_beyond_those_that_were_claimed() {
     for (new, longest) in [(1, 2), (2, 3)] {
         let pages = vec![vec![0], vec![1]];
         let pool = Pool { lens: vec![9, 2], new: vec![new; 2], page_length, n_pages: 2, pages };
-        let of = PagedPositions {
-            qkv: &Tensor::ones([2, new, 3 * head_dim], &device()),
-            rotation: None,
-            n_heads: 1,
-            head_dim,
-            tables: &pool.tables(),
-            page_length,
-            longest,
-            see_each_other: new > 1,
-            stays: false,
-        };
+        let (qkv, tables) = (Tensor::ones([2, new, 3 * head_dim], &device()), pool.tables());
+        let of = PagedPositions { longest, ..pool.of(&qkv, &tables, [1, head_dim]) };
         attend_paged(of, &mut keys, &mut values_).expect("there is a kernel");
     }
     let written = |x: &Tensor<2>| values(x.clone()).chunks(head_dim).map(|row| row[0]).collect::<Vec<_>>();
