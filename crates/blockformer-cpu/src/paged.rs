@@ -54,6 +54,10 @@ impl PagedModel for CpuModel {
         }
     }
 
+    fn takes_in_alike(&self) -> bool {
+        true
+    }
+
     fn block_bytes(&self, _device: &Device) -> usize {
         match &self.kind {
             Kind::Block(model) => model.block_bytes(),

@@ -13,7 +13,7 @@ use blockformer_model::{AnyModel, BlockTransformerConfig, ModelConfig};
 use burn::tensor::Device;
 use models::{all_configured, block_config, engine_logits, prompt, uncached};
 use proptest::prelude::*;
-use schedules::{alone, arrivals, check_accounts, check_reuse, check_schedule, tight};
+use schedules::{alone, arrivals, check_accounts, check_conversation, check_reuse, check_schedule, tight};
 
 /// All models, and one with an encoder.
 fn plain_models() -> Vec<(&'static str, ModelConfig, AnyModel)> {
@@ -74,6 +74,20 @@ proptest! {
 fn shared_beginnings_are_reused_and_evicted_without_changing_a_token() {
     for (name, model) in packed_models(&[Precision::F32, Precision::Int4]) {
         check_reuse(&name, &model);
+    }
+}
+
+#[test]
+fn what_was_generated_is_reused_without_changing_a_bit() {
+    for (name, model) in packed_models(&[Precision::F32, Precision::Bf16, Precision::Int8, Precision::Int4]) {
+        let block_length = model.layout().block_length;
+        // Turns of 33 and 66 tokens: up to a page, two blocks, is not full, and the last block or token of each was never taken in.
+        let least = 33 + 66 - 2 * 3 * block_length;
+        let reused = check_conversation(&name, &model, None, 0.0);
+        assert!((least..=33 + 66).contains(&reused), "{name}: {reused} tokens were reused");
+        assert_eq!(check_conversation(&name, &model, Some(true), 0.0), reused, "{name}");
+        let of_prompts = check_conversation(&name, &model, Some(false), 0.0);
+        assert!(of_prompts <= 9 + 42, "{name}: {of_prompts} tokens were reused");
     }
 }
 

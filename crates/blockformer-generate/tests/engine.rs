@@ -16,7 +16,7 @@ use blockformer_token_decoder::AnyTokenDecoder;
 use burn::tensor::{Device, Int, Tensor, s};
 use models::{VOCAB_SIZE, all_models, block_model};
 use proptest::prelude::*;
-use schedules::{alone, arrivals, check_accounts, check_reuse, check_schedule, tight};
+use schedules::{alone, arrivals, check_accounts, check_conversation, check_reuse, check_schedule, tight};
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 4, failure_persistence: None, ..ProptestConfig::default() })]
@@ -275,6 +275,18 @@ fn drafts_do_not_change_the_distribution() {
 fn shared_beginnings_are_reused_and_evicted_without_changing_a_token() {
     for (name, model) in all_models() {
         check_reuse(name, &model);
+    }
+}
+
+#[test]
+fn what_was_generated_is_reused_if_it_is_asked_for() {
+    for (name, model) in all_models() {
+        let reused = check_conversation(name, &model, Some(true), 1e-5);
+        let of_prompts = check_conversation(name, &model, None, 0.0);
+        assert!(
+            of_prompts <= 9 + 42 && reused > of_prompts + 24,
+            "{name}: {reused} and {of_prompts} tokens were reused"
+        );
     }
 }
 

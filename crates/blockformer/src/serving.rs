@@ -109,6 +109,10 @@ impl PagedModel for ServingModel {
         inner!(self, model => model.take_in(blocks, before, batch))
     }
 
+    fn takes_in_alike(&self) -> bool {
+        inner!(self, model => model.takes_in_alike())
+    }
+
     fn begin_blocks(&self, window: Tensor<3>) -> (ServingBlock, Tensor<2>) {
         match self {
             Self::Plain(model) => {

@@ -152,7 +152,14 @@ impl<M: PagedModel> Engine<M> {
         match taken_in {
             Ok(contexts) => {
                 rows.iter_mut().zip(contexts).for_each(|(row, context)| row.context = context);
+                let length = self.limits.layout.block_length;
+                let mut failed = Vec::new();
+                for (row, block) in rows.iter_mut().zip(blocks.chunks_exact(length)) {
+                    // The block filled what is published: an error is a fault of the engine.
+                    failed.extend(self.publish_generated(row, block).err().map(|error| (row.id, error)));
+                }
                 self.running = rows;
+                failed.into_iter().for_each(|(id, error)| self.fail(id, error));
             }
             Err(GenerateError::CacheLost { reason }) => {
                 self.running = rows;

@@ -88,6 +88,8 @@ pub(super) struct Row {
     pub(super) kv: SequenceId,
     pub(super) context: RowContext,
     pub(super) sampler: Sampler,
+    /// What determines the units behind its published pages, if they are to be published when they fill one.
+    pub(super) unpublished: Option<Vec<Vec<u32>>>,
     /// Tokens of the block that is being decoded.
     pub(super) block: Vec<u32>,
     pub(super) text: Option<TextStream>,

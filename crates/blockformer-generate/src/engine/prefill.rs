@@ -176,9 +176,27 @@ impl<M: PagedModel> Engine<M> {
         Ok(())
     }
 
+    /// Whether blocks that were generated are offered to prompts.
+    fn reuses_generated(&self) -> bool {
+        let reuses = self.config.reuse_generated.unwrap_or_else(|| self.model.takes_in_alike());
+        self.config.reuse_prefixes && reuses
+    }
+
+    /// Lets prompts begin with a page that a row has filled, if a block that it has taken in was the last of one.
+    pub(super) fn publish_generated(&mut self, row: &mut Row, block: &[u32]) -> Result<(), GenerateError> {
+        let Some(units) = &mut row.unpublished else { return Ok(()) };
+        units.push(block.to_vec());
+        if units.len() == self.config.page_blocks {
+            self.pool.publish(row.kv, &std::mem::take(units).concat())?;
+        }
+        Ok(())
+    }
+
     /// Begins to decode: one sequence a sample, which share the prompt's pages.
     fn start(&mut self, prefill: Prefill) -> Result<(), (RequestId, GenerateError)> {
-        let Prefill { id, kv, context, .. } = prefill;
+        let Prefill { id, kv, context, mut contents, .. } = prefill;
+        let published = contents.len() / self.config.page_blocks * self.config.page_blocks;
+        let unpublished = self.reuses_generated().then(|| contents.split_off(published));
         let (Some(job), Some(context)) = (self.jobs.get_mut(&id), context) else { return Ok(()) };
         let (request, rest) = (Arc::clone(&job.request), job.prompt.rest.clone());
         let capacity = self.limits.capacity(&request, &job.prompt);
@@ -203,7 +221,7 @@ impl<M: PagedModel> Engine<M> {
         }
         for (sample, kv) in sequences.into_iter().enumerate() {
             let row = self.row(id, sample, &request, kv, context.clone(), rest.clone());
-            self.running.push(row);
+            self.running.push(Row { unpublished: unpublished.clone(), ..row });
         }
         Ok(())
     }
@@ -225,6 +243,7 @@ impl<M: PagedModel> Engine<M> {
             kv,
             context,
             sampler,
+            unpublished: None,
             block: rest,
             text: self.text_stream(request),
             generated: 0,

@@ -121,6 +121,10 @@ impl<M: PagedModel> PagedModel for &M {
         (**self).take_in(blocks, before, batch)
     }
 
+    fn takes_in_alike(&self) -> bool {
+        (**self).takes_in_alike()
+    }
+
     fn begin_blocks(&self, window: Tensor<3>) -> (M::Block, Tensor<2>) {
         (**self).begin_blocks(window)
     }

@@ -162,6 +162,36 @@ pub(crate) fn check_reuse<M: PagedModel>(name: &str, model: &M) {
     assert!(engine.stats().pool.evicted_pages > 0, "{name}");
 }
 
+/// A conversation whose next prompt is all that was said before and some more, in two samples of which one goes on: how many tokens of it
+/// were reused. Each turn gives what it gives alone, log probabilities up to `rounding`.
+pub(crate) fn check_conversation<M: PagedModel>(
+    name: &str,
+    model: &M,
+    reuse_generated: Option<bool>,
+    rounding: f32,
+) -> usize {
+    let config =
+        EngineConfig { page_blocks: 2, alignment: Alignment::ForceRest, reuse_generated, ..EngineConfig::default() };
+    let mut engine = Engine::new(model, config.clone(), &Device::flex()).unwrap();
+    let (mut said, mut reused): (Vec<u32>, usize) = (Vec::new(), 0);
+    for turn in 0..3 {
+        said.extend((0..9).map(|i| (turn * 17 + i * 5) % VOCAB_SIZE as u32));
+        let sampling = Sampling { temperature: 0.9, seed: u64::from(turn), ..Sampling::default() };
+        let request = Request::new(said.clone()).with_max_new_tokens(24).with_sampling(sampling);
+        let request = Request { n: 2, logprobs: Some(2), ..request };
+        engine.submit(request.clone()).unwrap();
+        let mut events = Vec::new();
+        engine.run(|_, event| events.push(event));
+        let got = Completion::from_events(events).unwrap();
+        for (got, expected) in got.samples.iter().zip(alone(model, &config, &request).samples) {
+            assert!(same(got, &expected, rounding), "{name}, turn {turn}: {got:?}, alone {expected:?}");
+        }
+        said.extend(&got.samples[turn as usize % 2].tokens);
+        reused += got.usage.reused_tokens;
+    }
+    reused
+}
+
 /// The bytes that an engine says it uses, against the formula.
 pub(crate) fn check_accounts<M: PagedModel>(name: &str, model: &M) {
     let config = EngineConfig { page_blocks: 1, ..EngineConfig::default() };
