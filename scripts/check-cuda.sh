@@ -44,6 +44,7 @@ published() {
 }
 llvm=$(published cubecl-llvm)
 cuda=$(published cubecl-cuda)
+macros=$(published cubecl-macros)
 
 # The stand-in, with two modules of the crate it stands for.
 rm -rf "$patches"
@@ -61,16 +62,25 @@ sed -i -z 's/device_props\s*\.register_type_usage(ElemType::Float(FloatKind::TF3
     "$patches/cubecl-cuda/src/runtime.rs"
 grep -q BLOCKFORMER_TF32 "$patches/cubecl-cuda/src/runtime.rs" || fail "cubecl-cuda's runtime is not what it was"
 touch -r "$cuda/Cargo.toml" "$patches/cubecl-cuda/Cargo.toml" "$patches/cubecl-cuda/src/runtime.rs"
+# Kernels that differ in which case of an enum they were given have one hash, by which compiled ones would be kept (docs/gpu.md).
+cp -rp "$macros" "$patches/cubecl-macros"
+enums=$patches/cubecl-macros/src/generate/cube_type/generate_enum.rs
+sed -i 's/^\( *\)#body_hash;$/\1core::hash::Hash::hash(\&core::mem::discriminant(self), state);\n&/' "$enums"
+grep -q 'discriminant(self), state' "$enums" || fail "cubecl-macros is not what it was"
+touch -r "$macros/Cargo.toml" "$enums"
 cat >> "$copy/Cargo.toml" <<PATCH
 
 [patch.crates-io]
 cubecl-llvm = { path = "$patches/cubecl-llvm" }
 cubecl-cuda = { path = "$patches/cubecl-cuda" }
+cubecl-macros = { path = "$patches/cubecl-macros" }
 PATCH
 
 started=$SECONDS
 packages=(-p blockformer-cli)
 for option in "$@"; do [ "$option" != --workspace ] || packages=(); done
+# For CUDA 12.0: a program that is built for a newer one asks the driver for functions that older drivers have not.
+export CUDARC_CUDA_VERSION="${CUDARC_CUDA_VERSION:-12000}"
 # A toolkit is looked for where the program runs; while it is built, it would change nothing but what has to be built anew.
 unset=(-u CUDA_PATH -u CUDA_HOME -u CUDA_ROOT)
 [ "$verb" != test ] || [[ " $* " = *" --no-run "* ]] || unset=()

@@ -3,8 +3,8 @@
 # CubeCL generates CUDA C++ for a device of compute capability 7.5 without tensor cores, lays tensors out and launches as it
 # would there, and the kernels are compiled by g++ and run on the CPU, barriers and exchanges in warps included. This shows wrong
 # results, not speed. Kernels that use tensor cores or copies in the background cannot run; the tuner leaves them out.
-#   scripts/test-emulated-cuda.sh [kernels|large|decoding|device|report|host]...      # kernels, decoding and device if none is named
-# large has tensors of 8 GiB, which hardly touch memory; report makes all sections of `gpu-report`; host times what the host does for a token, with kernels that do nothing.
+#   scripts/test-emulated-cuda.sh [kernels|large|decoding|device|kept|report|host]...      # kernels, decoding, device and kept if none is named
+# kept asks whether compiled kernels are kept for the next process; large has tensors of 8 GiB, which hardly touch memory; report makes all sections of `gpu-report`; host times what the host does for a token, with kernels that do nothing.
 # It needs g++ 12 or newer on x86-64. The build takes 25 minutes on two cores.
 #
 # With NVIDIA's NVRTC (Python packages nvidia-cuda-nvrtc-cu12, -runtime-cu12, -cccl-cu12, for CUDA_PATH), every kernel is compiled by it, too:
@@ -16,26 +16,23 @@ cd "$(dirname "$0")/.."
 target=$(realpath -m "${CARGO_TARGET_DIR:-target/cuda}")
 work=$target/emulated
 parts=("$@")
-[ $# -gt 0 ] || parts=(kernels decoding device)
+[ $# -gt 0 ] || parts=(kernels decoding device kept)
 
 for part in "${parts[@]}"; do
-    case $part in kernels | large | decoding | device | report | host) ;; *) echo "test-emulated-cuda: no part $part" >&2; exit 1 ;; esac
+    case $part in kernels | large | decoding | device | kept | report | host) ;; *) echo "test-emulated-cuda: no part $part" >&2; exit 1 ;; esac
 done
 
 step() { printf '\n=== %s (%s s)\n' "$*" "$SECONDS"; }
 
 step build
 mkdir -p "$work/kernels"
-library() { # NAME SOURCE
-    g++ -std=c++17 -O2 -Wall -Wextra -fPIC -shared -fvisibility=hidden "-Wl,-soname,$1" "scripts/emulated-cuda/$2" -o "$work/$1" -ldl -lpthread
-}
-library libcuda.so driver.cpp
-library libnvrtc.so compiler.cpp
+scripts/emulated-cuda/build.sh "$work"
 CARGO_TARGET_DIR=$target scripts/check-cuda.sh build
 
 emulated() {
     env LD_LIBRARY_PATH="$work${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" CUDA_PATH="${CUDA_PATH:-/usr/local/cuda}" \
-        EMULATED_CUDA_KERNELS="$work/kernels" EMULATED_CUDA_HEADER="$PWD/scripts/emulated-cuda/kernel.h" "$@"
+        EMULATED_CUDA_KERNELS="$work/kernels" EMULATED_CUDA_HEADER="$PWD/scripts/emulated-cuda/kernel.h" \
+        BLOCKFORMER_KERNEL_CACHE="${BLOCKFORMER_KERNEL_CACHE:-off}" "$@"
 }
 tests() { # TEST [NAME OF ONE IN IT]
     local built
@@ -60,6 +57,21 @@ for part in "${parts[@]}"; do
             done
             ;;
         device) emulated scripts/check-device.sh "$target/debug/blockformer" cuda:0 ;;
+        kept)
+            kept=$(mktemp -d "$work/kept.XXXXXX")
+            generate() { # DEVICE, and what stands before the command
+                BLOCKFORMER_KERNEL_CACHE="$kept" emulated "${@:2}" "$target/debug/blockformer" generate --device "$1" \
+                    --prompt "The people of the United States" --max-new-tokens 36 --temperature 0
+            }
+            generate cpu > "$kept/cpu"
+            generate cuda:0 > "$kept/first"
+            # What one process has compiled and tuned the next need not: here it could not.
+            generate cuda:0 env EMULATED_CUDA_KERNELS=/dev/null/none > "$kept/second"
+            ls -l "$kept"
+            cmp "$kept/cpu" "$kept/first"
+            cmp "$kept/cpu" "$kept/second"
+            rm -r "$kept"
+            ;;
         report)
             emulated "$target/debug/blockformer" gpu-report --device cuda:0 --out "$work/report.json" --scale 32 --most-sequences 1 \
                 --sections device,limits,throughput,training --presets block_main_b4_5 --training-presets block_main_b4_5 --precision f32

@@ -6,7 +6,7 @@
 // EMULATED_CUDA_NVRTC=FILE          NVIDIA's own libnvrtc.so: each kernel is compiled by it, too, and fails if that fails; its PTX
 //                                   lies beside the libraries
 // EMULATED_CUDA_NVRTC_ARCH=sm_90a   for which GPU it does that; the emulated device's if not given
-// EMULATED_CUDA_ONLY_NVRTC=1        leave out g++: kernels compute nothing
+// EMULATED_CUDA_ONLY_NVRTC=1        leave out g++ and give the code that NVIDIA's compiler made for the GPU, for a device that is idle
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -90,7 +90,7 @@ bool run(const std::vector<std::string> &command, const std::string &output) {
 }
 
 // NVIDIA's compiler on the same source.
-bool check(const std::string &source, const std::vector<std::string> &given, const std::string &ptx, std::string &log) {
+bool check(const std::string &source, const std::vector<std::string> &given, const std::string &base, std::string &log) {
     static void *library = dlopen(setting("EMULATED_CUDA_NVRTC").c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND);
     if (!library) return log = dlerror(), false;
     auto function = [](const char *name) { return dlsym(library, name); };
@@ -98,8 +98,6 @@ bool check(const std::string &source, const std::vector<std::string> &given, con
     auto compile = (int (*)(void *, int, const char *const *))function("nvrtcCompileProgram");
     auto log_size = (int (*)(void *, size_t *))function("nvrtcGetProgramLogSize");
     auto get_log = (int (*)(void *, char *))function("nvrtcGetProgramLog");
-    auto ptx_size = (int (*)(void *, size_t *))function("nvrtcGetPTXSize");
-    auto get_ptx = (int (*)(void *, char *))function("nvrtcGetPTX");
     auto destroy = (int (*)(void **))function("nvrtcDestroyProgram");
     std::vector<std::string> options = given;
     if (const std::string arch = setting("EMULATED_CUDA_NVRTC_ARCH"); !arch.empty())
@@ -114,13 +112,16 @@ bool check(const std::string &source, const std::vector<std::string> &given, con
     log_size(program, &size);
     log.resize(size);
     get_log(program, log.data());
-    if (good) {
-        std::string text;
-        ptx_size(program, &size);
-        text.resize(size);
-        get_ptx(program, text.data());
-        if (!write(ptx, text.c_str())) return log = "cannot write " + ptx, false;
-    }
+    if (good)
+        for (const char *kind : {"PTX", "CUBIN"}) {
+            const std::string get = std::string("nvrtcGet") + kind;
+            std::string made;
+            ((int (*)(void *, size_t *))function((get + "Size").c_str()))(program, &size);
+            made.resize(size);
+            ((int (*)(void *, char *))function(get.c_str()))(program, made.data());
+            if (*kind == 'P') made.resize(strlen(made.c_str()));
+            if (!write(base + (*kind == 'P' ? ".ptx" : ".cubin"), made)) return log = "cannot write " + base, false;
+        }
     destroy(&program);
     return good;
 }
@@ -131,24 +132,24 @@ Status compile(Program &program, const std::vector<std::string> &options) {
     std::smatch name;
     static const std::regex entry(R"(__global__ void __launch_bounds__\(\d+\)\s+(\w+)\()");
     if (!std::regex_search(program.source, name, entry)) return program.log = "no kernel in the source", compilation;
-    const bool idle = !setting("EMULATED_CUDA_ONLY_NVRTC").empty();
-    // All that goes into a library is in its name: the source, what is made of it, how it is compiled, and for which CPU.
+    const bool gpu = !setting("EMULATED_CUDA_ONLY_NVRTC").empty();
+    // All that goes into a file is in its name: the source, what is made of it, how it is compiled, and for which CPU or GPU.
     static const std::string cpu = contents("/proc/cpuinfo").substr(0, contents("/proc/cpuinfo").find("\n\n"));
     static const std::string flags = cpu.substr(cpu.find("flags") == std::string::npos ? 0 : cpu.find("flags"));
-    const std::string source = idle
-        ? "extern \"C\" void emulated_run(void **) {}\nextern \"C\" size_t emulated_parameter(size_t) { return ~(size_t)0; }\n"
-          "extern \"C\" void emulated_enter(EmulatedBlock *) {}\n"
-        : for_host(program.source) + "\nEMULATED_ENTRY(" + name[1].str() + ")\n";
-    std::string how, asked = setting("EMULATED_CUDA_NVRTC_ARCH");
+    const std::string source = gpu ? "" : for_host(program.source) + "\nEMULATED_ENTRY(" + name[1].str() + ")\n";
+    std::string how, asked = setting("EMULATED_CUDA_NVRTC") + setting("EMULATED_CUDA_NVRTC_ARCH");
     for (const std::string &option : gcc) how += option;
     for (const std::string &option : options) asked += option;
-    const std::string base = folder + "/" + hash(program.source);
+    const std::string base = folder + "/" + hash(program.source), nvidia = base + "-" + hash(asked);
     const std::string built = base + "-" + hash(source + contents(header) + contents(header.substr(0, header.rfind('/') + 1) + "emulator.h") + how + flags), library = built + ".so", unit = built + ".cpp";
-    const std::string ptx = base + "-" + hash(asked) + ".ptx", own = built + "." + std::to_string(getpid());
+    const std::string own = built + "." + std::to_string(getpid());
     if (!write(base + ".cu", program.source)) return program.log = "cannot write to " + folder, compilation;
-    if (!setting("EMULATED_CUDA_NVRTC").empty() && access(ptx.c_str(), R_OK) && !check(program.source, options, ptx, program.log)) {
-        fprintf(stderr, "emulated CUDA: NVRTC refuses %s.cu: %s\n", base.c_str(), program.log.c_str());
-        return compilation;
+    if (gpu || !setting("EMULATED_CUDA_NVRTC").empty()) {
+        if (access((nvidia + ".cubin").c_str(), R_OK) && !check(program.source, options, nvidia, program.log)) {
+            fprintf(stderr, "emulated CUDA: NVRTC refuses %s.cu: %s\n", base.c_str(), program.log.c_str());
+            return compilation;
+        }
+        if (gpu) return program.image = contents(nvidia + ".cubin"), success;
     }
     if (access(library.c_str(), R_OK)) {
         if (!write(unit, "#include \"" + header + "\"\n" + source)) return program.log = "cannot write to " + folder, compilation;
@@ -185,4 +186,4 @@ API nvrtcCompileProgram(Program *program, int count, const char *const *options)
 API nvrtcGetProgramLogSize(Program *program, size_t *size) { return *size = program->log.size() + 1, success; }
 API nvrtcGetProgramLog(Program *program, char *log) { return strcpy(log, program->log.c_str()), success; }
 API nvrtcGetPTXSize(Program *program, size_t *size) { return *size = program->image.size() + 1, success; }
-API nvrtcGetPTX(Program *program, char *image) { return strcpy(image, program->image.c_str()), success; }
+API nvrtcGetPTX(Program *program, char *image) { return memcpy(image, program->image.c_str(), program->image.size() + 1), success; }

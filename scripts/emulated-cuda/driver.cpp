@@ -9,7 +9,8 @@
 // EMULATED_CUDA_ORDER=reversed   runs the threads of a block from the last to the first: many kernels that lack a barrier
 //                                give something else then
 // EMULATED_CUDA_CAPABILITY=90    another compute capability than 7.5: CubeCL then also tries kernels that need tensor cores or copies in the
-//                                background, which do not compile here
+//                                background, which NVIDIA's compiler alone compiles (compiler.cpp)
+// EMULATED_CUDA_MULTIPROCESSORS=132   how many it has, 16 if nothing is said
 // EMULATED_CUDA_GRAPHS=2         graphs that can be made of what was captured; further ones fail
 // EMULATED_CUDA_IDLE=1           launches do nothing, and large copies copy nothing: what then takes time is the host's part
 // EMULATED_CUDA_MEMORY=40        GiB that the device has, 8 if nothing is said; pieces of 4 GiB or more begin with zeros and take
@@ -268,12 +269,18 @@ FILE *log_file() {
     return file;
 }
 
-constexpr size_t most_shared = 99 << 10;
+int capability() {
+    const char *given = getenv("EMULATED_CUDA_CAPABILITY");
+    return given ? atoi(given) : 75;
+}
+
+// What a block has if it asks.
+size_t most_shared() { return (capability() == 80 ? 163 : capability() / 10 == 9 || capability() / 10 == 10 ? 227 : 99) << 10; }
 
 Status launch(Module *module, uint3 grid, uint3 dim, size_t shared, void **parameters) {
     const uint64_t blocks = (uint64_t)grid.x * grid.y * grid.z;
     if (!blocks || !dim.x || !dim.y || !dim.z || (uint64_t)dim.x * dim.y * dim.z > 1024 || dim.z > 64) return invalid_value;
-    if (shared > most_shared || grid.y > 65535 || grid.z > 65535) return invalid_value;
+    if (shared > most_shared() || grid.y > 65535 || grid.z > 65535) return invalid_value;
     if (idle()) return success;
     const auto start = std::chrono::steady_clock::now();
     static const unsigned hands = std::max(1u, std::thread::hardware_concurrency());
@@ -392,9 +399,9 @@ bool allocated(uint64_t at, size_t bytes) {
     return at + bytes <= found->first + found->second;
 }
 
-int capability() {
-    const char *given = getenv("EMULATED_CUDA_CAPABILITY");
-    return given ? atoi(given) : 75;
+int multiprocessors() {
+    const char *given = getenv("EMULATED_CUDA_MULTIPROCESSORS");
+    return given ? atoi(given) : 16;
 }
 
 } // namespace
@@ -418,8 +425,8 @@ API cuDeviceGetAttribute(int *value, int attribute, int) {
     static const std::map<int, int> values = {
         {1, 1024}, {2, 1024}, {3, 1024}, {4, 64},       // threads of a block, and along its axes
         {5, 2147483647}, {6, 65535}, {7, 65535},        // blocks along the axes of a grid
-        {8, 48 << 10}, {97, most_shared},                  // shared memory of a block, and what it has if it asks
-        {10, 32}, {16, 16}, {75, capability() / 10}, {76, capability() % 10},
+        {8, 48 << 10}, {97, (int)most_shared()},           // shared memory of a block, and what it has if it asks
+        {10, 32}, {16, multiprocessors()}, {75, capability() / 10}, {76, capability() % 10},
     };
     auto found = values.find(attribute);
     *value = found == values.end() ? 0 : found->second;
@@ -507,8 +514,10 @@ API cuMemsetD8Async(uint64_t at, unsigned char value, size_t bytes, Stream *stre
 
 API cuModuleLoadData(Module **module, const void *image) {
     if (forbidden()) return capture_unsupported;
-    // What compiler.cpp says instead of PTX.
     const char *text = (const char *)image;
+    // Code for a GPU does nothing here.
+    if (idle() && !strncmp(text, "\x7f" "ELF", 4)) return *module = new Module{}, success;
+    // What compiler.cpp says instead of PTX.
     if (strncmp(text, "emulated ", 9)) return invalid_image;
     std::string path(text + 9), name;
     const size_t end = path.find('\n');
@@ -526,9 +535,9 @@ API cuModuleLoadData(Module **module, const void *image) {
 }
 API cuModuleUnload(Module *) { return success; }
 API cuModuleGetFunction(Module **function, Module *module, const char *name) {
-    return module->name == name ? (*function = module, success) : not_found;
+    return !module->library || module->name == name ? (*function = module, success) : not_found;
 }
-API cuFuncSetAttribute(Module *, int, int value) { return value <= (int)most_shared ? success : invalid_value; }
+API cuFuncSetAttribute(Module *, int, int value) { return value <= (int)most_shared() ? success : invalid_value; }
 API cuFuncGetAttribute(int *value, int, Module *) { return *value = 0, success; }
 API cuLaunchKernel(Module *module, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
                    Stream *stream, void **parameters, void **) {
@@ -536,7 +545,7 @@ API cuLaunchKernel(Module *module, unsigned gx, unsigned gy, unsigned gz, unsign
     if (!stream || !stream->captured) return launch(module, grid, dim, shared, parameters);
     // A graph keeps what the parameters are now.
     auto kept = std::make_shared<std::vector<std::vector<char>>>();
-    for (size_t i = 0; module->parameter(i) != ~(size_t)0; i++) {
+    for (size_t i = 0; module->library && module->parameter(i) != ~(size_t)0; i++) {
         const char *at = (const char *)parameters[i];
         kept->emplace_back(at, at + module->parameter(i));
     }
@@ -559,8 +568,8 @@ API cuEventRecord(Event *event, Stream *) { return event->at = std::chrono::stea
 API cuEventSynchronize(Event *) { return forbidden() ? capture_unsupported : success; }
 API cuEventQuery(Event *) { return forbidden() ? capture_unsupported : success; }
 static int elapsed(float *milliseconds, Event *start, Event *end) {
-    // Nothing takes no time at all: the tuner divides by it.
-    *milliseconds = std::max(1e-3f, std::chrono::duration<float, std::milli>(end->at - start->at).count());
+    // Nothing takes no time at all: the tuner divides by it. And an idle device is so slow that the tuner tries everything.
+    *milliseconds = std::max(idle() ? 20.f : 1e-3f, std::chrono::duration<float, std::milli>(end->at - start->at).count());
     return success;
 }
 API cuEventElapsedTime(float *milliseconds, Event *start, Event *end) { return elapsed(milliseconds, start, end); }
@@ -600,6 +609,6 @@ API cuGraphGetNodes(Graph *graph, void **nodes, size_t *count) {
     return success;
 }
 API cuGraphNodeGetType(void *node, int *type) { return *type = node == (void *)1 ? 0 : 1, success; }
-API cuTensorMapEncodeTiled() { return not_supported; }
-API cuTensorMapEncodeIm2col() { return not_supported; }
-API cuTensorMapEncodeIm2colWide() { return not_supported; }
+API cuTensorMapEncodeTiled() { return idle() ? success : not_supported; }
+API cuTensorMapEncodeIm2col() { return idle() ? success : not_supported; }
+API cuTensorMapEncodeIm2colWide() { return idle() ? success : not_supported; }

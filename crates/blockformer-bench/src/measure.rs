@@ -269,12 +269,11 @@ pub fn measure(
                 Decoding::Device(decoding) => (Some(true), decoding.recorded_from),
             };
             let recorded_after = recorded.map(|_| EngineConfig::RECORDED_AFTER);
-            repeat(&OnEngine { model, kv_storage, draw_on_device, recorded_after }, workload, options, device)?
+            let config = EngineConfig { kv_storage, draw_on_device, recorded_after, ..EngineConfig::default() };
+            repeat(&OnEngine::new(model, config), workload, options, device)?
         }
         Model::Packed(model) if options.engine => {
-            let kv_storage = KvStorage::Float32;
-            let bench = OnEngine { model, kv_storage, draw_on_device: None, recorded_after: None };
-            repeat(&bench, workload, options, device)?
+            repeat(&OnEngine::new(model, EngineConfig::default()), workload, options, device)?
         }
         Model::Plain(model) => match options.decoding {
             Decoding::Host => repeat(&OnHost { model, profile: |_| None }, workload, options, device)?,

@@ -49,6 +49,8 @@ pub(crate) enum CliError {
     Verify(#[from] VerifyError),
     #[error("cannot {action} {}: {source}", path.display())]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    KernelCache(std::io::Error),
     #[cfg(feature = "remote")]
     #[error(transparent)]
     Worker(#[from] blockformer::worker::WorkerError),

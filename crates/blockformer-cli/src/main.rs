@@ -56,8 +56,10 @@ enum Command {
     Worker(worker::Arguments),
 }
 
-fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+fn run(command: Command) -> Result<ExitCode, CliError> {
+    // Before anything opens a device.
+    blockformer::keep_kernels(None).map_err(CliError::KernelCache)?;
+    match command {
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Evaluate(arguments) => evaluate::run(&arguments),
         Command::Tokenize(arguments) => tokenize::run(&arguments),
@@ -71,8 +73,11 @@ fn main() -> ExitCode {
         Command::GpuReport(arguments) => gpu_report::run(&arguments),
         #[cfg(feature = "remote")]
         Command::Worker(arguments) => worker::run(&arguments),
-    };
-    match result {
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
         Ok(code) => code,
         // The reader of the output has gone: nothing is wrong.
         Err(CliError::Stdout { source }) if source.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,

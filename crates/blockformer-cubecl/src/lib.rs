@@ -11,7 +11,7 @@
 //! [`write_rows`] and [`copy_rows`] write rows of a tensor in place.
 //!
 //! [`Recording`] repeats by one call what was launched kernel by kernel before. [`observe_kernels`] tells which kernels
-//! something launches, its own and Burn's, and how long they take.
+//! something launches, its own and Burn's, and how long they take. [`keep_kernels`] keeps what was found out about kernels for the next process.
 //!
 //! They are written in CubeCL, so that one source serves CUDA, Vulkan, Metal and WebGPU, and join the streams of Burn's
 //! fusion. A function answers `None` where it has no kernel: on other backends, under autodiff, for shapes it was not
@@ -39,6 +39,7 @@ mod drawing;
 mod few_rows;
 #[cfg(feature = "_kernels")]
 mod graph;
+mod keeping;
 #[cfg(feature = "_kernels")]
 mod kernels;
 mod observation;
@@ -50,6 +51,7 @@ use burn::tensor::Tensor;
 pub use attention::{MAX_HELD, MAX_KEYS, MAX_QUERIES, NewPositions, attend_new, local_attention, takes_counts};
 pub use drawing::{Choice, Filters, Narrowed, Ways, draw, draw_each, draws};
 pub use few_rows::{FewRows, MAX_NORM_ROWS, MAX_ROWS, RowActivation, RowMap, RowNorm, norm, product};
+pub use keeping::{KERNEL_CACHE_VARIABLE, keep_kernels, keep_kernels_of, kernel_cache};
 pub use observation::{KernelUse, Observe, observe_kernels};
 pub use pages::{PagedPositions, attend_paged, copy_rows, takes_pages, write_rows};
 pub use recording::{Recordable, Recording};

@@ -93,7 +93,9 @@ pub fn device(name: &str) -> Result<Device, DeviceError> {
         return Err(DeviceError::NotBuilt { name: name.into(), feature, available: available() });
     }
     let not_found = || DeviceError::NotFound { name: name.into(), available: available() };
-    devices_of(backend).into_iter().nth(index).ok_or_else(not_found)
+    let device = devices_of(backend).into_iter().nth(index).ok_or_else(not_found)?;
+    blockformer_cubecl::keep_kernels_of(&device);
+    Ok(device)
 }
 
 /// The first device this build finds: the CPU, where it has a CPU backend.

@@ -32,6 +32,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
+    blockformer::keep_kernels(None)?;
     let device = blockformer::device(&arguments.device)?;
     let (config, model, tokenizer) = blockformer::open(arguments.model.as_deref(), &device)?;
     // Any `PagedModel` will do here; this one has kernels of its own on a CPU.

@@ -197,6 +197,8 @@ fn describe(run: &mut Run<'_>) -> Value {
         "driver": nvidia_smi(name, "driver_version"),
         "memory": nvidia_smi(name, "memory.total"),
         "types": types,
+        // What is there is not tried in the warm-up again.
+        "kernel_cache": blockformer::kernel_cache(),
         "held_bytes": device_bytes(device),
         "is_cpu": is_cpu(device),
         "version": env!("CARGO_PKG_VERSION"),
