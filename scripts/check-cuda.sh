@@ -16,12 +16,12 @@ shift || true
 version=0.11.3
 target=$(realpath -m "${CARGO_TARGET_DIR:-target/cuda}")
 copy=$target/nvrtc-workspace
-patches=$target/nvrtc-patches
+patches=$target/nvrtc-patches fresh=$target/nvrtc-patches-fresh
 
 fail() { echo "check-cuda: $*" >&2; exit 1; }
 
 # The copy keeps the files' times, so that what has not changed is not built again.
-mkdir -p "$copy" "$patches"
+mkdir -p "$copy"
 find "$copy" -mindepth 1 -maxdepth 1 -exec rm -rf {} +
 files() {
     if git rev-parse --is-inside-work-tree > /dev/null 2>&1; then
@@ -47,27 +47,28 @@ cuda=$(published cubecl-cuda)
 macros=$(published cubecl-macros)
 
 # The stand-in, with two modules of the crate it stands for.
-rm -rf "$patches"
-mkdir -p "$patches"
-cp -rp scripts/cubecl-llvm-stub "$patches/cubecl-llvm"
-mkdir -p "$patches/cubecl-llvm/src/nvptx" "$patches/cubecl-llvm/src/shared"
-cp -p "$llvm/src/nvptx/ptx_version.rs" "$patches/cubecl-llvm/src/nvptx/"
-cp -p "$llvm/src/shared/lowered_features.rs" "$patches/cubecl-llvm/src/shared/"
+rm -rf "$fresh"
+mkdir -p "$fresh"
+cp -rp scripts/cubecl-llvm-stub "$fresh/cubecl-llvm"
+mkdir -p "$fresh/cubecl-llvm/src/nvptx" "$fresh/cubecl-llvm/src/shared"
+cp -p "$llvm/src/nvptx/ptx_version.rs" "$fresh/cubecl-llvm/src/nvptx/"
+cp -p "$llvm/src/shared/lowered_features.rs" "$fresh/cubecl-llvm/src/shared/"
 # Feature `cpp` makes NVRTC the compiler; no crate between Burn and cubecl-cuda passes it on.
-cp -rp "$cuda" "$patches/cubecl-cuda"
-sed -i 's/^std = \[$/std = [\n    "cpp",/' "$patches/cubecl-cuda/Cargo.toml"
-grep -q '^    "cpp",$' "$patches/cubecl-cuda/Cargo.toml" || fail "cubecl-cuda's manifest is not what it was"
+cp -rp "$cuda" "$fresh/cubecl-cuda"
+sed -i 's/^std = \[$/std = [\n    "cpp",/' "$fresh/cubecl-cuda/Cargo.toml"
+grep -q '^    "cpp",$' "$fresh/cubecl-cuda/Cargo.toml" || fail "cubecl-cuda's manifest is not what it was"
 # From Ampere on, CubeCL lets its autotuner round float32 products to TF32, and has no switch. Here BLOCKFORMER_TF32=0 is one.
 sed -i -z 's/device_props\s*\.register_type_usage(ElemType::Float(FloatKind::TF32), TypeUsage::Conversion);/if std::env::var_os("BLOCKFORMER_TF32").is_none_or(|value| value != "0") { & }/' \
-    "$patches/cubecl-cuda/src/runtime.rs"
-grep -q BLOCKFORMER_TF32 "$patches/cubecl-cuda/src/runtime.rs" || fail "cubecl-cuda's runtime is not what it was"
-touch -r "$cuda/Cargo.toml" "$patches/cubecl-cuda/Cargo.toml" "$patches/cubecl-cuda/src/runtime.rs"
+    "$fresh/cubecl-cuda/src/runtime.rs"
+grep -q BLOCKFORMER_TF32 "$fresh/cubecl-cuda/src/runtime.rs" || fail "cubecl-cuda's runtime is not what it was"
 # Kernels that differ in which case of an enum they were given have one hash, by which compiled ones would be kept (docs/gpu.md).
-cp -rp "$macros" "$patches/cubecl-macros"
-enums=$patches/cubecl-macros/src/generate/cube_type/generate_enum.rs
+cp -rp "$macros" "$fresh/cubecl-macros"
+enums=$fresh/cubecl-macros/src/generate/cube_type/generate_enum.rs
 sed -i 's/^\( *\)#body_hash;$/\1core::hash::Hash::hash(\&core::mem::discriminant(self), state);\n&/' "$enums"
 grep -q 'discriminant(self), state' "$enums" || fail "cubecl-macros is not what it was"
-touch -r "$macros/Cargo.toml" "$enums"
+# What is the same keeps its time, so that it is not built again; what is not is new.
+diff -rq "$fresh" "$patches" > /dev/null 2>&1 || { rm -rf "$patches"; cp -r "$fresh" "$patches"; }
+rm -rf "$fresh"
 cat >> "$copy/Cargo.toml" <<PATCH
 
 [patch.crates-io]

@@ -13,6 +13,7 @@
 # explained at the head of driver.cpp.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+root=$PWD
 target=$(realpath -m "${CARGO_TARGET_DIR:-target/cuda}")
 work=$target/emulated
 parts=("$@")
@@ -31,7 +32,8 @@ CARGO_TARGET_DIR=$target scripts/check-cuda.sh build
 
 emulated() {
     env LD_LIBRARY_PATH="$work${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}" CUDA_PATH="${CUDA_PATH:-/usr/local/cuda}" \
-        EMULATED_CUDA_KERNELS="$work/kernels" EMULATED_CUDA_HEADER="$PWD/scripts/emulated-cuda/kernel.h" \
+        EMULATED_CUDA_KERNELS="$work/kernels" EMULATED_CUDA_HEADER="$root/scripts/emulated-cuda/kernel.h" \
+        CUBECL_AUTOTUNE_CACHE="${TUNING_KEPT:-0}" CUBECL_THROUGHPUT_CACHE="${TUNING_KEPT:-0}" \
         BLOCKFORMER_KERNEL_CACHE="${BLOCKFORMER_KERNEL_CACHE:-off}" "$@"
 }
 tests() { # TEST [NAME OF ONE IN IT]
@@ -59,17 +61,34 @@ for part in "${parts[@]}"; do
         device) emulated scripts/check-device.sh "$target/debug/blockformer" cuda:0 ;;
         kept)
             kept=$(mktemp -d "$work/kept.XXXXXX")
-            generate() { # DEVICE, and what stands before the command
-                BLOCKFORMER_KERNEL_CACHE="$kept" emulated "${@:2}" "$target/debug/blockformer" generate --device "$1" \
+            generate() { # DIRECTORY DEVICE, and what stands before the command
+                TUNING_KEPT=1 BLOCKFORMER_KERNEL_CACHE="$kept/$1" emulated "${@:3}" "$target/debug/blockformer" generate --device "$2" \
                     --prompt "The people of the United States" --max-new-tokens 36 --temperature 0
             }
-            generate cpu > "$kept/cpu"
-            generate cuda:0 > "$kept/first"
-            # What one process has compiled and tuned the next need not: here it could not.
-            generate cuda:0 env EMULATED_CUDA_KERNELS=/dev/null/none > "$kept/second"
-            ls -l "$kept"
-            cmp "$kept/cpu" "$kept/first"
-            cmp "$kept/cpu" "$kept/second"
+            same() { for text in "$@"; do cmp "$kept/cpu" "$kept/$text"; done; }
+            generate none cpu > "$kept/cpu"
+            # What one process has tuned, the next need not: most launches were those of the tuner.
+            for run in first second; do generate tuned cuda:0 env EMULATED_CUDA_LOG="$kept/$run.log" > "$kept/$run"; done
+            same first second
+            wc -l "$kept"/*.log
+            [ $(($(wc -l < "$kept/second.log") * 3)) -lt "$(wc -l < "$kept/first.log")" ]
+            # What one has compiled, neither: here it could not.
+            generate compiled cuda:0 env BLOCKFORMER_COMPILED_KERNELS=1 > "$kept/first"
+            generate compiled cuda:0 env BLOCKFORMER_COMPILED_KERNELS=1 EMULATED_CUDA_KERNELS=/dev/null/none > "$kept/second"
+            same first second
+            # Two at once.
+            generate both cuda:0 > "$kept/first" & generate both cuda:0 > "$kept/second"
+            wait $!
+            same first second
+            # And nothing is kept where it is off: neither there nor where CubeCL keeps things by itself.
+            mkdir "$kept/empty"
+            (cd "$kept/empty" && TUNING_KEPT=1 BLOCKFORMER_KERNEL_CACHE=off XDG_CACHE_HOME="$kept/empty" HOME="$kept/empty" \
+                emulated "$target/debug/blockformer" generate --device cuda:0 --prompt "The people of the United States" \
+                --max-new-tokens 36 --temperature 0 > "$kept/first")
+            same first
+            grep -rqa autotune "$kept/tuned"
+            ! grep -rqaE 'autotune|ptx' "$kept/empty"
+            ls -l "$kept/tuned" "$kept/compiled"
             rm -r "$kept"
             ;;
         report)

@@ -20,6 +20,8 @@ if [ -z "${BLOCKFORMER_TEST_DEVICE:-}" ]; then
     export VK_DRIVER_FILES=$lavapipe VK_ICD_FILENAMES=$lavapipe
 fi
 
+# Each run tunes anew: what was the fastest the last time is not all that is to be tested.
+export CUBECL_AUTOTUNE_CACHE=0 CUBECL_THROUGHPUT_CACHE=0 BLOCKFORMER_KERNEL_CACHE=off
 # All in one feature set: Burn is compiled once.
 packages=(-p blockformer-cli -p blockformer-cubecl -p blockformer --features wgpu)
 step build

@@ -6,7 +6,8 @@
 // EMULATED_CUDA_NVRTC=FILE          NVIDIA's own libnvrtc.so: each kernel is compiled by it, too, and fails if that fails; its PTX
 //                                   lies beside the libraries
 // EMULATED_CUDA_NVRTC_ARCH=sm_90a   for which GPU it does that; the emulated device's if not given
-// EMULATED_CUDA_ONLY_NVRTC=1        leave out g++ and give the code that NVIDIA's compiler made for the GPU, for a device that is idle
+// EMULATED_CUDA_ONLY_NVRTC=1        for a device that is idle: leave out g++ and give the code that NVIDIA's compiler made for the GPU, or
+//                                   nothing if there is no such compiler
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -99,6 +100,7 @@ bool check(const std::string &source, const std::vector<std::string> &given, con
     auto log_size = (int (*)(void *, size_t *))function("nvrtcGetProgramLogSize");
     auto get_log = (int (*)(void *, char *))function("nvrtcGetProgramLog");
     auto destroy = (int (*)(void **))function("nvrtcDestroyProgram");
+    if (!create || !compile || !log_size || !get_log || !destroy) return log = setting("EMULATED_CUDA_NVRTC") + " is not NVRTC", false;
     std::vector<std::string> options = given;
     if (const std::string arch = setting("EMULATED_CUDA_NVRTC_ARCH"); !arch.empty())
         for (std::string &option : options)
@@ -116,9 +118,11 @@ bool check(const std::string &source, const std::vector<std::string> &given, con
         for (const char *kind : {"PTX", "CUBIN"}) {
             const std::string get = std::string("nvrtcGet") + kind;
             std::string made;
-            ((int (*)(void *, size_t *))function((get + "Size").c_str()))(program, &size);
+            auto get_size = (int (*)(void *, size_t *))function((get + "Size").c_str());
+            auto get_code = (int (*)(void *, char *))function(get.c_str());
+            if (!get_size || !get_code || get_size(program, &size)) return log = "there is no " + get, false;
             made.resize(size);
-            ((int (*)(void *, char *))function(get.c_str()))(program, made.data());
+            if (get_code(program, made.data())) return log = get + " failed", false;
             if (*kind == 'P') made.resize(strlen(made.c_str()));
             if (!write(base + (*kind == 'P' ? ".ptx" : ".cubin"), made)) return log = "cannot write " + base, false;
         }
@@ -144,7 +148,8 @@ Status compile(Program &program, const std::vector<std::string> &options) {
     const std::string built = base + "-" + hash(source + contents(header) + contents(header.substr(0, header.rfind('/') + 1) + "emulator.h") + how + flags), library = built + ".so", unit = built + ".cpp";
     const std::string own = built + "." + std::to_string(getpid());
     if (!write(base + ".cu", program.source)) return program.log = "cannot write to " + folder, compilation;
-    if (gpu || !setting("EMULATED_CUDA_NVRTC").empty()) {
+    if (gpu && setting("EMULATED_CUDA_NVRTC").empty()) return program.image = "\x7f" "ELF, and nothing else", success;
+    if (!setting("EMULATED_CUDA_NVRTC").empty()) {
         if (access((nvidia + ".cubin").c_str(), R_OK) && !check(program.source, options, nvidia, program.log)) {
             fprintf(stderr, "emulated CUDA: NVRTC refuses %s.cu: %s\n", base.c_str(), program.log.c_str());
             return compilation;

@@ -112,7 +112,8 @@ pub struct MeasureOptions {
     pub decoding: Decoding,
     /// Whether an [`Engine`](blockformer_generate::Engine) generates, as a service has it, each sequence a request. Tokens come a
     /// block at a time then, the first of them too, and where weights take two bytes, so do the numbers of keys and values if the device has
-    /// float16. Where decoding is [recorded](blockformer_generate::DeviceDecoding::recorded_from), every run records anew, in its time.
+    /// float16. Where decoding is [recorded](blockformer_generate::DeviceDecoding::recorded_from), the engine, one for all runs, records
+    /// in the first.
     pub engine: bool,
 }
 

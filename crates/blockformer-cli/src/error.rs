@@ -14,7 +14,7 @@ use blockformer::train::TrainError;
 use blockformer::train::lora::LoraError;
 use blockformer::train::uptraining::UptrainingError;
 use blockformer::verify::VerifyError;
-use blockformer::{DeviceError, OpenError, SelfCheckError};
+use blockformer::{DeviceError, KernelCacheError, OpenError, SelfCheckError};
 use thiserror::Error;
 
 #[derive(Debug, Error)]
@@ -50,7 +50,7 @@ pub(crate) enum CliError {
     #[error("cannot {action} {}: {source}", path.display())]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error(transparent)]
-    KernelCache(std::io::Error),
+    KernelCache(#[from] KernelCacheError),
     #[cfg(feature = "remote")]
     #[error(transparent)]
     Worker(#[from] blockformer::worker::WorkerError),

@@ -58,7 +58,7 @@ enum Command {
 
 fn run(command: Command) -> Result<ExitCode, CliError> {
     // Before anything opens a device.
-    blockformer::keep_kernels(None).map_err(CliError::KernelCache)?;
+    blockformer::keep_kernels(None)?;
     match command {
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Evaluate(arguments) => evaluate::run(&arguments),

@@ -79,15 +79,52 @@ fn shared_beginnings_are_reused_and_evicted_without_changing_a_token() {
 
 #[test]
 fn what_was_generated_is_reused_without_changing_a_bit() {
-    for (name, model) in packed_models(&[Precision::F32, Precision::Bf16, Precision::Int8, Precision::Int4]) {
-        let block_length = model.layout().block_length;
-        // Turns of 33 and 66 tokens: up to a page, two blocks, is not full, and the last block or token of each was never taken in.
-        let least = 33 + 66 - 2 * 3 * block_length;
-        let reused = check_conversation(&name, &model, None, 0.0);
-        assert!((least..=33 + 66).contains(&reused), "{name}: {reused} tokens were reused");
-        assert_eq!(check_conversation(&name, &model, Some(true), 0.0), reused, "{name}");
-        let of_prompts = check_conversation(&name, &model, Some(false), 0.0);
-        assert!(of_prompts <= 9 + 42, "{name}: {of_prompts} tokens were reused");
+    let forced = EngineConfig { alignment: Alignment::ForceRest, ..EngineConfig::default() };
+    let speculation = Some(Speculation { shortest: 1, longest: 3 });
+    let settings = [
+        forced.clone(),
+        EngineConfig { kv_storage: KvStorage::Float16, ..forced.clone() },
+        EngineConfig { kv_storage: KvStorage::Int8, speculation, ..forced.clone() },
+        EngineConfig { reuse_generated: Some(true), ..EngineConfig::default() }, // padded
+    ];
+    for (name, model) in packed_models(&[Precision::F32, Precision::Int8]) {
+        for settings in settings.clone() {
+            let page = 2 * model.layout().block_length;
+            let name = format!("{name}, {settings:?}");
+            // Of 33 and 66 tokens before (or 32 and 64), all but what is in no full page and the last block, which was never taken in.
+            let reused = check_conversation(&name, &model, settings.clone(), 0.0);
+            assert!(reused >= 32 + 64 - 2 * 2 * page, "{name}: {reused} tokens were reused");
+            // Without, no token that was generated in the turn before.
+            let without = EngineConfig { reuse_generated: Some(false), ..settings };
+            let of_prompts = check_conversation(&name, &model, without, 0.0);
+            assert!(reused > of_prompts, "{name}: {reused} and {of_prompts} tokens were reused");
+        }
+    }
+}
+
+#[test]
+fn what_was_generated_is_offered_where_it_is_found_again() {
+    for (name, model) in packed_models(&[Precision::F32]) {
+        let reused = |reuse_generated, alignment| {
+            let settings = EngineConfig { reuse_generated, alignment, ..EngineConfig::default() };
+            check_conversation(&name, &model, settings, 0.0)
+        };
+        let [by_itself, asked, not] = [None, Some(true), Some(false)].map(|reuse| reused(reuse, Alignment::ForceRest));
+        assert_eq!((by_itself, not < asked), (asked, true), "{name}");
+        let [by_itself, asked, not] =
+            [None, Some(true), Some(false)].map(|reuse| reused(reuse, Alignment::PadFirstBlock));
+        let expected = if model.layout().block_length == 1 { asked } else { not };
+        assert_eq!(by_itself, expected, "{name}");
+    }
+}
+
+#[test]
+fn every_level_takes_blocks_in_alike() {
+    for level in Level::supported() {
+        for (name, model) in packed_models(&[Precision::F32, Precision::Bf16, Precision::Int8, Precision::Int4]) {
+            let settings = EngineConfig { alignment: Alignment::ForceRest, ..EngineConfig::default() };
+            check_conversation(&format!("{name} on {}", level.name()), &model.with_level(level), settings, 0.0);
+        }
     }
 }
 

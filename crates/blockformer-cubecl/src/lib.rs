@@ -51,7 +51,9 @@ use burn::tensor::Tensor;
 pub use attention::{MAX_HELD, MAX_KEYS, MAX_QUERIES, NewPositions, attend_new, local_attention, takes_counts};
 pub use drawing::{Choice, Filters, Narrowed, Ways, draw, draw_each, draws};
 pub use few_rows::{FewRows, MAX_NORM_ROWS, MAX_ROWS, RowActivation, RowMap, RowNorm, norm, product};
-pub use keeping::{KERNEL_CACHE_VARIABLE, keep_kernels, keep_kernels_of, kernel_cache};
+pub use keeping::{
+    COMPILED_KERNELS_VARIABLE, KERNEL_CACHE_VARIABLE, KernelCacheError, keep_kernels, keep_kernels_of, kernel_cache,
+};
 pub use observation::{KernelUse, Observe, observe_kernels};
 pub use pages::{PagedPositions, attend_paged, copy_rows, takes_pages, write_rows};
 pub use recording::{Recordable, Recording};

@@ -74,7 +74,7 @@ struct Counters {
 /// Requests are [submitted](Self::submit) at any time. Every [`step`](Self::step) admits those for which there is room,
 /// takes in a part of the prompts that have come, and decodes one block of every running sequence. A request that
 /// was admitted has its pages of the cache, so that it always ends. What a request gives depends on nothing but itself:
-/// neither on what runs beside it nor on what the cache still holds.
+/// neither on what runs beside it nor on what the cache still holds (but see [`EngineConfig::reuse_generated`]).
 ///
 /// This type does the work where it is called; [`EngineThread`](crate::EngineThread) does it in a thread of its own,
 /// behind streams.

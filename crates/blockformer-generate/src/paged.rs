@@ -122,8 +122,9 @@ pub trait PagedModel {
     /// If shapes do not fit, or if there is nothing to take in of a sequence.
     fn take_in(&self, blocks: Blocks<'_>, before: Option<Context>, batch: &mut PagedBatch<'_>) -> Context;
 
-    /// Whether blocks that are [taken in](Self::take_in) one by one get the very bits that they get together. An engine then offers blocks
-    /// that it has generated to prompts that begin with them.
+    /// Whether blocks that are [taken in](Self::take_in) one by one get the very bits that they get together, however keys and values are
+    /// stored and whatever sequences are beside theirs. An engine then offers blocks that it has generated to prompts that begin with
+    /// them.
     fn takes_in_alike(&self) -> bool {
         false
     }

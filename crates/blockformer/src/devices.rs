@@ -74,6 +74,8 @@ pub(crate) fn flex() -> Option<Device> {
 /// `remote:ws://HOST:PORT` is a device that `blockformer worker` serves, in a build with the feature `remote`. A worker
 /// that is not there is waited for, some seconds; the token it may want is that in `BLOCKFORMER_WORKER_TOKEN`.
 ///
+/// Where [kernels are kept](crate::keep_kernels), the first GPU that is opened so decides the name of their file.
+///
 /// # Errors
 /// A [`DeviceError`] that lists what this build has on this machine.
 pub fn device(name: &str) -> Result<Device, DeviceError> {

@@ -44,7 +44,7 @@ pub use blockformer_bench as bench;
 pub use blockformer_block_decoder as block_decoder;
 pub use blockformer_cpu as cpu;
 pub use blockformer_cubecl as cubecl;
-pub use blockformer_cubecl::{KERNEL_CACHE_VARIABLE, keep_kernels, keep_kernels_of, kernel_cache};
+pub use blockformer_cubecl::{KERNEL_CACHE_VARIABLE, KernelCacheError, keep_kernels, kernel_cache};
 pub use blockformer_data as data;
 pub use blockformer_embedder as embedder;
 pub use blockformer_eval as eval;

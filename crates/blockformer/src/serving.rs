@@ -235,6 +235,12 @@ mod tests {
     }
 
     #[test]
+    fn a_packed_model_takes_blocks_in_alike() {
+        let (config, model, _) = crate::bundled::load(&Device::flex()).unwrap();
+        assert!(ServingModel::new(&config, model, &Device::flex()).unwrap().takes_in_alike());
+    }
+
+    #[test]
     fn a_model_that_stays_plain_has_read_its_weights() {
         let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/reference-cases/cls_cross_attention_b4");
         let device = Device::flex();
@@ -245,7 +251,9 @@ mod tests {
             unread.0
         };
         assert!(unread(&model) > 0);
-        let ServingModel::Plain(model) = ServingModel::plain(model) else { panic!("it was packed") };
+        let serving = ServingModel::plain(model);
+        assert!(!serving.takes_in_alike());
+        let ServingModel::Plain(model) = serving else { panic!("it was packed") };
         assert_eq!(unread(&model), 0);
     }
 }

@@ -198,7 +198,7 @@ fn describe(run: &mut Run<'_>) -> Value {
         "memory": nvidia_smi(name, "memory.total"),
         "types": types,
         // What is there is not tried in the warm-up again.
-        "kernel_cache": blockformer::kernel_cache(),
+        "kernel_cache": blockformer::kernel_cache().map(|file| file.display().to_string()),
         "held_bytes": device_bytes(device),
         "is_cpu": is_cpu(device),
         "version": env!("CARGO_PKG_VERSION"),

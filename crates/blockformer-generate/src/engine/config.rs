@@ -28,8 +28,9 @@ pub struct EngineConfig {
     /// Whether prompts that begin alike share keys and values.
     pub reuse_prefixes: bool,
     /// Whether prompts also share keys and values with texts that were generated, as where a prompt is a conversation that has gone on.
-    /// `None`: where [the model takes blocks in alike](crate::PagedModel::takes_in_alike) one by one and together. Elsewhere, with
-    /// `Some(true)`, what follows such a prompt may differ by rounding from what follows it alone. Needs [`reuse_prefixes`](Self::reuse_prefixes).
+    /// `None`: where [the model takes blocks in alike](crate::PagedModel::takes_in_alike) one by one and together, and no padding moves the
+    /// blocks of a text that has grown ([`Alignment::ForceRest`], or blocks of one token). With `Some(true)` and another model what follows
+    /// such a prompt may differ by rounding from what follows it alone. Needs [`reuse_prefixes`](Self::reuse_prefixes).
     pub reuse_generated: Option<bool>,
     /// Whether several tokens of a block are tried at once. What is drawn then is drawn on the host.
     pub speculation: Option<Speculation>,
@@ -52,7 +53,7 @@ pub struct EngineConfig {
 
 impl Default for EngineConfig {
     /// 256 MiB in float32, pages of 16 blocks, 32 sequences, 1,024 waiting requests, 128 blocks of prompts at a time,
-    /// padded prompts, prefixes reused (generated ones where nothing is changed by it), no speculation, tokens drawn where it suits the device, nothing recorded.
+    /// padded prompts, prefixes reused (generated ones where nothing is changed by it and they are found again), no speculation, tokens drawn where it suits the device, nothing recorded.
     fn default() -> Self {
         Self {
             kv_budget: 256 << 20,

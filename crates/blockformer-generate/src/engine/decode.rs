@@ -155,7 +155,7 @@ impl<M: PagedModel> Engine<M> {
                 let length = self.limits.layout.block_length;
                 let mut failed = Vec::new();
                 for (row, block) in rows.iter_mut().zip(blocks.chunks_exact(length)) {
-                    // The block filled what is published: an error is a fault of the engine.
+                    // Only a page that is full is published: an error is a fault of the engine.
                     failed.extend(self.publish_generated(row, block).err().map(|error| (row.id, error)));
                 }
                 self.running = rows;

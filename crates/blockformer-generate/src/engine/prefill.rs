@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use blockformer_kv_cache::SequenceId;
 use blockformer_model::BlockLayout;
 
 use super::beams::{Beam, BeamSearch};
@@ -11,12 +12,21 @@ use super::{Engine, RequestId};
 use crate::paged::{Blocks, PagedModel};
 use crate::sampler::Sampler;
 use crate::text::TextStream;
-use crate::{GenerateError, Request};
+use crate::{Alignment, GenerateError, Request};
 
 /// Units of a prompt that are taken in next, up to `end`.
 struct Piece {
     prefill: Prefill,
     end: usize,
+}
+
+/// What a sequence begins to decode with, see [`Row`].
+struct Held {
+    kv: SequenceId,
+    context: RowContext,
+    unpublished: Option<Vec<Vec<u32>>>,
+    /// The rest of the prompt, behind its whole blocks.
+    rest: Vec<u32>,
 }
 
 /// What is the same of prompts that are taken in together.
@@ -178,7 +188,8 @@ impl<M: PagedModel> Engine<M> {
 
     /// Whether blocks that were generated are offered to prompts.
     fn reuses_generated(&self) -> bool {
-        let reuses = self.config.reuse_generated.unwrap_or_else(|| self.model.takes_in_alike());
+        let stays = self.config.alignment == Alignment::ForceRest || self.limits.layout.block_length == 1;
+        let reuses = self.config.reuse_generated.unwrap_or_else(|| stays && self.model.takes_in_alike());
         self.config.reuse_prefixes && reuses
     }
 
@@ -220,21 +231,15 @@ impl<M: PagedModel> Engine<M> {
             }
         }
         for (sample, kv) in sequences.into_iter().enumerate() {
-            let row = self.row(id, sample, &request, kv, context.clone(), rest.clone());
-            self.running.push(Row { unpublished: unpublished.clone(), ..row });
+            let held = Held { kv, context: context.clone(), unpublished: unpublished.clone(), rest: rest.clone() };
+            let row = self.row(id, sample, &request, held);
+            self.running.push(row);
         }
         Ok(())
     }
 
-    fn row(
-        &self,
-        id: RequestId,
-        sample: usize,
-        request: &Arc<Request>,
-        kv: blockformer_kv_cache::SequenceId,
-        context: RowContext,
-        rest: Vec<u32>,
-    ) -> Row {
+    fn row(&self, id: RequestId, sample: usize, request: &Arc<Request>, held: Held) -> Row {
+        let Held { kv, context, unpublished, rest } = held;
         let sampler = Sampler::new(request.sampling.clone(), sample, &request.prompt).with_hook(request.hook.clone());
         Row {
             id,
@@ -243,7 +248,7 @@ impl<M: PagedModel> Engine<M> {
             kv,
             context,
             sampler,
-            unpublished: None,
+            unpublished,
             block: rest,
             text: self.text_stream(request),
             generated: 0,
