@@ -8,7 +8,7 @@
 #
 # The command runs on the emulated device of scripts/emulated-cuda, which does nothing and tries every kernel that the tuner knows for such a
 # GPU; its results mean nothing, and no time that it takes is kept. The program must be the very file that is carried, built by
-# check-cuda.sh (docs/gpu.md says why), and is run a second time to see that nothing is left to compile. For another GPU than an
+# check-cuda.sh (docs/gpu.md says why), and is run again until nothing is left to compile. For another GPU than an
 # H100 SXM or H200: CAPABILITY=80 MULTIPROCESSORS=108 (an A100). NVRTC is NVIDIA's compiler of kernels, with its headers (Python packages
 # nvidia-cuda-nvrtc-cu12, -runtime-cu12, -cccl-cu12, for CUDA_PATH), and not to be newer than the driver there. It needs g++ on x86-64.
 # SOURCES=DIRECTORY keeps CubeCL's CUDA C++, PTX and what was compiled.
@@ -19,6 +19,7 @@ scripts=$(realpath "$(dirname "$0")/emulated-cuda")
 directory=$1 program=$2
 shift 2
 nvrtc=$(realpath "${EMULATED_CUDA_NVRTC:?which libnvrtc.so}")
+[ -r "$nvrtc" ] || fail "cannot read $nvrtc"
 [ -d "${CUDA_PATH:?where CUDA is}/include" ] || fail "$CUDA_PATH has no include"
 mkdir -p "$directory"
 directory=$(realpath "$directory")
@@ -42,9 +43,13 @@ run() { # WHERE KERNELS GO, and the command
 started=$SECONDS status=0
 run "$sources" "$program" "$@" || status=$?
 taken=$((SECONDS - started))
-mkdir "$work/again"
-run "$work/again" "$program" "$@" > "$work/output" 2>&1 || true
-left=$(find "$work/again" -name '*.cu' | wc -l)
+# What is tried depends a little on time.
+for again in 1 2 3 4; do
+    mkdir "$work/$again"
+    run "$work/$again" "$program" "$@" > "$work/output" 2>&1 || true
+    left=$(find "$work/$again" -name '*.cu' | wc -l)
+    [ "$left" -gt 0 ] || break
+done
 [ "$left" -eq 0 ] || fail "$left kernels were not kept: was $program built by check-cuda.sh?"
 echo "compile-ahead: $(find "$sources" -name '*.cubin' | wc -l) kernels for compute capability $capability compiled in $taken s, $(du -sh "$directory" | cut -f1) in $directory"
 exit "$status"
