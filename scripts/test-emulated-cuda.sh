@@ -4,7 +4,7 @@
 # would there, and the kernels are compiled by g++ and run on the CPU, barriers and exchanges in warps included. This shows wrong
 # results, not speed. Kernels that use tensor cores or copies in the background cannot run; the tuner leaves them out.
 #   scripts/test-emulated-cuda.sh [kernels|large|decoding|device|kept|report|host]...      # kernels, decoding, device and kept if none is named
-# kept asks whether compiled kernels are kept for the next process; large has tensors of 8 GiB, which hardly touch memory; report makes all sections of `gpu-report`; host times what the host does for a token, with kernels that do nothing.
+# kept asks whether what was tuned and compiled is kept for the next process; large has tensors of 8 GiB, which hardly touch memory; report makes all sections of `gpu-report`; host times what the host does for a token, with kernels that do nothing.
 # It needs g++ 12 or newer on x86-64. The build takes 25 minutes on two cores.
 #
 # With NVIDIA's NVRTC (Python packages nvidia-cuda-nvrtc-cu12, -runtime-cu12, -cccl-cu12, for CUDA_PATH), every kernel is compiled by it, too:
@@ -61,33 +61,31 @@ for part in "${parts[@]}"; do
         device) emulated scripts/check-device.sh "$target/debug/blockformer" cuda:0 ;;
         kept)
             kept=$(mktemp -d "$work/kept.XXXXXX")
-            generate() { # DIRECTORY DEVICE, and what stands before the command
-                TUNING_KEPT=1 BLOCKFORMER_KERNEL_CACHE="$kept/$1" emulated "${@:3}" "$target/debug/blockformer" generate --device "$2" \
+            generate() { # WHERE KERNELS ARE KEPT, DEVICE, and what stands before the command
+                TUNING_KEPT=1 BLOCKFORMER_KERNEL_CACHE="$1" emulated "${@:3}" "$target/debug/blockformer" generate --device "$2" \
                     --prompt "The people of the United States" --max-new-tokens 36 --temperature 0
             }
             same() { for text in "$@"; do cmp "$kept/cpu" "$kept/$text"; done; }
-            generate none cpu > "$kept/cpu"
+            generate off cpu > "$kept/cpu"
             # What one process has tuned, the next need not: most launches were those of the tuner.
-            for run in first second; do generate tuned cuda:0 env EMULATED_CUDA_LOG="$kept/$run.log" > "$kept/$run"; done
+            for run in first second; do generate "$kept/tuned" cuda:0 env EMULATED_CUDA_LOG="$kept/$run.log" > "$kept/$run"; done
             same first second
             wc -l "$kept"/*.log
             [ $(($(wc -l < "$kept/second.log") * 3)) -lt "$(wc -l < "$kept/first.log")" ]
             # What one has compiled, neither: here it could not.
-            generate compiled cuda:0 env BLOCKFORMER_COMPILED_KERNELS=1 > "$kept/first"
-            generate compiled cuda:0 env BLOCKFORMER_COMPILED_KERNELS=1 EMULATED_CUDA_KERNELS=/dev/null/none > "$kept/second"
+            generate "$kept/compiled" cuda:0 env BLOCKFORMER_COMPILED_KERNELS=1 > "$kept/first"
+            generate "$kept/compiled" cuda:0 env BLOCKFORMER_COMPILED_KERNELS=1 EMULATED_CUDA_KERNELS=/dev/null/none > "$kept/second"
             same first second
             # Two at once.
-            generate both cuda:0 > "$kept/first" & generate both cuda:0 > "$kept/second"
+            generate "$kept/both" cuda:0 > "$kept/first" & generate "$kept/both" cuda:0 > "$kept/second"
             wait $!
             same first second
             # And nothing is kept where it is off: neither there nor where CubeCL keeps things by itself.
             mkdir "$kept/empty"
-            (cd "$kept/empty" && TUNING_KEPT=1 BLOCKFORMER_KERNEL_CACHE=off XDG_CACHE_HOME="$kept/empty" HOME="$kept/empty" \
-                emulated "$target/debug/blockformer" generate --device cuda:0 --prompt "The people of the United States" \
-                --max-new-tokens 36 --temperature 0 > "$kept/first")
+            (cd "$kept/empty" && generate off cuda:0 env XDG_CACHE_HOME="$kept/empty" HOME="$kept/empty" > "$kept/first")
             same first
             grep -rqa autotune "$kept/tuned"
-            ! grep -rqaE 'autotune|ptx' "$kept/empty"
+            if grep -rqaE 'autotune|ptx' "$kept/empty"; then echo "test-emulated-cuda: something was kept" >&2; exit 1; fi
             ls -l "$kept/tuned" "$kept/compiled"
             rm -r "$kept"
             ;;

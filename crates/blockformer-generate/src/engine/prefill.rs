@@ -205,9 +205,9 @@ impl<M: PagedModel> Engine<M> {
 
     /// Begins to decode: one sequence a sample, which share the prompt's pages.
     fn start(&mut self, prefill: Prefill) -> Result<(), (RequestId, GenerateError)> {
-        let Prefill { id, kv, context, mut contents, .. } = prefill;
-        let published = contents.len() / self.config.page_blocks * self.config.page_blocks;
-        let unpublished = self.reuses_generated().then(|| contents.split_off(published));
+        let Prefill { id, kv, context, contents, .. } = prefill;
+        let behind = contents.chunks_exact(self.config.page_blocks).remainder();
+        let unpublished = self.reuses_generated().then(|| behind.to_vec());
         let (Some(job), Some(context)) = (self.jobs.get_mut(&id), context) else { return Ok(()) };
         let (request, rest) = (Arc::clone(&job.request), job.prompt.rest.clone());
         let capacity = self.limits.capacity(&request, &job.prompt);
