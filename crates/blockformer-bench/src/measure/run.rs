@@ -79,17 +79,32 @@ pub(super) struct OnDevice<'a> {
     pub(super) decoding: DeviceDecoding,
 }
 
-/// A model that an engine runs, the same for all runs: what it has allocated and recorded serves those behind the warm-up.
+/// A model that an engine runs, one for all runs of a workload: what it has allocated and recorded serves those behind the warm-up.
 pub(super) struct OnEngine<'a, M: PagedModel> {
     model: &'a M,
     config: EngineConfig,
-    engine: Cell<Option<(EngineConfig, Engine<&'a M>)>>,
+    engine: Cell<Option<Engine<&'a M>>>,
 }
 
 impl<'a, M: PagedModel> OnEngine<'a, M> {
     /// The batch decides the rest of the settings.
     pub(super) fn new(model: &'a M, config: EngineConfig) -> Self {
         Self { model, config, engine: Cell::new(None) }
+    }
+
+    fn config_for(&self, prompts: &[&[u32]], new_tokens: usize) -> EngineConfig {
+        let (batch, layout) = (prompts.len(), PagedModel::layout(self.model));
+        let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
+        // A learned start, the prompt, and all new blocks.
+        let blocks = 1 + layout.n_blocks(longest) + layout.n_blocks(new_tokens);
+        let page = PagedModel::pool_config(self.model, self.config.page_blocks, 0, self.config.kv_storage);
+        EngineConfig {
+            kv_budget: batch * page.pages_of(blocks * self.model.positions_per_block()) * page.page_bytes(),
+            max_batch: batch,
+            max_waiting: batch,
+            reuse_prefixes: false,
+            ..self.config.clone()
+        }
     }
 }
 
@@ -227,24 +242,11 @@ impl<M: PagedModel> Bench for OnEngine<'_, M> {
 
     fn run(&self, prompts: &[&[u32]], new_tokens: usize, device: &Device) -> Result<Run, BenchError> {
         memory::reset_peak();
-        let layout = self.layout();
         let batch = prompts.len();
-        let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
-        // A learned start, the prompt, and all new blocks.
-        let blocks = 1 + layout.n_blocks(longest) + layout.n_blocks(new_tokens);
-        let page = PagedModel::pool_config(self.model, self.config.page_blocks, 0, self.config.kv_storage);
-        let kv_budget = batch * page.pages_of(blocks * self.model.positions_per_block()) * page.page_bytes();
-        let config = EngineConfig {
-            kv_budget,
-            max_batch: batch,
-            max_waiting: batch,
-            reuse_prefixes: false,
-            ..self.config.clone()
-        };
         // One that fails is not used again.
-        let mut engine = match self.engine.take().filter(|(kept, _)| *kept == config) {
-            Some((_, engine)) => engine,
-            None => Engine::new(self.model, config.clone(), device)?,
+        let mut engine = match self.engine.take() {
+            Some(engine) => engine,
+            None => Engine::new(self.model, self.config_for(prompts, new_tokens), device)?,
         };
         let repeated = engine.stats().repeated_passes;
         let failed = |error| BenchError::Device { reason: format!("{error}") };
@@ -270,7 +272,7 @@ impl<M: PagedModel> Bench for OnEngine<'_, M> {
         let total = start.elapsed();
         let step = |step: usize| ids.iter().map(|id| rows[id][step]).collect();
         let usage = engine.stats();
-        self.engine.set(Some((config, engine)));
+        self.engine.set(Some(engine));
         Ok(Run {
             first,
             first_tokens,
