@@ -39,7 +39,7 @@ fn packed_models(precisions: &[Precision]) -> Vec<(String, CpuModel)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_runs_beside_it_a_request_gets_what_it_gets_alone(

@@ -19,7 +19,7 @@ use proptest::prelude::*;
 use schedules::{alone, arrivals, check_accounts, check_conversation, check_reuse, check_schedule, tight};
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn whatever_runs_beside_it_a_request_gets_what_it_gets_alone(arrivals in arrivals(), forced in any::<bool>()) {

@@ -115,9 +115,16 @@ impl Checkpoint {
     /// shape is another (with both shapes).
     pub fn load_into<M: Module>(&self, model: M) -> Result<M, CheckpointError> {
         self.check_types()?;
-        let mut model = model;
-        let tensors = self.tensors.iter().map(|(name, tensor)| named(tensor, name)).collect();
-        let result = model.apply(tensors, None, Some(Box::new(from_file())), true);
+        let tensors: Vec<PackTensor> = self.tensors.iter().map(|(name, tensor)| named(tensor, name)).collect();
+        let apply = |(mut model, tensors): (M, Vec<PackTensor>)| {
+            let result = model.apply(tensors, None, Some(Box::new(from_file())), true);
+            (model, result)
+        };
+        // In memory of their own, as those that are read one by one.
+        let (model, result) = match model.devices().first() {
+            Some(device) => device.memory_persistent_allocations((model, tensors), apply),
+            None => apply((model, tensors)),
+        };
         self.check(result)?;
         Ok(model)
     }

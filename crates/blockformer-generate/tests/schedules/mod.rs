@@ -43,7 +43,12 @@ pub(crate) struct Arrival {
     seed: u64,
     /// Rounds until it is cancelled, if it is.
     cancelled_after: Option<usize>,
+    /// Whether its prompt begins with the prompt before it and what that gave, as the next turn of a conversation does.
+    goes_on: bool,
 }
+
+/// So that all samples of a prompt that goes on fit into a [`tight`] pool.
+const LONGEST_PROMPT: usize = 40;
 
 impl Arrival {
     pub(crate) fn request(&self) -> Request {
@@ -66,21 +71,41 @@ impl Arrival {
 pub(crate) fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
     let numbers = (0..4usize, 0..3u32, 1..26usize, 1..14usize, 0..7u8, 0..5u64);
     let cancelled = prop_oneof![3 => Just(None), 1 => (0..6usize).prop_map(Some)];
-    let arrival = (numbers, cancelled).prop_map(|((after, text, len, max_new_tokens, kind, seed), cancelled_after)| {
-        Arrival { after, text, len, max_new_tokens, kind, seed, cancelled_after }
+    let arrival = (numbers, cancelled, any::<bool>()).prop_map(|(numbers, cancelled_after, goes_on)| {
+        let (after, text, len, max_new_tokens, kind, seed) = numbers;
+        Arrival { after, text, len, max_new_tokens, kind, seed, cancelled_after, goes_on }
     });
     proptest::collection::vec(arrival, 1..12)
 }
 
+/// Their requests, and what each of them gives alone.
+fn requests<M: PagedModel>(model: &M, config: &EngineConfig, arrivals: &[Arrival]) -> Vec<(Request, Completion)> {
+    let mut requests: Vec<(Request, Completion)> = Vec::new();
+    for arrival in arrivals {
+        let mut request = arrival.request();
+        if let (true, Some((before, gave))) = (arrival.goes_on, requests.last()) {
+            let said = before.prompt.iter().chain(&gave.samples[0].tokens).chain(&request.prompt);
+            request.prompt = said.copied().take(LONGEST_PROMPT).collect();
+        }
+        let gives = alone(model, config, &request);
+        requests.push((request, gives));
+    }
+    requests
+}
+
 /// Runs a schedule and gathers each request's events.
-fn run_schedule<M: PagedModel>(engine: &mut Engine<M>, arrivals: &[Arrival]) -> Vec<(RequestId, Vec<Event>, bool)> {
+fn run_schedule<M: PagedModel>(
+    engine: &mut Engine<M>,
+    arrivals: &[Arrival],
+    requests: &[(Request, Completion)],
+) -> Vec<(RequestId, Vec<Event>, bool)> {
     let mut ids: Vec<(RequestId, Option<usize>)> = Vec::new();
     let mut events: HashMap<RequestId, Vec<Event>> = HashMap::new();
     let mut cancelled = Vec::new();
     let (mut round, mut next, mut due) = (0, 0, arrivals[0].after);
     while next < arrivals.len() || !engine.is_idle() {
         while next < arrivals.len() && round >= due {
-            let id = engine.submit(arrivals[next].request()).unwrap();
+            let id = engine.submit(requests[next].0.clone()).unwrap();
             ids.push((id, arrivals[next].cancelled_after.map(|after| round + after)));
             next += 1;
             due = round + arrivals.get(next).map_or(0, |arrival| arrival.after);
@@ -120,13 +145,13 @@ pub(crate) fn check_schedule<M: PagedModel>(
     rounding: f32,
 ) {
     let mut engine = Engine::new(model, config.clone(), &Device::flex()).unwrap();
-    let outcomes = run_schedule(&mut engine, arrivals);
-    for (arrival, (_, events, cancelled)) in arrivals.iter().zip(outcomes) {
+    let requests = requests(model, config, arrivals);
+    let outcomes = run_schedule(&mut engine, arrivals, &requests);
+    for ((arrival, (_, expected)), (_, events, cancelled)) in arrivals.iter().zip(&requests).zip(outcomes) {
         let ends = events.iter().filter(|event| matches!(event, Event::Done(_) | Event::Failed(_))).count();
         assert_eq!(ends, 1, "{name}: {arrival:?}: {events:?}");
         assert!(matches!(events.last(), Some(Event::Done(_))), "{name}: {arrival:?}");
         let got = Completion::from_events(events).unwrap();
-        let expected = alone(model, config, &arrival.request());
         assert_eq!(got.samples.len(), expected.samples.len());
         for (got, expected) in got.samples.iter().zip(&expected.samples) {
             if !cancelled {
