@@ -33,19 +33,31 @@ pub fn product_rate(n: usize, dtype: FloatDType, tries: usize, device: &Device) 
     })
 }
 
-/// Seconds of the fastest try. The first, in which kernels are compiled and tuned, does not count.
+/// Seconds that a try lasts at least: what it takes to launch and to wait counts little beside it.
+const TRY: f64 = 0.05;
+
+/// Seconds that the work takes in the fastest try, which does it so often that waiting for the device does not count. The first time, in
+/// which kernels are compiled and tuned, does not count.
 fn best<const D: usize>(tries: usize, device: &Device, work: impl Fn() -> Tensor<D>) -> f64 {
-    let run = || {
+    let run = |times: usize| {
         let start = Instant::now();
-        let result = work();
+        // Each result gives its memory to the next but one. What is dropped before it is computed is not computed.
+        let mut result = work();
+        for _ in 1..times {
+            if let Err(error) = device.flush() {
+                panic!("{error}");
+            }
+            result = work();
+        }
         if let Err(error) = device.sync() {
             panic!("{error}");
         }
         drop(result);
-        start.elapsed().as_secs_f64()
+        start.elapsed().as_secs_f64() / times as f64
     };
-    run();
-    (0..tries.max(1)).map(|_| run()).fold(f64::INFINITY, f64::min)
+    run(1);
+    let times = (TRY / run(1)).clamp(1.0, 1000.0) as usize;
+    (0..tries.max(1)).map(|_| run(times)).fold(f64::INFINITY, f64::min)
 }
 
 #[cfg(test)]

@@ -44,5 +44,5 @@ pub use measure::{
 };
 pub use memory::{DeviceBytes, device_bytes, peak_bytes, reset_peak, resident_bytes, settle};
 pub use report::Report;
-pub use search::largest_batch;
+pub use search::{Needed, batch_sizes, largest_batch};
 pub use workload::Workload;

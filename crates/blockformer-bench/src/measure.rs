@@ -13,7 +13,7 @@ use burn::tensor::{DType, Device, Tensor};
 use serde::Serialize;
 
 use crate::error::guarded;
-use crate::{BenchError, Workload, memory};
+use crate::{BenchError, Needed, Workload, memory};
 pub(crate) use run::begin;
 pub use run::random_ids;
 use run::{OnDevice, OnEngine, OnHost, Repeats, Run, repeat, take_in};
@@ -205,8 +205,11 @@ pub struct Measurement {
     pub tokens_per_second: Spread,
     /// From prompt to first token; of an engine, to the first block.
     pub first_token_ms: Spread,
-    /// Between tokens of a sequence after the first; of an engine, after the first block. 0 if there are none.
+    /// Between tokens of a sequence after the first, what recording takes left out; of an engine, after the first block. 0 if there are none.
     pub token_ms: Spread,
+    /// What it took to [record](blockformer_generate::DeviceDecoding::recorded_from), which [`tokens_per_second`](Self::tokens_per_second)
+    /// includes; of an engine it is in the warm-up.
+    pub recording_ms: Spread,
     /// Seconds of all repeats before those that counted: on a GPU, kernels are compiled and tuned in them.
     pub warm_up_seconds: f64,
     /// Bytes of the weights.
@@ -302,7 +305,7 @@ pub fn required_bytes(
     workload: &Workload,
     options: &MeasureOptions,
     device: &Device,
-) -> Result<usize, BenchError> {
+) -> Result<Needed, BenchError> {
     let before = memory::resident_bytes().ok_or(BenchError::NoMemory)?;
     memory::reset_peak();
     let shorter = Workload { new_tokens: 2.min(workload.new_tokens), ..workload.clone() };
@@ -311,7 +314,8 @@ pub fn required_bytes(
     let peak = memory::peak_bytes().ok_or(BenchError::NoMemory)?;
     let positions = |workload: &Workload| workload.prompt_tokens + workload.new_tokens;
     let grown = short.kv_bytes as f64 * positions(workload) as f64 / positions(&shorter) as f64;
-    Ok(peak.saturating_sub(before) + grown as usize - short.kv_bytes)
+    let kv_bytes = grown as usize;
+    Ok(Needed { bytes: peak.saturating_sub(before) + kv_bytes - short.kv_bytes, kv_bytes })
 }
 
 /// Bytes that a workload needs at the batch size of `options`, to be compared with a budget. Where the device tells what its
@@ -325,13 +329,14 @@ pub fn needed_bytes(
     workload: &Workload,
     options: &MeasureOptions,
     device: &Device,
-) -> Result<usize, BenchError> {
+) -> Result<Needed, BenchError> {
     let (Model::Plain(model), Some(_)) = (subject.model, memory::device_bytes(device)) else {
         return guarded(|| required_bytes(subject, workload, options, device))?;
     };
     device.memory_cleanup();
-    guarded(|| take_in(model, workload, options, device))??;
-    memory::device_bytes(device).map(|bytes| bytes.reserved).ok_or(BenchError::NoMemory)
+    let kv_bytes = guarded(|| take_in(model, workload, options, device))??;
+    let bytes = memory::device_bytes(device).ok_or(BenchError::NoMemory)?.reserved;
+    Ok(Needed { bytes, kv_bytes })
 }
 
 fn summary(subject: &Subject<'_>, workload: &Workload, options: &MeasureOptions, runs: &[Run]) -> Measurement {
@@ -364,8 +369,9 @@ fn summary(subject: &Subject<'_>, workload: &Workload, options: &MeasureOptions,
         first_token_ms: spread(&|run| milliseconds(run.first)),
         token_ms: spread(&|run| match workload.new_tokens.saturating_sub(run.first_tokens) {
             0 => 0.0,
-            later => milliseconds(run.total - run.first) / later as f64,
+            later => milliseconds((run.total - run.first).saturating_sub(run.recording)) / later as f64,
         }),
+        recording_ms: spread(&|run| milliseconds(run.recording)),
         warm_up_seconds: 0.0,
         weight_bytes,
         kv_bytes,

@@ -26,7 +26,7 @@ impl FromIterator<Measurement> for Report {
 
 const HEADER: &str = "model,precision,workload,prompt_tokens,new_tokens,batch,repeats,tokens_per_second,\
                       tokens_per_second_min,tokens_per_second_max,first_token_ms,token_ms,weight_bytes,kv_bytes,\
-                      buffer_bytes,peak_bytes,stated_bytes,peak_by_stated,loading_peak_bytes,decoding";
+                      buffer_bytes,peak_bytes,stated_bytes,peak_by_stated,loading_peak_bytes,decoding,recording_ms";
 
 impl Report {
     /// One row a measurement; components are in the JSON only.
@@ -37,7 +37,7 @@ impl Report {
             // Writing to a string cannot fail.
             let _ = writeln!(
                 csv,
-                "{},{},{},{},{},{},{},{:.2},{:.2},{:.2},{:.3},{:.4},{},{},{},{},{},{},{},{}",
+                "{},{},{},{},{},{},{},{:.2},{:.2},{:.2},{:.3},{:.4},{},{},{},{},{},{},{},{},{:.1}",
                 quoted(&m.model),
                 m.precision,
                 quoted(&m.workload),
@@ -58,6 +58,7 @@ impl Report {
                 m.peak_by_stated().map_or(String::new(), |ratio| format!("{ratio:.3}")),
                 optional(m.loading_peak_bytes),
                 m.decoding,
+                m.recording_ms.median,
             );
         }
         csv
@@ -154,6 +155,7 @@ mod tests {
             tokens_per_second: spread(speed),
             first_token_ms: spread(12.5),
             token_ms: spread(1000.0 / speed),
+            recording_ms: spread(0.0),
             decoding: "host",
             warm_up_seconds: 1.5,
             weight_bytes: 1000,

@@ -5,8 +5,9 @@ use std::num::NonZeroUsize;
 use blockformer_model::BlockLayout;
 
 use crate::Sampling;
+use crate::generate::size_class;
 
-/// Tokens of a vanilla transformer that are decoded between two looks at them.
+/// Tokens that are decoded between two looks at them, or the next whole blocks of so many.
 const TOKENS_PER_READ: usize = 16;
 
 /// Where tokens are drawn.
@@ -25,8 +26,8 @@ pub enum Decoding {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DeviceDecoding {
     /// Tokens of each sequence that are decoded between two looks at them. What comes behind a stop token is dropped, so
-    /// more of them waste more at the end of texts and wait less often. `None`: a block, or 16 tokens of a vanilla
-    /// transformer.
+    /// more of them waste more at the end of texts and wait less often: while it waits, the host enqueues nothing. `None`: 16 tokens, or the
+    /// next whole blocks of so many.
     pub tokens_per_read: Option<NonZeroUsize>,
     /// Whether batch, prompts and caches are filled up to sizes of which there are few, so that a device that compiles
     /// or tunes its kernels for each shape is asked for few of them.
@@ -43,12 +44,17 @@ impl DeviceDecoding {
     /// A sensible [`recorded_from`](Self::recorded_from).
     pub const RECORDED_FROM: usize = 64;
 
+    /// The rows that a batch of so many sequences is computed with: those of batches up to the next of a few sizes, where
+    /// [shapes are static](Self::static_shapes).
+    pub fn rows_of(&self, batch: usize) -> usize {
+        if self.static_shapes { size_class(batch) } else { batch }
+    }
+
     /// Tokens decoded between two looks at them.
     pub(crate) fn tokens_per_read(&self, layout: &BlockLayout) -> usize {
         match self.tokens_per_read {
             Some(tokens) => tokens.get(),
-            None if layout.block_length > 1 => layout.block_length,
-            None => TOKENS_PER_READ,
+            None => TOKENS_PER_READ.next_multiple_of(layout.block_length),
         }
     }
 }

@@ -97,10 +97,10 @@ impl DeviceSampler {
     /// - `logits`: `[batch, vocab_size]`
     /// - `uniform`: `[batch, 1]`, a column of what [`uniforms`](Self::uniforms) gives
     pub(crate) fn draw(&mut self, logits: Tensor<2>, uniform: Option<Tensor<2>>) -> Drawn {
-        let logits = logits.cast(FloatDType::F32);
         let (ids, checked) = match &self.adjustments {
             None => choose(&self.sampling, logits, uniform),
             Some(adjustments) => {
+                let logits = logits.cast(FloatDType::F32);
                 let (ids, checked) = choose(&self.sampling, adjustments.apply(logits.clone()), uniform);
                 let checked = checked.clone().mask_fill(checked.lower_elem(0), NOTHING_ALLOWED);
                 let (_, sound) = weights(logits, 1.0);
@@ -117,7 +117,7 @@ impl DeviceSampler {
     pub(crate) fn without_counts(&self) -> Option<impl Fn(Tensor<2>, Option<Tensor<2>>) -> Drawn + Send + 'static> {
         let sampling = self.adjustments.is_none().then(|| self.sampling.clone())?;
         Some(move |logits: Tensor<2>, uniform| {
-            let (ids, checked) = choose(&sampling, logits.cast(FloatDType::F32), uniform);
+            let (ids, checked) = choose(&sampling, logits, uniform);
             Drawn { ids, checked }
         })
     }
@@ -134,8 +134,7 @@ pub(crate) fn column(numbers: &Tensor<2>, place: usize) -> Tensor<2> {
     numbers.clone().slice(s![.., place..place + 1])
 }
 
-/// A token of every sequence, and the same with [`NOT_A_NUMBER`] where there is none, `[batch, 1]` both. `logits` are in
-/// float32.
+/// A token of every sequence, and the same with [`NOT_A_NUMBER`] where there is none, `[batch, 1]` both.
 pub(crate) fn choose(
     sampling: &Sampling,
     logits: Tensor<2>,
@@ -144,7 +143,7 @@ pub(crate) fn choose(
     if let Some(drawn) = blockformer_cubecl::draw(&logits, uniform.as_ref(), choice(sampling)) {
         return (drawn.clone().clamp_min(0), drawn);
     }
-    let (ids, sound) = choose_plainly(sampling, logits, uniform);
+    let (ids, sound) = choose_plainly(sampling, logits.cast(FloatDType::F32), uniform);
     let checked = ids.clone().mask_fill(sound.bool_not(), NOT_A_NUMBER);
     (ids, checked)
 }

@@ -111,8 +111,9 @@ pub struct Engine<M: PagedModel> {
     recorded: Option<Recorded>,
     recording: RecordingState,
     recording_failure: Option<String>,
-    /// Where recordings were made, if any are to be: everything is launched there then, whatever the thread.
-    stream: Option<StreamId>,
+    /// Where everything is launched, whatever the thread: kernels write the pool in place, and devices keep the order of what is launched
+    /// within a stream alone. Recordings were made there.
+    stream: StreamId,
     next_id: u64,
     jobs: HashMap<RequestId, Job>,
     waiting: VecDeque<RequestId>,
@@ -140,7 +141,7 @@ impl<M: PagedModel> Engine<M> {
             device: device.clone(),
             tokenizer: None,
             pool,
-            stream: recorded.is_some().then(StreamId::current),
+            stream: StreamId::current(),
             recorded,
             recording,
             recording_failure: None,
@@ -223,7 +224,7 @@ impl<M: PagedModel> Engine<M> {
     ///
     /// The future must run to its end: if it is dropped before, requests that were running never end.
     pub async fn step_async(&mut self) -> Vec<(RequestId, Event)> {
-        let Some(stream) = self.stream else { return self.round().await };
+        let stream = self.stream;
         let mut round = pin!(self.round());
         poll_fn(|context| stream.executes(|| round.as_mut().poll(context))).await
     }

@@ -13,6 +13,7 @@ use crate::language_model::to_host;
 use crate::read_back::read_tokens;
 use crate::{Decoding, FinishReason, GenerateError, LanguageModel, Sampler, Sampling};
 pub use rounds::Rounds;
+pub(crate) use rounds::size_class;
 
 /// What is to be generated.
 #[derive(Debug, Clone, PartialEq)]

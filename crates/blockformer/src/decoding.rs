@@ -7,7 +7,7 @@ use crate::devices::is_cuda;
 use crate::is_cpu;
 
 /// Where [`generate`](crate::generate::generate) should draw tokens of a model on `device`: on CPUs on the host, which
-/// has the logits at hand; elsewhere on the device, with one look at the tokens a block and shapes of which there are
+/// has the logits at hand; elsewhere on the device, with one look at 16 tokens and shapes of which there are
 /// few. A program that has the device to itself may ask for [`exclusive_decoding`].
 pub fn decoding(device: &Device) -> Decoding {
     decoding_with(device, None)

@@ -16,19 +16,19 @@ use burn::tensor::{Device, Tensor};
 use super::MeasureOptions;
 use crate::{BenchError, Workload, memory};
 
-/// A prefill, and a step or a round where there is one, in caches for the whole workload.
+/// A prefill, and a step or a round where there is one, in caches for the whole workload: the bytes of keys and values.
 pub(super) fn take_in(
     model: &AnyModel,
     workload: &Workload,
     options: &MeasureOptions,
     device: &Device,
-) -> Result<(), BenchError> {
+) -> Result<usize, BenchError> {
     if let Decoding::Device(decoding) = options.decoding {
         let mut rounds = begin(model, workload, options, decoding, device)?;
         for _ in 0..2 {
             rounds.next_tokens()?;
         }
-        return Ok(());
+        return Ok(rounds.kv_bytes());
     }
     let layout = model.layout();
     let prompts = prompts(workload, options, layout.vocab_size);
@@ -40,7 +40,7 @@ pub(super) fn take_in(
     if workload.new_tokens > 1 {
         choose(LanguageModel::step(model, &mut state, &tokens), &mut spent)?;
     }
-    Ok(())
+    Ok(model.kv_bytes(&state))
 }
 
 /// A workload whose prompts have been taken in, its tokens to be found on the device.
@@ -114,6 +114,8 @@ pub(super) struct Run {
     /// How many they were of each sequence.
     pub(super) first_tokens: usize,
     pub(super) total: Duration,
+    /// What recording took of it.
+    pub(super) recording: Duration,
     pub(super) sampling: [Duration; 2],
     pub(super) profile: Option<[Profile; 2]>,
     pub(super) kv_bytes: usize,
@@ -192,6 +194,7 @@ impl<M: LanguageModel> Bench for OnHost<'_, M> {
             first,
             first_tokens: 1,
             total,
+            recording: Duration::ZERO,
             sampling,
             profile: prefill.zip(last).map(|(prefill, (last, _))| [prefill, last]),
             kv_bytes: self.model.kv_bytes(&state),
@@ -224,6 +227,7 @@ impl Bench for OnDevice<'_> {
             first,
             first_tokens: 1,
             total,
+            recording: rounds.recording_time(),
             sampling: [Duration::ZERO; 2],
             profile: None,
             kv_bytes: rounds.kv_bytes(),
@@ -277,6 +281,7 @@ impl<M: PagedModel> Bench for OnEngine<'_, M> {
             first,
             first_tokens,
             total,
+            recording: Duration::ZERO, // in the warm-up
             sampling: [Duration::ZERO; 2],
             profile: None,
             kv_bytes: usage.pool.peak + batch * self.model.block_bytes(device),

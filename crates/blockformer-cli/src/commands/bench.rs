@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use blockformer::ServingModel;
 use blockformer::bench::{
-    Limits, MeasureOptions, Measurement, Report, Subject, Workload, largest_batch, measure, needed_bytes, peak_bytes,
-    reset_peak, settle,
+    Limits, MeasureOptions, Measurement, Report, Subject, Workload, batch_sizes, largest_batch, measure, needed_bytes,
+    peak_bytes, reset_peak, settle,
 };
 use blockformer::model::{AnyModel, ModelConfig, presets};
 use burn::tensor::Device;
@@ -130,7 +130,7 @@ fn all_batches(
         None => arguments.batch.clone(),
         Some(gib) => {
             let budget = (gib * f64::from(1 << 30)) as usize;
-            vec![largest_batch(budget, LARGEST_BATCH, |batch| {
+            vec![largest_batch(budget, &batch_sizes(&decoding, LARGEST_BATCH), |batch| {
                 let options = MeasureOptions { batch, decoding, ..MeasureOptions::default() };
                 needed_bytes(subject, workload, &options, device)
             })?]
@@ -185,7 +185,7 @@ fn print(m: &Measurement) -> Result<(), CliError> {
     let speed = m.tokens_per_second;
     writeln!(
         std::io::stdout(),
-        "{} {} {} batch {}: {:.1} tokens/s ({:.1} to {:.1}), first token {:.1} ms, then {:.2} ms a token; \
+        "{} {} {} batch {}: {:.1} tokens/s ({:.1} to {:.1}), first token {:.1} ms, {}then {:.2} ms a token; \
          weights {:.1} MiB, KV {:.1} MiB{}{}{}",
         m.model,
         m.precision,
@@ -195,6 +195,11 @@ fn print(m: &Measurement) -> Result<(), CliError> {
         speed.min,
         speed.max,
         m.first_token_ms.median,
+        if m.recording_ms.median > 0.0 {
+            format!("recording {:.0} ms, ", m.recording_ms.median)
+        } else {
+            String::new()
+        },
         m.token_ms.median,
         mebibytes(m.weight_bytes),
         mebibytes(m.kv_bytes),

@@ -2,9 +2,9 @@
 //!
 //! A cube draws the token of one row. Filters keep a prefix of the tokens in the order of likelihood, equal ones in the
 //! order of ids; a prefix is given by the bits of the weight at its end, which order positive floats as they order
-//! integers, and how many ids from the first on it holds of the tokens of that weight. Both are found by halving: thirty
-//! sums over the row and one more for each bit of the vocabulary's size, instead of sorting it. Loops around barriers run
-//! equally often in all units, whatever the numbers are.
+//! integers, and how many ids from the first on it holds of the tokens of that weight. The bits are found some at a time, from the
+//! highest on, by sums over the row for all values that these may have, instead of sorting it; the ids by counting. Loops around barriers
+//! run equally often in all units, whatever the numbers are.
 
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
@@ -15,12 +15,18 @@ use cubecl::prelude::*;
 
 use super::max_units;
 
-/// Units that share a row, where a device has so many.
-const UNITS: u32 = 1024;
+/// Units that share a row, where a device has so many, and memory that they share.
+const UNITS: usize = 1024;
+/// Parts in which what the units have is put together.
+const GROUPS: usize = 32;
 /// The bits of 1, the weight of the likeliest.
 const ONE: u32 = 0x3f80_0000;
-/// Halvings from the bits of 0 and 2 to those of neighbours.
-const HALVINGS: u32 = 30;
+/// Bits of a weight that are found in one pass over the row.
+const BITS: u32 = 3;
+/// The values beside 0 that these may have.
+const BOUNDS: usize = (1 << BITS) - 1;
+/// Passes for the thirty bits below those of 2.
+const PASSES: u32 = 10;
 /// Less than any logit that is a number.
 const LEAST: f32 = -3.0e38;
 
@@ -41,27 +47,55 @@ impl Filters {
     }
 }
 
-/// The sum of what the units have, in one order, or the largest.
+fn groups(units: usize) -> usize {
+    units.min(GROUPS)
+}
+
+/// The sums of what the units have in `shared[i * units + unit]`, in one order, or the largest: in `shared[i * units]`. Nothing may be
+/// written there before all units have read it.
 #[cube]
-fn over_units(value: f32, shared: &mut Shared<[f32]>, #[comptime] largest: bool) -> f32 {
+fn reduce(shared: &mut Shared<[f32]>, #[comptime] numbers: usize, #[comptime] largest: bool, #[comptime] units: usize) {
+    let groups = comptime!(groups(units));
     let unit = UNIT_POS_X as usize;
-    shared[unit] = value;
     sync_cube();
-    let mut half = CUBE_DIM_X as usize / 2;
-    while half > 0 {
-        if unit < half {
-            let other = shared[unit + half];
+    let mut i = unit;
+    while i < comptime!(numbers * groups) {
+        let at = i / groups * units + i % groups;
+        let mut result = shared[at];
+        for other in 1..comptime!(units / groups) {
+            let value = shared[at + other * groups];
             if comptime!(largest) {
-                if other > shared[unit] {
-                    shared[unit] = other;
-                }
+                result = max(result, value);
             } else {
-                shared[unit] += other;
+                result += value;
             }
         }
-        sync_cube();
-        half /= 2;
+        shared[at] = result;
+        i += units;
     }
+    sync_cube();
+    let mut i = unit;
+    while i < numbers {
+        let at = i * units;
+        let mut result = shared[at];
+        for group in 1..groups {
+            if comptime!(largest) {
+                result = max(result, shared[at + group]);
+            } else {
+                result += shared[at + group];
+            }
+        }
+        shared[at] = result;
+        i += units;
+    }
+    sync_cube();
+}
+
+/// The sum of what the units have, or the largest.
+#[cube]
+fn over_units(value: f32, shared: &mut Shared<[f32]>, #[comptime] largest: bool, #[comptime] units: usize) -> f32 {
+    shared[UNIT_POS_X as usize] = value;
+    reduce(shared, 1usize, largest, units);
     let result = shared[0];
     sync_cube();
     result
@@ -98,6 +132,7 @@ fn measure<F: Float>(
     first: u32,
     shared: &mut Shared<[f32]>,
     #[comptime] count: bool,
+    #[comptime] units: usize,
 ) -> f32 {
     let mut sum = 0.0f32;
     let mut id = UNIT_POS_X as usize;
@@ -110,9 +145,55 @@ fn measure<F: Float>(
                 sum += weight;
             }
         }
-        id += CUBE_DIM_X as usize;
+        id += units;
     }
-    over_units(sum, shared, false)
+    over_units(sum, shared, false, units)
+}
+
+/// The same of the prefixes that end with all tokens of the weights whose bits are `low` and 1 to [`BOUNDS`] times `1 << shift` more.
+#[cube]
+#[allow(clippy::too_many_arguments)] // kernels take no structs with references
+fn measures<F: Float>(
+    logits: &Tensor<F>,
+    row: &Row,
+    low: u32,
+    shift: u32,
+    measured: &mut Array<f32>,
+    shared: &mut Shared<[f32]>,
+    #[comptime] count: bool,
+    #[comptime] units: usize,
+) {
+    let unit = UNIT_POS_X as usize;
+    #[unroll]
+    for i in 0..BOUNDS {
+        measured[i] = 0.0f32;
+    }
+    let mut id = unit;
+    while id < row.n {
+        let weight = weight::<F>(logits, row, id);
+        let bits = u32::reinterpret(weight);
+        let mut adds = weight;
+        if comptime!(count) {
+            adds = 1.0f32;
+        }
+        #[unroll]
+        for i in 0..BOUNDS {
+            if bits >= low + (comptime!(i as u32 + 1) << shift) {
+                measured[i] += adds;
+            }
+        }
+        id += units;
+    }
+    #[unroll]
+    for i in 0..BOUNDS {
+        shared[comptime!(i * units) + unit] = measured[i];
+    }
+    reduce(shared, BOUNDS, false, units);
+    #[unroll]
+    for i in 0..BOUNDS {
+        measured[i] = shared[comptime!(i * units)];
+    }
+    sync_cube();
 }
 
 /// Where the shortest prefix ends that measures what is wanted: the bits of the weight, and how many of the first ids.
@@ -121,34 +202,176 @@ fn shortest<F: Float>(
     logits: &Tensor<F>,
     row: &Row,
     wanted: f32,
-    id_halvings: u32,
     shared: &mut Shared<[f32]>,
     #[comptime] count: bool,
+    #[comptime] units: usize,
 ) -> (u32, u32) {
-    let all = row.n as u32;
-    // All from `low` on are enough, those from `high` on are not.
+    // All tokens of these bits or more are enough.
     let mut low = 0u32;
-    let mut high = comptime!(ONE + 1).runtime();
-    for _ in 0..HALVINGS {
-        let middle = low + (high - low) / 2;
-        if measure::<F>(logits, row, middle, all, shared, count) >= wanted {
-            low = middle;
-        } else {
-            high = middle;
+    let mut measured = Array::<f32>::new(BOUNDS);
+    for pass in 0..PASSES {
+        let shift = (PASSES - 1 - pass) * BITS;
+        measures::<F>(logits, row, low, shift, &mut measured, shared, count, units);
+        let mut enough = 0u32;
+        #[unroll]
+        for i in 0..BOUNDS {
+            if measured[i] >= wanted {
+                enough += 1u32;
+            }
+        }
+        low += enough << shift;
+    }
+    low = min(low, ONE);
+    // Without those at `low` it is not, and they are all alike.
+    let more = wanted - measure::<F>(logits, row, low, 0u32, shared, count, units);
+    let mut ties = more;
+    if comptime!(!count) {
+        ties = row.n as f32;
+        if low > 0u32 {
+            ties = (more / f32::reinterpret(low)).ceil();
         }
     }
-    // Of those at `low`, the first `enough` ids are, the first `few` are not.
-    let mut enough = all;
-    let mut few = 0u32;
-    for _ in 0..id_halvings {
-        let middle = few + (enough - few) / 2;
-        if measure::<F>(logits, row, low, middle, shared, count) >= wanted {
-            enough = middle;
-        } else {
-            few = middle;
+    let last = select::<F>(logits, row, low, 0u32, max(ties, 1.0f32) - 0.5f32, shared, true, units);
+    (low, last as u32 + 1u32)
+}
+
+/// What a token adds: 1 if its weight has these bits, where `ties` are counted; otherwise what it weighs, if it is in the prefix.
+#[cube]
+fn adds(weight: f32, id: usize, bits: u32, first: u32, #[comptime] ties: bool) -> f32 {
+    let mut adds = 0.0f32;
+    if comptime!(ties) {
+        if u32::reinterpret(weight) == bits {
+            adds = 1.0f32;
+        }
+    } else if is_kept(weight, id, bits, first) {
+        adds = weight;
+    }
+    adds
+}
+
+/// The first token, in the order of ids, with which what tokens [add](adds) up to is more than `target`, or than this share of all of it
+/// where they are not `ties`; where rounding has left none, the last that adds anything.
+///
+/// It is looked for in parts of the row, in parts of that part, one a unit, and then in that unit's.
+#[cube]
+#[allow(clippy::too_many_arguments)] // kernels take no structs with references
+fn select<F: Float>(
+    logits: &Tensor<F>,
+    row: &Row,
+    bits: u32,
+    first: u32,
+    target: f32,
+    shared: &mut Shared<[f32]>,
+    #[comptime] ties: bool,
+    #[comptime] units: usize,
+) -> usize {
+    let groups = comptime!(groups(units));
+    let members = comptime!(units / groups);
+    let unit = UNIT_POS_X as usize;
+    let (group, member) = (unit / members, unit % members);
+    // So that a group's stand one in each row, side by side with those of the others.
+    let place = member * groups + group;
+
+    #[allow(clippy::manual_div_ceil)] // kernels have no such function
+    let length = (row.n + groups - 1) / groups;
+    let end = min((group + 1) * length, row.n);
+    let mut own = 0.0f32;
+    let mut id = group * length + member;
+    while id < end {
+        own += adds(weight::<F>(logits, row, id), id, bits, first, ties);
+        id += members;
+    }
+    shared[place] = own;
+    add_up_groups(shared, units);
+    let mut target = target;
+    if comptime!(!ties) {
+        let mut all = 0.0f32;
+        for group in 0..groups {
+            all += shared[units + group];
+        }
+        target *= all;
+    }
+    let (part, before) = first_beyond(shared, target, units, 1, groups);
+    let beyond = target - before;
+    sync_cube();
+
+    let end = min((part + 1) * length, row.n);
+    #[allow(clippy::manual_div_ceil)] // as above
+    let piece = (length + units - 1) / units;
+    let begin = part * length + unit * piece;
+    let mut own = 0.0f32;
+    for i in 0..piece {
+        if begin + i < end {
+            own += adds(weight::<F>(logits, row, begin + i), begin + i, bits, first, ties);
         }
     }
-    (low, enough)
+    shared[place] = own;
+    add_up_groups(shared, units);
+    let (chosen, before) = first_beyond(shared, beyond, units, 1, groups);
+    let beyond = beyond - before;
+    let (of_it, before) = first_beyond(shared, beyond, chosen, groups, members);
+    if group == chosen && member == of_it {
+        let beyond = beyond - before;
+        let mut sum = 0.0f32;
+        let mut last = begin;
+        let mut found = false;
+        for i in 0..piece {
+            if begin + i < end && !found {
+                let more = adds(weight::<F>(logits, row, begin + i), begin + i, bits, first, ties);
+                if more > 0.0f32 {
+                    sum += more;
+                    last = begin + i;
+                    found = sum > beyond;
+                }
+            }
+        }
+        shared[comptime!(units + groups)] = f32::cast_from(last);
+    }
+    sync_cube();
+    let selected = usize::cast_from(shared[comptime!(units + groups)]);
+    sync_cube();
+    selected
+}
+
+/// The sum of each group, behind what the units have.
+#[cube]
+fn add_up_groups(shared: &mut Shared<[f32]>, #[comptime] units: usize) {
+    let groups = comptime!(groups(units));
+    let unit = UNIT_POS_X as usize;
+    sync_cube();
+    if unit < groups {
+        let mut sum = 0.0f32;
+        for member in 0..comptime!(units / groups) {
+            sum += shared[member * groups + unit];
+        }
+        shared[units + unit] = sum;
+    }
+    sync_cube();
+}
+
+/// The first of `n` numbers, `stride` apart, with which their sum is more than `target`, or the last that is not 0; and the sum of those before.
+#[cube]
+fn first_beyond(
+    shared: &mut Shared<[f32]>,
+    target: f32,
+    at: usize,
+    stride: usize,
+    #[comptime] n: usize,
+) -> (usize, f32) {
+    let mut sum = 0.0f32;
+    let mut before = 0.0f32;
+    let mut place = 0usize;
+    let mut found = false;
+    for i in 0..n {
+        let number = shared[at + i * stride];
+        if number > 0.0f32 && !found {
+            place = i;
+            before = sum;
+            found = sum + number > target;
+        }
+        sum += number;
+    }
+    (place, before)
 }
 
 #[cube(launch, address_type = "dynamic")]
@@ -161,7 +384,6 @@ fn draw_kernel<F: Float>(
     top_k: f32,
     top_p: f32,
     min_p: f32,
-    id_halvings: u32,
     #[comptime] units: usize,
     #[comptime] greedy: bool,
     #[comptime] with_top_k: bool,
@@ -173,7 +395,8 @@ fn draw_kernel<F: Float>(
     let at = CUBE_POS_X as usize * logits.stride(0);
     let stride = logits.stride(1);
     let output_at = CUBE_POS_X as usize * output.stride(0);
-    let mut shared = Shared::<[f32]>::new_slice(units);
+    let narrows = comptime!(with_top_k || with_top_p);
+    let mut shared = Shared::<[f32]>::new_slice(comptime!(floats(units, narrows)));
 
     let mut likeliest = greedy.runtime();
     let (mut inverse_temperature, mut top_k) = (inverse_temperature, top_k);
@@ -189,8 +412,9 @@ fn draw_kernel<F: Float>(
         min_p = each[row + 3 * next];
     }
 
-    // The first of the likeliest.
+    // The first of the likeliest, and whether a logit is no number or infinite.
     let mut largest = f32::new(LEAST);
+    let mut unsound = 0.0f32;
     let mut best = n;
     let mut id = unit;
     while id < n {
@@ -199,20 +423,25 @@ fn draw_kernel<F: Float>(
             largest = logit;
             best = id;
         }
+        if logit.is_nan() || logit > f32::max_value() {
+            unsound = 1.0f32;
+        }
         id += units;
     }
-    let max = over_units(largest, &mut shared, true);
+    shared[unit] = largest;
+    shared[units + unit] = unsound;
+    reduce(&mut shared, 2usize, true, units);
+    let max = shared[0];
+    let sound = shared[units] == 0.0f32 && max > f32::new(LEAST);
+    sync_cube();
     let row = Row { at, stride, n, max, inverse_temperature };
-    // Infinity less infinity is not a number, and neither is any sum with one that is not; nothing finite weighs nothing.
-    let everything = sum_of_all::<F>(logits, &row, &mut shared);
-    let sound = !everything.is_nan() && everything >= 1.0f32;
 
     if comptime!(greedy || each.is_some()) {
         let mut first = -(n as f32);
         if largest == max {
             first = -(best as f32);
         }
-        let first = over_units(first, &mut shared, true);
+        let first = over_units(first, &mut shared, true, units);
         if unit == 0 && likeliest {
             output[output_at] = if sound { i32::cast_from(-first) } else { -1i32 };
         }
@@ -221,13 +450,13 @@ fn draw_kernel<F: Float>(
         let mut bits = 0u32;
         let mut first = n as u32;
         if comptime!(with_top_k) {
-            let (end, ids) = shortest::<F>(logits, &row, top_k, id_halvings, &mut shared, true);
+            let (end, ids) = shortest::<F>(logits, &row, top_k, &mut shared, true, units);
             bits = end;
             first = ids;
         }
         if comptime!(with_top_p) {
-            let wanted = top_p * measure::<F>(logits, &row, bits, first, &mut shared, false);
-            let (end, ids) = shortest::<F>(logits, &row, wanted, id_halvings, &mut shared, false);
+            let wanted = top_p * measure::<F>(logits, &row, bits, first, &mut shared, false, units);
+            let (end, ids) = shortest::<F>(logits, &row, wanted, &mut shared, false, units);
             // Rounding must not widen what `top_k` left, nor narrow anything where all are wanted.
             if top_p < 1.0f32 && end > bits {
                 bits = end;
@@ -242,71 +471,17 @@ fn draw_kernel<F: Float>(
             first = n as u32;
         }
 
-        // What is left, in ranges of ids, one a unit.
-        #[allow(clippy::manual_div_ceil)] // kernels have no such function
-        let length = (n + units - 1) / units;
-        let begin = unit * length;
-        let mut own = 0.0f32;
-        for i in 0..length {
-            let id = begin + i;
-            if id < n {
-                let weight = weight::<F>(logits, &row, id);
-                if is_kept(weight, id, bits, first) {
-                    own += weight;
-                }
-            }
-        }
-        shared[unit] = own;
-        sync_cube();
-        let mut before = 0.0f32;
-        let mut total = 0.0f32;
-        let mut last = 0usize;
-        for other in 0..units {
-            if other == unit {
-                before = total;
-            }
-            if shared[other] > 0.0f32 {
-                last = other;
-            }
-            total += shared[other];
-        }
-        let target = total * uniforms[CUBE_POS_X as usize * uniforms.stride(0)];
-        let holds = target >= before && target < before + own;
-        let slivers = target >= total && unit == last;
-        if unit == 0 && !sound && !likeliest {
-            output[output_at] = -1i32;
-        }
-        if sound && !likeliest && (holds || slivers) {
-            let beyond = target - before;
-            let mut sum = 0.0f32;
-            let mut drawn = begin;
-            let mut found = false;
-            for i in 0..length {
-                let id = begin + i;
-                if id < n && !found {
-                    let weight = weight::<F>(logits, &row, id);
-                    if weight > 0.0f32 && is_kept(weight, id, bits, first) {
-                        sum += weight;
-                        drawn = id;
-                        found = sum > beyond;
-                    }
-                }
-            }
-            output[output_at] = drawn as i32;
+        let uniform = uniforms[CUBE_POS_X as usize * uniforms.stride(0)];
+        let drawn = select::<F>(logits, &row, bits, first, uniform, &mut shared, false, units);
+        if unit == 0 && !likeliest {
+            output[output_at] = if sound { i32::cast_from(drawn) } else { -1i32 };
         }
     }
 }
 
-/// The sum of all weights, not a number if one is not.
-#[cube]
-fn sum_of_all<F: Float>(logits: &Tensor<F>, row: &Row, shared: &mut Shared<[f32]>) -> f32 {
-    let mut sum = 0.0f32;
-    let mut id = UNIT_POS_X as usize;
-    while id < row.n {
-        sum += weight::<F>(logits, row, id);
-        id += CUBE_DIM_X as usize;
-    }
-    over_units(sum, shared, false)
+/// Floats that the units of a cube share.
+fn floats(units: usize, narrows: bool) -> usize {
+    if narrows { BOUNDS * units } else { 2 * units + 1 }
 }
 
 /// How [`launch`] draws.
@@ -321,11 +496,9 @@ pub(crate) enum How {
 
 /// Launches it. Shapes have been checked.
 pub(crate) fn launch(logits: CubeTensor, uniforms: CubeTensor, how: How) -> CubeTensor {
-    let [rows, vocab_size] = logits.shape().dims::<2>();
+    let [rows, _] = logits.shape().dims::<2>();
     let (client, dtype) = (logits.client.clone(), logits.dtype);
     let output = empty_device_dtype(client.clone(), logits.device.clone(), Shape::new([rows, 1]), DType::I32);
-    let limit = max_units(&client.properties().hardware);
-    let units = UNITS.min(1 << limit.ilog2()); // a power of two, for the sums
     let greedy = matches!(how, How::Likeliest);
     let off = Filters { inverse_temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
     let (filters, each, with_top_k, with_top_p) = match how {
@@ -337,10 +510,16 @@ pub(crate) fn launch(logits: CubeTensor, uniforms: CubeTensor, how: How) -> Cube
         How::Each { ways, with_top_k, with_top_p } => (off, Some(ways), with_top_k, with_top_p),
     };
     let Filters { inverse_temperature, top_k, top_p, min_p } = filters;
+    let hardware = &client.properties().hardware;
+    let mut units = 1 << (max_units(hardware) as usize).min(UNITS).ilog2(); // a power of two, for the groups
+    while units > GROUPS && floats(units, with_top_k || with_top_p) * size_of::<f32>() > hardware.max_shared_memory_size
+    {
+        units /= 2;
+    }
     draw_kernel::launch(
         &client,
         CubeCount::Static(rows as u32, 1, 1),
-        CubeDim::new_1d(units),
+        CubeDim::new_1d(units as u32),
         logits.required_address_type(),
         logits.into_tensor_arg(),
         uniforms.into_tensor_arg(),
@@ -350,8 +529,7 @@ pub(crate) fn launch(logits: CubeTensor, uniforms: CubeTensor, how: How) -> Cube
         top_k as f32,
         top_p,
         min_p,
-        vocab_size.next_power_of_two().ilog2() + 1,
-        units as usize,
+        units,
         greedy,
         with_top_k,
         with_top_p,

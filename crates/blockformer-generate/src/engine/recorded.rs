@@ -331,10 +331,8 @@ impl<M: PagedModel> Engine<M> {
         }
         let are_all = shapes.len() <= MOST_RECORDINGS;
         shapes.truncate(MOST_RECORDINGS);
-        match self.stream {
-            Some(stream) => stream.executes(|| self.record_blanks(&shapes)),
-            None => self.record_blanks(&shapes),
-        }
+        let stream = self.stream;
+        stream.executes(|| self.record_blanks(&shapes));
         if let Some(recorded) = &mut self.recorded {
             // What the device failed to record is not tried with requests at stake.
             recorded.is_complete = are_all || recorded.taken_in.len() < shapes.len();

@@ -1,5 +1,7 @@
 //! Rounds of tokens that are decoded without a look at them.
 
+use std::time::Duration;
+
 use blockformer_model::{BlockLayout, BlockedPrompts};
 use burn::tensor::{Device, Int, Tensor, s};
 
@@ -28,6 +30,8 @@ pub struct Rounds<'a, M: LanguageModel> {
     ahead: usize,
     left: usize,
     course: Course<'a>,
+    /// What it took to record, or to try.
+    recording: Duration,
     kv_bytes: usize,
 }
 
@@ -171,6 +175,7 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
             ahead: 0,
             left,
             course,
+            recording: Duration::ZERO,
             kv_bytes,
         }
     }
@@ -179,6 +184,11 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
     /// can, and there are enough tokens to decode.
     pub fn is_recorded(&self) -> bool {
         matches!(&self.course, Course::Repeated(_))
+    }
+
+    /// What it took to record, or to try to: zero before, and where nothing is recorded.
+    pub fn recording_time(&self) -> Duration {
+        self.recording
     }
 
     /// Enqueues the next tokens of all sequences, `[sequences, tokens]`, for [`token`](crate::device_sampler::token) to
@@ -251,7 +261,11 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
         };
         let block = Tensor::cat(beginning.block.clone(), 1);
         let device = block.device();
+        // What was decoded before is not recording. An error shows where its tokens are read.
+        let _ = device.sync();
+        let elapsed = clock();
         let repeated = Repeated::new(steps, draw, block, !self.sampler.is_greedy());
+        self.recording = elapsed();
         if repeated.is_recorded() {
             self.course = Course::Repeated(Box::new(repeated));
             return;
@@ -259,6 +273,19 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
         // What a device that could not record has left behind is not to be read.
         drop(repeated);
         self.state = Some(beginning.again(self.model, &device));
+    }
+}
+
+/// Tells the time since it was made; none in a browser, where nothing is recorded.
+fn clock() -> impl Fn() -> Duration {
+    #[cfg(not(target_family = "wasm"))]
+    {
+        let start = std::time::Instant::now();
+        move || start.elapsed()
+    }
+    #[cfg(target_family = "wasm")]
+    {
+        || Duration::ZERO
     }
 }
 
@@ -276,7 +303,7 @@ fn fill_up(prompts: BlockedPrompts, new_tokens: usize, layout: &BlockLayout) -> 
 }
 
 /// The next of 1, 2, 4, 8 and, from there on, four sizes to each doubling.
-fn size_class(n: usize) -> usize {
+pub(crate) fn size_class(n: usize) -> usize {
     let power = n.next_power_of_two();
     if n <= 8 { power } else { n.next_multiple_of(power / 8) }
 }

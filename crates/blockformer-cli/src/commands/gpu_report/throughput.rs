@@ -1,8 +1,8 @@
 //! The paper's workloads.
 
 use blockformer::bench::{
-    BenchError, MeasureOptions, Measurement, StepKernels, Subject, Workload, device_bytes, largest_batch,
-    measure as time, needed_bytes, step_kernels,
+    BenchError, MeasureOptions, Measurement, Needed, StepKernels, Subject, Workload, batch_sizes, device_bytes,
+    guarded, largest_batch, measure as time, needed_bytes, step_kernels,
 };
 use blockformer::model::{AnyModel, ModelConfig};
 use blockformer::self_check::computes;
@@ -93,11 +93,25 @@ fn row(
     largest: bool,
 ) -> Result<Value, CliError> {
     let subject = Subject::new(name, model);
-    let batch = if largest { find_largest(run, &subject, workload)? } else { 1 };
-    let Arguments { repeats, recorded, .. } = run.arguments.throughput;
+    let Arguments { repeats, recorded, most_sequences, .. } = run.arguments.throughput;
     let decoding = decoding(&run.device, recorded);
-    let options = MeasureOptions { batch, repeats, decoding, ..MeasureOptions::default() };
-    let measured = time(&subject, workload, &options, &run.device)?;
+    let options = |batch| MeasureOptions { batch, repeats, decoding, ..MeasureOptions::default() };
+    let sizes = batch_sizes(&decoding, most_sequences);
+    let mut batch = if largest { find_largest(run, &subject, workload, &sizes)? } else { 1 };
+    let measured = loop {
+        run.device.memory_cleanup();
+        let measured = guarded(|| time(&subject, workload, &options(batch), &run.device)).and_then(|measured| measured);
+        match (measured, sizes.iter().rev().find(|size| **size < batch)) {
+            (Ok(measured), _) => break measured,
+            // What was tried once may not fit again and again, with what lies in memory then.
+            (Err(error @ BenchError::Device { .. }), Some(smaller)) if largest && computes(&run.device) => {
+                eprintln!("a batch of {batch} found no room after all: {error}");
+                batch = *smaller;
+            }
+            (Err(error), _) => return Err(error.into()),
+        }
+    };
+    let options = options(batch);
     // What was measured stands, whatever becomes of this.
     let (kernels, no_kernels) = match step_kernels(&subject, workload, &options, &run.device) {
         Ok(kernels) => (kernels, None),
@@ -108,10 +122,11 @@ fn row(
     let shares = shares(run, &measured, &work, precision);
     let share = |name: &str| shares[name].as_f64().map_or("?".into(), |share| format!("{:.0} %", 100.0 * share));
     let summary = format!(
-        "batch {batch}: {:.1} tokens/s, first token {:.1} ms, then {:.2} ms a step; of the limits {} in the prefill and {} \
+        "batch {batch}: {:.1} tokens/s, first token {:.1} ms, recording {:.0} ms, then {:.2} ms a step; of the limits {} in the prefill and {} \
          in steps; {}warm-up {:.0} s",
         measured.tokens_per_second.median,
         measured.first_token_ms.median,
+        measured.recording_ms.median,
         measured.token_ms.median,
         share("prefill"),
         share("step"),
@@ -160,20 +175,19 @@ fn shares(run: &Run<'_>, measured: &Measurement, work: &Work, precision: Precisi
 
 /// The largest batch within the memory budget. Where a device tells what it holds, batches are tried against that; where
 /// it does not, against the memory of this process. A batch for which the device has no memory does not fit.
-fn find_largest(run: &Run<'_>, subject: &Subject<'_>, workload: &Workload) -> Result<usize, CliError> {
-    let most = run.arguments.throughput.most_sequences;
+fn find_largest(run: &Run<'_>, subject: &Subject<'_>, workload: &Workload, sizes: &[usize]) -> Result<usize, CliError> {
     let device = &run.device;
     let decoding = decoding(device, run.arguments.throughput.recorded);
     let Some(budget) = run.memory_budget() else {
         let reason = "needed for the largest batch: no driver tells how much memory this device has".into();
         return Err(CliError::Option { option: "--memory", reason });
     };
-    let needed = |batch: usize| -> Result<usize, BenchError> {
+    let needed = |batch: usize| -> Result<Needed, BenchError> {
         let options = MeasureOptions { batch, decoding, ..MeasureOptions::default() };
         match needed_bytes(subject, workload, &options, device) {
-            Err(BenchError::Device { .. }) if computes(device) => Ok(usize::MAX),
+            Err(BenchError::Device { .. }) if computes(device) => Ok(Needed::TOO_MUCH),
             needed => needed,
         }
     };
-    Ok(largest_batch(budget, most, needed)?)
+    Ok(largest_batch(budget, sizes, needed)?)
 }
