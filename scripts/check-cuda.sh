@@ -53,10 +53,7 @@ cp -rp scripts/cubecl-llvm-stub "$fresh/cubecl-llvm"
 mkdir -p "$fresh/cubecl-llvm/src/nvptx" "$fresh/cubecl-llvm/src/shared"
 cp -p "$llvm/src/nvptx/ptx_version.rs" "$fresh/cubecl-llvm/src/nvptx/"
 cp -p "$llvm/src/shared/lowered_features.rs" "$fresh/cubecl-llvm/src/shared/"
-# Feature `cpp` makes NVRTC the compiler; no crate between Burn and cubecl-cuda passes it on.
 cp -rp "$cuda" "$fresh/cubecl-cuda"
-sed -i 's/^std = \[$/std = [\n    "cpp",/' "$fresh/cubecl-cuda/Cargo.toml"
-grep -q '^    "cpp",$' "$fresh/cubecl-cuda/Cargo.toml" || fail "cubecl-cuda's manifest is not what it was"
 # From Ampere on, CubeCL lets its autotuner round float32 products to TF32, and has no switch. Here BLOCKFORMER_TF32=0 is one.
 sed -i -z 's/device_props\s*\.register_type_usage(ElemType::Float(FloatKind::TF32), TypeUsage::Conversion);/if std::env::var_os("BLOCKFORMER_TF32").is_none_or(|value| value != "0") { & }/' \
     "$fresh/cubecl-cuda/src/runtime.rs"

@@ -106,15 +106,15 @@ pub(crate) fn rotation_fits((cos, sin): (&Tensor<2>, &Tensor<2>), positions: usi
 }
 
 /// Whether [`attend_new`] can be given a count of positions by the device, for tensors like `x`, so many query heads of all
-/// sequences and a cache of so many positions.
-pub fn takes_counts<const D: usize>(x: &Tensor<D>, heads: usize, capacity: usize) -> bool {
+/// sequences, of so many features, and a cache of so many positions.
+pub fn takes_counts<const D: usize>(x: &Tensor<D>, [heads, head_dim]: [usize; 2], capacity: usize) -> bool {
     #[cfg(feature = "_kernels")]
     {
-        capacity <= MAX_HELD && kernels::takes_counts(x) && kernels::launches_cubes(x, heads)
+        capacity <= MAX_HELD && kernels::takes_counts(x, head_dim) && kernels::launches_cubes(x, heads)
     }
     #[cfg(not(feature = "_kernels"))]
     {
-        let _ = (x, heads, capacity);
+        let _ = (x, heads, head_dim, capacity);
         false
     }
 }

@@ -84,16 +84,16 @@ pub fn attend_paged(positions: PagedPositions<'_>, keys: &mut Tensor<2>, values:
     None
 }
 
-/// Whether [`attend_paged`] has a kernel for one new position of each of some sequences, with so many query heads altogether and up to
-/// `keys` keys each, if shapes fit, and [`write_rows`] and [`copy_rows`] have one for pages.
-pub fn takes_pages(pages: &Tensor<2>, heads: usize, keys: usize) -> bool {
+/// Whether [`attend_paged`] has a kernel for one new position of each of some sequences, with so many query heads altogether, of so many
+/// features, and up to `keys` keys each, if shapes fit, and [`write_rows`] and [`copy_rows`] have one for pages.
+pub fn takes_pages(pages: &Tensor<2>, [heads, head_dim]: [usize; 2], keys: usize) -> bool {
     #[cfg(feature = "_kernels")]
     {
-        keys <= MAX_HELD && writes_rows(pages) && kernels::takes_pages(pages, heads)
+        keys <= MAX_HELD && writes_rows(pages) && kernels::takes_pages(pages, [heads, head_dim])
     }
     #[cfg(not(feature = "_kernels"))]
     {
-        let _ = (pages, heads, keys);
+        let _ = (pages, heads, head_dim, keys);
         false
     }
 }

@@ -192,6 +192,11 @@ impl Attention {
         self.n_heads
     }
 
+    /// Features of a head.
+    pub(crate) fn head_dim(&self) -> usize {
+        self.head_dim
+    }
+
     /// `x + attention(norm(x))`.
     ///
     /// # Shapes

@@ -97,7 +97,7 @@ impl Transformer {
         self.layers.first().is_some_and(|layer| {
             let (heads, weight) = (layer.attention.n_heads(), layer.attention.qkv.weight.val());
             let plain = capacity < FUSED_FROM_SCORES && cache.dtype() == Some(weight.dtype());
-            plain && takes_counts(&weight, batch * heads, capacity)
+            plain && takes_counts(&weight, [batch * heads, layer.attention.head_dim()], capacity)
         })
     }
 

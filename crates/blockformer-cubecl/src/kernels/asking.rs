@@ -7,6 +7,7 @@ use burn::tensor::{DType, Int, Tensor};
 
 use super::drawing::Filters;
 use super::operations::{DecodingOps, Optional, OptionalBool, PagedInputs, PositionInputs, ProductInputs};
+use super::softmax::Head;
 use crate::{Choice, FewRows, KERNELS_OFF_VARIABLE, MAX_CUBES, MAX_TENSORS, NewPositions, PagedPositions, RowNorm};
 
 /// Whether there are kernels for a tensor: it is one of CubeCL's, in a type of floats they know, and keeps no graph.
@@ -57,8 +58,9 @@ pub(crate) fn attend_new(
         && has_kernels(keys)
         && has_kernels(values)
         && launches_cubes(keys, keys.dims()[0] * n_heads)
+        && shares_enough(keys, keys.dims()[3], qkv.dims()[1])
         && rotation.is_none_or(|(cos, sin)| has_kernels(cos) && has_kernels(sin))
-        && count.is_none_or(|count| has_kernels(count) && takes_counts(keys))
+        && count.is_none_or(|count| has_kernels(count) && takes_counts(keys, keys.dims()[3]))
         && hidden.is_none_or(|hidden| matches!(hidden.device().as_dispatch(), DispatchDevice::Cube(_)));
     if !served {
         return None;
@@ -103,7 +105,7 @@ pub(crate) fn attend_paged(
 ) -> Option<Tensor<3>> {
     let PagedPositions { qkv, rotation, n_heads, head_dim, tables, page_length, longest, see_each_other, stays } =
         position;
-    let served = takes_pages(keys, qkv.dims()[0] * qkv.dims()[1] * n_heads)
+    let served = takes_pages(keys, [qkv.dims()[0] * qkv.dims()[1] * n_heads, head_dim])
         && has_kernels(qkv)
         && has_kernels(values)
         && matches!(tables.device().as_dispatch(), DispatchDevice::Cube(_))
@@ -119,9 +121,16 @@ pub(crate) fn attend_paged(
     }))
 }
 
-/// Whether [`attend_paged`] takes pages like these, with so many query heads of all new positions.
-pub(crate) fn takes_pages(pages: &Tensor<2>, heads: usize) -> bool {
-    !is_off("attend_paged") && has_kernels(pages) && launches_cubes(pages, heads)
+/// Whether [`attend_paged`] takes pages like these, with so many query heads of all new positions, of so many features.
+pub(crate) fn takes_pages(pages: &Tensor<2>, [heads, head_dim]: [usize; 2]) -> bool {
+    !is_off("attend_paged") && has_kernels(pages) && launches_cubes(pages, heads) && shares_enough(pages, head_dim, 1)
+}
+
+/// Whether a cube shares as much memory as attention of so many new positions needs, on the device of `x`.
+fn shares_enough<const D: usize>(x: &Tensor<D>, head_dim: usize, new: usize) -> bool {
+    let device = x.device();
+    let DispatchDevice::Cube(device) = device.as_dispatch() else { return false };
+    Head::most_floats(head_dim, new) * size_of::<f32>() <= device.client().properties().hardware.max_shared_memory_size
 }
 
 /// Whether rows of a tensor like this one are written and copied.
@@ -151,12 +160,14 @@ pub(crate) fn launches_cubes<const D: usize>(x: &Tensor<D>, cubes: usize) -> boo
         }
 }
 
-/// Whether [`attend_new`] takes a count, for tensors like `x`: with it there is one buffer more than WebGPU promises.
-pub(crate) fn takes_counts<const D: usize>(x: &Tensor<D>) -> bool {
+/// Whether [`attend_new`] takes a count, for tensors like `x` and heads of so many features: with it there is one buffer more than WebGPU
+/// promises.
+pub(crate) fn takes_counts<const D: usize>(x: &Tensor<D>, head_dim: usize) -> bool {
     let device = x.device();
     let DispatchDevice::Cube(device) = device.as_dispatch() else { return false };
     !is_off("attend_new")
         && has_kernels(x)
+        && shares_enough(x, head_dim, 1)
         && device.client().properties().hardware.max_bindings > MAX_TENSORS as u32 + 1
 }
 

@@ -20,6 +20,10 @@ use crate::RowActivation;
 
 /// Units of a cube, if the device has so many.
 const UNITS: usize = 256;
+/// The same of products with so few columns that there are not [`CUBES`] of them: as many units as those would have.
+const MOST_UNITS: usize = 1024;
+/// The most numbers that a unit of more than twice [`UNITS`] adds up, which has so many registers the fewer.
+const FEW_SUMS: usize = 16;
 /// Cubes that keep a large GPU busy: strips get narrower until there are so many.
 const CUBES: usize = 256;
 /// Vectors side by side, which a strip has at most and at least: two of 16 bytes are the least that memory gives at a time.
@@ -28,6 +32,8 @@ const LANES: [usize; 5] = [32, 16, 8, 4, 2];
 const AHEAD: usize = 4;
 /// Units that add up a row's sums, each some of them.
 const ADDERS: usize = 32;
+/// The same, of every vector of a strip.
+const ADDERS_OF_VECTOR: usize = 16;
 
 /// What the kernel is compiled for, beside the inputs there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -195,6 +201,66 @@ fn add_feature<F: Float, N: Size>(
     }
 }
 
+/// Asks for a vector of each of the next rows of weights.
+#[cube]
+fn ask_for<F: Float, N: Size>(
+    weight: &[Vector<F, N>],
+    vectors: &mut Array<Vector<F, N>>,
+    k: usize,
+    d_in: usize,
+    row: usize,
+    column: usize,
+    #[comptime] parts: usize,
+) {
+    #[unroll]
+    for i in 0..AHEAD {
+        vectors[i] = weight[min(k + i * parts, d_in - 1) * row + column];
+    }
+}
+
+/// The same of the gate's weights, if there is one.
+#[cube]
+fn ask_for_gate<F: Float, N: Size>(
+    gate: &ComptimeOption<&[Vector<F, N>]>,
+    vectors: &mut Array<Vector<F, N>>,
+    k: usize,
+    d_in: usize,
+    row: usize,
+    column: usize,
+    #[comptime] parts: usize,
+) {
+    #[comptime]
+    if let ComptimeOption::Some(gate) = gate {
+        #[unroll]
+        for i in 0..AHEAD {
+            vectors[i] = gate[min(k + i * parts, d_in - 1) * row + column];
+        }
+    }
+}
+
+/// Adds up what the units of each lane have: for `unit < lanes` in `partial[unit]`.
+#[cube]
+fn add_up_parts<N: Size>(partial: &mut Shared<[Vector<f32, N>]>, #[comptime] lanes: usize, #[comptime] units: usize) {
+    let parts = comptime!(units / lanes);
+    let adders = comptime!(if parts < ADDERS_OF_VECTOR { parts } else { ADDERS_OF_VECTOR });
+    let unit = UNIT_POS_X as usize;
+    if unit < comptime!(lanes * adders) {
+        let mut sum = partial[unit];
+        for part in 1..comptime!(parts / adders) {
+            sum += partial[unit + part * comptime!(lanes * adders)];
+        }
+        partial[unit] = sum;
+    }
+    sync_cube();
+    if unit < lanes {
+        let mut sum = partial[unit];
+        for part in 1..adders {
+            sum += partial[unit + part * lanes];
+        }
+        partial[unit] = sum;
+    }
+}
+
 #[cube(launch)]
 fn product_kernel<F: Float, N: Size>(
     x: &[F],                                    // [rows, d_in]
@@ -225,6 +291,14 @@ fn product_kernel<F: Float, N: Size>(
     let column = CUBE_POS_X as usize * lanes + unit % lanes;
     let gated = gate.is_some();
 
+    // What is read first is on its way while rows are normalised.
+    let from = min(column, columns - 1); // units beyond the last column have nothing to write
+    let mut k = unit / lanes;
+    let mut w = Array::<Vector<F, N>>::new(AHEAD);
+    let mut g = Array::<Vector<F, N>>::new(AHEAD);
+    ask_for::<F, N>(weight, &mut w, k, d_in, weight_row, from, parts);
+    ask_for_gate::<F, N>(&gate, &mut g, k, d_in, gate_row, from, parts);
+
     let mut mean = Array::<f32>::new(rows);
     let mut inverse = Array::<f32>::new(rows);
     if comptime!(scale.is_some()) {
@@ -241,36 +315,25 @@ fn product_kernel<F: Float, N: Size>(
             gates[row] = Vector::new(0.0f32);
         }
     }
-    if column < columns {
-        let mut k = unit / lanes;
-        let mut w = Array::<Vector<F, N>>::new(AHEAD);
-        let mut g = Array::<Vector<F, N>>::new(AHEAD);
-        while k < d_in {
-            #[unroll]
-            for i in 0..AHEAD {
-                let at = min(k + i * parts, d_in - 1);
-                w[i] = weight[at * weight_row + column];
-                #[comptime]
-                if let ComptimeOption::Some(gate) = &gate {
-                    g[i] = gate[at * gate_row + column];
+    while k < d_in {
+        #[unroll]
+        for i in 0..AHEAD {
+            let at = k + i * parts;
+            if at < d_in {
+                let weights = Vector::<f32, N>::cast_from(w[i]);
+                let mut of_gate = weights;
+                if comptime!(gated) {
+                    of_gate = Vector::<f32, N>::cast_from(g[i]);
                 }
+                add_feature::<F, N>(
+                    x, &scale, &shift, &mean, &inverse, weights, of_gate, &mut sums, &mut gates, at, d_in, rows, gated,
+                );
             }
-            #[unroll]
-            for i in 0..AHEAD {
-                let at = k + i * parts;
-                if at < d_in {
-                    let weights = Vector::<f32, N>::cast_from(w[i]);
-                    let mut of_gate = weights;
-                    if comptime!(gated) {
-                        of_gate = Vector::<f32, N>::cast_from(g[i]);
-                    }
-                    add_feature::<F, N>(
-                        x, &scale, &shift, &mean, &inverse, weights, of_gate, &mut sums, &mut gates, at, d_in, rows,
-                        gated,
-                    );
-                }
-            }
-            k += comptime!(AHEAD * parts);
+        }
+        k += comptime!(AHEAD * parts);
+        if k < d_in {
+            ask_for::<F, N>(weight, &mut w, k, d_in, weight_row, from, parts);
+            ask_for_gate::<F, N>(&gate, &mut g, k, d_in, gate_row, from, parts);
         }
     }
 
@@ -284,18 +347,9 @@ fn product_kernel<F: Float, N: Size>(
             partial_gate[unit] = gates[row];
         }
         sync_cube();
-        let mut step = comptime!(units / 2).runtime();
-        while step >= lanes {
-            if unit < step {
-                let other = partial[unit + step];
-                partial[unit] += other;
-                if comptime!(gated) {
-                    let other = partial_gate[unit + step];
-                    partial_gate[unit] += other;
-                }
-            }
-            sync_cube();
-            step /= 2;
+        add_up_parts::<N>(&mut partial, lanes, units);
+        if comptime!(gated) {
+            add_up_parts::<N>(&mut partial_gate, lanes, units);
         }
         if unit < lanes && column < columns {
             let mut y = partial[unit];
@@ -346,9 +400,13 @@ pub(crate) fn launch(
     let vector = client.io_optimized_vector_sizes(dtype.size()).filter(divides).max().unwrap_or(1);
     let columns = d_out / vector;
     let rows = batch * positions;
-    let units = fitting_units(&client.properties().hardware, [rows, vector], [scale.is_some(), gate.is_some()]);
     let narrowest = LANES[LANES.len() - 1];
-    let lanes = LANES.into_iter().find(|lanes| columns.div_ceil(*lanes) >= CUBES).unwrap_or(narrowest).min(units);
+    let lanes = LANES.into_iter().find(|lanes| columns.div_ceil(*lanes) >= CUBES).unwrap_or(narrowest);
+    let sums = rows * vector * if gate.is_some() { 2 } else { 1 };
+    let units = units_of(columns.div_ceil(lanes), lanes, d_in, sums);
+    let has = [scale.is_some(), gate.is_some()];
+    let units = fitting_units(&client.properties().hardware, units, [rows, vector], has);
+    let lanes = lanes.min(units);
     product_kernel::launch(
         &client,
         CubeCount::Static(columns.div_ceil(lanes) as u32, 1, 1),
@@ -415,7 +473,7 @@ pub(crate) fn launch_norm(
     let [batch, positions, features] = x.shape().dims::<3>();
     let (client, dtype) = (x.client.clone(), x.dtype);
     let output = empty_device_contiguous_dtype(client.clone(), x.device.clone(), x.shape(), dtype);
-    let units = fitting_units(&client.properties().hardware, [1, 1], [true, false]);
+    let units = fitting_units(&client.properties().hardware, UNITS, [1, 1], [true, false]);
     norm_kernel::launch(
         &client,
         CubeCount::Static((batch * positions) as u32, 1, 1),
@@ -432,13 +490,29 @@ pub(crate) fn launch_norm(
     output
 }
 
-/// A power of two of units, for which the shared memory suffices.
-fn fitting_units(hardware: &HardwareProperties, [rows, vector]: [usize; 2], [normed, gated]: [bool; 2]) -> usize {
+/// Units of a cube that would keep a large GPU busy: more of them where there are few cubes, as long as all of them have rows of the weights
+/// to ask for, and registers.
+fn units_of(cubes: usize, lanes: usize, d_in: usize, sums: usize) -> usize {
+    let most = if sums <= FEW_SUMS { MOST_UNITS } else { MOST_UNITS / 2 };
+    let mut units = UNITS;
+    while units < most && cubes * units < CUBES * UNITS && 2 * units / lanes * AHEAD <= d_in {
+        units *= 2;
+    }
+    units
+}
+
+/// A power of two of up to so many units, for which the shared memory suffices.
+fn fitting_units(
+    hardware: &HardwareProperties,
+    units: usize,
+    [rows, vector]: [usize; 2],
+    [normed, gated]: [bool; 2],
+) -> usize {
     let floats = |units: usize| {
         let sums = vector * if gated { 2 * units } else { units + 1 };
         sums + if normed { rows * (units + ADDERS) } else { 0 }
     };
-    let mut units = 1 << (max_units(hardware) as usize).min(UNITS).ilog2();
+    let mut units = 1 << (max_units(hardware) as usize).min(units).ilog2();
     while units > ADDERS && floats(units) * size_of::<f32>() > hardware.max_shared_memory_size {
         units /= 2;
     }

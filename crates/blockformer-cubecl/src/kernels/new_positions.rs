@@ -13,7 +13,10 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::operations::{Optional, OptionalBool, PositionInputs};
-use super::softmax::{PARTS, add_parts, address_of, units_for, weigh};
+use super::softmax::{
+    Head, Strides, add_parts, address_of, gathered, mixed_feature, own_query, scatter, sum_of, units_for, vector_at,
+    weigh,
+};
 use crate::MAX_KEYS;
 
 /// A feature of a head behind its rotation, the head beginning at `at` of the projections.
@@ -68,23 +71,22 @@ pub(crate) fn load_query<F: Float, T: Float>(
 }
 
 #[cube(launch, address_type = "dynamic")]
-fn new_positions_kernel<F: Float, T: Float, O: Float, B: Int>(
+fn new_positions_kernel<F: Float, T: Float, O: Float, B: Int, N: Size>(
     qkv: &Tensor<F>,                    // [batch, new, (heads + 2 kv_heads) · head_dim]
     cos: ComptimeOption<&Tensor<T>>,    // [positions, half]
     sin: ComptimeOption<&Tensor<T>>,    // the same
     hidden: ComptimeOption<&Tensor<B>>, // [batch or 1, 1, 1, positions or more]
     count: ComptimeOption<&[f32]>,      // [1]
-    keys: &mut Tensor<F>,               // [batch, kv_heads, capacity, head_dim]
-    values: &mut Tensor<F>,             // the same
+    keys: &mut Tensor<Vector<F, N>>,    // [batch, kv_heads, capacity, head_dim]
+    values: &mut Tensor<Vector<F, N>>,  // the same
     output: &mut [O],                   // [batch, new, heads, head_dim], or [batch, heads, parts, head_dim + 2]
     group: u32,
     len: u32,
     scale: f32,
     #[comptime] new: usize,
     #[comptime] split: bool,
-    #[comptime] parts: usize,
     #[comptime] max_keys: usize,
-    #[comptime] max_features: usize,
+    #[comptime] of_head: Head,
     #[define(F, T, O, B)] _dtypes: [ElemType; 4],
 ) {
     let unit = UNIT_POS_X as usize;
@@ -96,7 +98,9 @@ fn new_positions_kernel<F: Float, T: Float, O: Float, B: Int>(
         len = usize::cast_from(count[0]);
     }
     let kv_heads = keys.shape(1);
-    let head_dim = keys.shape(3);
+    let head_dim = comptime!(of_head.head_dim);
+    let (width, vectors) = comptime!((of_head.width(), of_head.vectors()));
+    let (parts, groups) = comptime!((of_head.parts(), of_head.groups()));
     let heads = kv_heads * group;
     let batch = CUBE_POS_X as usize / kv_heads;
     let kv_head = CUBE_POS_X as usize % kv_heads;
@@ -105,33 +109,52 @@ fn new_positions_kernel<F: Float, T: Float, O: Float, B: Int>(
     let from = part * max_keys;
 
     let head_stride = head_dim * qkv.stride(2);
-    let (k_position, k_feature) = (keys.stride(2), keys.stride(3));
-    let (v_position, v_feature) = (values.stride(2), values.stride(3));
-    let k_at = batch * keys.stride(0) + kv_head * keys.stride(1);
-    let v_at = batch * values.stride(0) + kv_head * values.stride(1);
+    let of_keys = Strides {
+        at: batch * keys.stride(0) + kv_head * keys.stride(1),
+        position: keys.stride(2),
+        feature: keys.stride(3),
+    };
+    let of_values = Strides {
+        at: batch * values.stride(0) + kv_head * values.stride(1),
+        position: values.stride(2),
+        feature: values.stride(3),
+    };
 
-    // The new keys and values, for the cache and for these positions.
-    let mut new_key = Shared::<[f32]>::new_slice(comptime!(new * max_features));
-    let mut new_value = Shared::<[f32]>::new_slice(comptime!(new * max_features));
-    if part == len / max_keys {
+    // The new keys and values, for these positions and for the cache.
+    let mut new_key = Shared::<[f32]>::new_slice(comptime!(new * head_dim));
+    let mut new_value = Shared::<[f32]>::new_slice(comptime!(new * head_dim));
+    let has_new = part == len / max_keys;
+    if has_new {
         let mut i = unit;
-        while i < new * head_dim {
+        while i < comptime!(new * head_dim) {
             let (position, feature) = (i / head_dim, i % head_dim);
             let row_at = batch * qkv.stride(0) + position * qkv.stride(1);
             let key_at = row_at + (heads + kv_head) * head_stride;
             let key = F::cast_from(rotated::<F, T>(qkv, &cos, &sin, len + position, key_at, feature));
             let value = qkv[row_at + (heads + kv_heads + kv_head) * head_stride + feature * qkv.stride(2)];
-            keys[k_at + (len + position) * k_position + feature * k_feature] = key;
-            values[v_at + (len + position) * v_position + feature * v_feature] = value;
-            new_key[position * max_features + feature] = f32::cast_from(key);
-            new_value[position * max_features + feature] = f32::cast_from(value);
+            new_key[i] = f32::cast_from(key);
+            new_value[i] = f32::cast_from(value);
+            i += units;
+        }
+    }
+    sync_cube();
+    if has_new {
+        let mut i = unit;
+        while i < comptime!(new * vectors) {
+            let (position, vector) = (len + i / vectors, i % vectors);
+            let (key, value) =
+                (gathered::<N>(&new_key, i * width, of_head), gathered::<N>(&new_value, i * width, of_head));
+            keys[vector_at(&of_keys, position, vector, of_head)] = Vector::cast_from(key);
+            values[vector_at(&of_values, position, vector, of_head)] = Vector::cast_from(value);
             i += units;
         }
     }
 
-    let mut query = Shared::<[f32]>::new_slice(max_features);
-    let mut partial = Shared::<[f32]>::new_slice(parts * max_keys);
+    let mut query = Shared::<[f32]>::new_slice(head_dim);
+    let mut own = Array::<Vector<f32, N>>::new(comptime!(of_head.each()));
+    let mut partial = Shared::<[f32]>::new_slice(comptime!(parts * max_keys));
     let mut scores = Shared::<[f32]>::new_slice(max_keys);
+    let mut mixed = Shared::<[f32]>::new_slice(comptime!(groups * head_dim));
     for query_of in 0..new * group {
         let (position, head) = (query_of / group, kv_head * group + query_of % group);
         let row_at = batch * qkv.stride(0) + position * qkv.stride(1);
@@ -141,21 +164,25 @@ fn new_positions_kernel<F: Float, T: Float, O: Float, B: Int>(
         load_query::<F, T>(qkv, &cos, &sin, &mut query, len + position, row_at + head * head_stride, head_dim);
 
         // Every part of every score.
+        let part_of_key = unit % parts;
+        own_query::<N>(&query, &mut own, part_of_key, of_head);
         let mut i = unit;
         while i < n_keys * parts {
             let key = from + i / parts;
-            let mut sum = 0.0f32;
-            let mut feature = i % parts;
-            while feature < head_dim {
-                let y = if key < len {
-                    f32::cast_from(keys[k_at + key * k_position + feature * k_feature])
-                } else {
-                    new_key[(key - len) * max_features + feature]
-                };
-                sum += query[feature] * y;
-                feature += parts;
+            let mut sum = Vector::<f32, N>::new(0.0f32);
+            #[unroll]
+            for j in 0..comptime!(of_head.each()) {
+                let vector = part_of_key + comptime!(j * parts);
+                if vector < vectors {
+                    let y = if key < len {
+                        Vector::<f32, N>::cast_from(keys[vector_at(&of_keys, key, vector, of_head)])
+                    } else {
+                        gathered::<N>(&new_key, (key - len) * head_dim + vector * width, of_head)
+                    };
+                    sum += own[j] * y;
+                }
             }
-            partial[i] = sum;
+            partial[i] = sum_of::<N>(sum, of_head);
             i += units;
         }
         sync_cube();
@@ -181,17 +208,33 @@ fn new_positions_kernel<F: Float, T: Float, O: Float, B: Int>(
         if comptime!(split) {
             output_at = ((batch * heads + head) * CUBE_COUNT_Y as usize + part) * (head_dim + 2);
         }
+        let mut vector = unit;
+        let mut among = 0usize;
+        if comptime!(groups > 1) {
+            vector = unit % vectors;
+            among = unit / vectors;
+        }
+        if among < groups {
+            while vector < vectors {
+                let mut sum = Vector::<f32, N>::new(0.0f32);
+                let mut key = among;
+                while key < n_keys {
+                    let y = if from + key < len {
+                        Vector::<f32, N>::cast_from(values[vector_at(&of_values, from + key, vector, of_head)])
+                    } else {
+                        gathered::<N>(&new_value, (from + key - len) * head_dim + vector * width, of_head)
+                    };
+                    sum += Vector::new(scores[key]) * y;
+                    key += groups;
+                }
+                scatter::<N>(sum, &mut mixed, among * head_dim + vector * width, of_head);
+                vector += comptime!(if groups > 1 { vectors } else { of_head.units });
+            }
+        }
+        sync_cube();
         let mut feature = unit;
         while feature < head_dim {
-            let mut sum = 0.0f32;
-            for key in 0..n_keys {
-                let y = if from + key < len {
-                    f32::cast_from(values[v_at + (from + key) * v_position + feature * v_feature])
-                } else {
-                    new_value[(from + key - len) * max_features + feature]
-                };
-                sum += scores[key] * y;
-            }
+            let mut sum = mixed_feature(&mixed, feature, of_head);
             if comptime!(!split) {
                 sum /= total;
             }
@@ -213,30 +256,50 @@ fn together_kernel<F: Float>(
     output: &mut [F], // [batch · heads, head_dim]
     parts: u32,
     head_dim: u32,
+    #[comptime] most_parts: usize,
     #[define(F)] _dtype: ElemType,
 ) {
     let (parts, head_dim) = (parts as usize, head_dim as usize);
     let head = CUBE_POS_X as usize;
+    let unit = UNIT_POS_X as usize;
+    let units = CUBE_DIM_X as usize;
     let length = head_dim + 2;
     let at = head * parts * length;
-    let mut largest = mixed[at + head_dim];
-    for part in 1..parts {
-        largest = max(largest, mixed[at + part * length + head_dim]);
+    // What each part is multiplied with, and its weights.
+    let mut factors = Shared::<[f32]>::new_slice(most_parts);
+    let mut totals = Shared::<[f32]>::new_slice(most_parts);
+    let mut part = unit;
+    while part < parts {
+        factors[part] = mixed[at + part * length + head_dim];
+        totals[part] = mixed[at + part * length + head_dim + 1];
+        part += units;
     }
+    sync_cube();
+    let mut largest = factors[0];
+    for part in 1..parts {
+        largest = max(largest, factors[part]);
+    }
+    sync_cube();
+    let mut part = unit;
+    while part < parts {
+        let factor = (factors[part] - largest).exp();
+        factors[part] = factor;
+        totals[part] *= factor;
+        part += units;
+    }
+    sync_cube();
     let mut total = 0.0f32;
     for part in 0..parts {
-        let here = at + part * length;
-        total += (mixed[here + head_dim] - largest).exp() * mixed[here + head_dim + 1];
+        total += totals[part];
     }
-    let mut feature = UNIT_POS_X as usize;
+    let mut feature = unit;
     while feature < head_dim {
         let mut sum = 0.0f32;
         for part in 0..parts {
-            let here = at + part * length;
-            sum += (mixed[here + head_dim] - largest).exp() * mixed[here + feature];
+            sum += factors[part] * mixed[at + part * length + feature];
         }
         output[head * head_dim + feature] = F::cast_from(sum / total);
-        feature += CUBE_DIM_X as usize;
+        feature += units;
     }
 }
 
@@ -279,6 +342,7 @@ pub(crate) fn put_together(mixed: CubeTensor, output: CubeTensor, parts: usize, 
         output.into_buffer_arg(),
         parts as u32,
         head_dim as u32,
+        parts.next_power_of_two(),
         dtype_to_storage_type(dtype),
     );
 }
@@ -305,7 +369,9 @@ pub(crate) fn launch(
     let parts = (len + new).div_ceil(MAX_KEYS);
     let split = parts > 1;
     let (output, mixed) = outputs(&qkv, n_heads, head_dim, parts);
-    let units = CubeDim::new_1d(units_for(head_dim, &qkv));
+    let units = units_for(head_dim, &qkv);
+    let head = Head::new(head_dim, units, [&keys, &values]);
+    let units = CubeDim::new_1d(units);
     let address = address_of(&[&qkv, &keys, &values, &mixed]);
     let table_type = cos.as_ref().map_or(dtype, |cos| cos.dtype);
     let bool_type = hidden.as_ref().map_or(DType::U32, |hidden| hidden.dtype);
@@ -314,6 +380,7 @@ pub(crate) fn launch(
         CubeCount::Static((batch * kv_heads) as u32, parts as u32, 1),
         units,
         address,
+        head.width(),
         qkv.into_tensor_arg(),
         cos.map(CubeTensor::into_tensor_arg).into(),
         sin.map(CubeTensor::into_tensor_arg).into(),
@@ -327,9 +394,8 @@ pub(crate) fn launch(
         (head_dim as f32).powf(-0.5),
         new,
         split,
-        PARTS,
         (len + new).next_power_of_two().clamp(16, MAX_KEYS),
-        head_dim,
+        head,
         [dtype, table_type, mixed.dtype, bool_type].map(dtype_to_storage_type),
     );
     if split {

@@ -12,7 +12,10 @@ use cubecl::prelude::*;
 
 use super::new_positions::{load_query, outputs, owned, put_together, rotated};
 use super::operations::{Optional, PagedInputs};
-use super::softmax::{PARTS, add_parts, address_of, units_for, weigh};
+use super::softmax::{
+    Head, Strides, add_parts, address_of, gathered, mixed_feature, own_query, scatter, sum_of, units_for, vector_at,
+    weigh,
+};
 use crate::MAX_KEYS;
 
 /// The row of the pool where a position of the sequence lies whose table begins at `table`.
@@ -29,14 +32,12 @@ fn place_of<F: Float>(qkv: &Tensor<F>, new: usize) -> usize {
     (new / each) * qkv.stride(0) + (new % each) * qkv.stride(1)
 }
 
-/// Writes a feature of a new key and of its value where the position lies, and returns them.
+/// A feature of a new key and of its value, as the pool keeps them.
 #[cube]
-fn write_new<F: Float, P: Float, T: Float>(
+fn new_feature<F: Float, P: Float, T: Float>(
     qkv: &Tensor<F>,
     cos: &ComptimeOption<&Tensor<T>>,
     sin: &ComptimeOption<&Tensor<T>>,
-    keys: &mut Tensor<P>,
-    values: &mut Tensor<P>,
     at: &NewPlace,
     feature: usize,
 ) -> (f32, f32) {
@@ -44,11 +45,28 @@ fn write_new<F: Float, P: Float, T: Float>(
     let key = F::cast_from(rotated::<F, T>(qkv, cos, sin, at.position, at.key, feature));
     let key = P::cast_from(f32::cast_from(key));
     let value = P::cast_from(f32::cast_from(qkv[at.value + feature * qkv.stride(2)]));
-    let key_at = at.row * keys.stride(0) + (at.first + feature) * keys.stride(1);
-    let value_at = at.row * values.stride(0) + (at.first + feature) * values.stride(1);
-    keys[key_at] = key;
-    values[value_at] = value;
     (f32::cast_from(key), f32::cast_from(value))
+}
+
+/// Writes the features that stand in `key` and `value` where the position lies; all units have to have put them there.
+#[cube]
+fn write_new<P: Float, N: Size>(
+    key: &Shared<[f32]>,
+    value: &Shared<[f32]>,
+    keys: &mut Tensor<Vector<P, N>>,
+    values: &mut Tensor<Vector<P, N>>,
+    at: &NewPlace,
+    #[comptime] head: Head,
+) {
+    let of_keys = Strides { at: at.first * keys.stride(1), position: keys.stride(0), feature: keys.stride(1) };
+    let of_values = Strides { at: at.first * values.stride(1), position: values.stride(0), feature: values.stride(1) };
+    let mut vector = UNIT_POS_X as usize;
+    while vector < comptime!(head.vectors()) {
+        let place = vector * comptime!(head.width());
+        keys[vector_at(&of_keys, at.row, vector, head)] = Vector::cast_from(gathered::<N>(key, place, head));
+        values[vector_at(&of_values, at.row, vector, head)] = Vector::cast_from(gathered::<N>(value, place, head));
+        vector += comptime!(head.units);
+    }
 }
 
 /// Where a new key and its value are.
@@ -67,18 +85,18 @@ struct NewPlace {
 }
 
 #[cube(launch, address_type = "dynamic")]
-fn write_kernel<F: Float, P: Float, T: Float>(
+fn write_kernel<F: Float, P: Float, T: Float, N: Size>(
     qkv: &Tensor<F>,
     cos: ComptimeOption<&Tensor<T>>,
     sin: ComptimeOption<&Tensor<T>>,
     tables: &Tensor<i32>,
-    keys: &mut Tensor<P>,
-    values: &mut Tensor<P>,
+    keys: &mut Tensor<Vector<P, N>>,
+    values: &mut Tensor<Vector<P, N>>,
     heads: u32,
     kv_heads: u32,
     page_length: u32,
     longest: u32,
-    #[comptime] head_dim: usize,
+    #[comptime] of_head: Head,
     #[define(F, P, T)] _dtypes: [ElemType; 3],
 ) {
     let (heads, kv_heads) = (heads as usize, kv_heads as usize);
@@ -86,6 +104,7 @@ fn write_kernel<F: Float, P: Float, T: Float>(
     let table = new * tables.stride(0);
     let position = min(usize::cast_from(tables[table]), longest as usize);
     let at = place_of(qkv, new);
+    let head_dim = comptime!(of_head.head_dim);
     let head_stride = head_dim * qkv.stride(2);
     let place = NewPlace {
         position,
@@ -94,22 +113,28 @@ fn write_kernel<F: Float, P: Float, T: Float>(
         key: at + (heads + kv_head) * head_stride,
         value: at + (heads + kv_heads + kv_head) * head_stride,
     };
+    let mut new_key = Shared::<[f32]>::new_slice(head_dim);
+    let mut new_value = Shared::<[f32]>::new_slice(head_dim);
     let mut feature = UNIT_POS_X as usize;
     while feature < head_dim {
-        write_new::<F, P, T>(qkv, &cos, &sin, keys, values, &place, feature);
+        let (key, value) = new_feature::<F, P, T>(qkv, &cos, &sin, &place, feature);
+        new_key[feature] = key;
+        new_value[feature] = value;
         feature += CUBE_DIM_X as usize;
     }
+    sync_cube();
+    write_new::<P, N>(&new_key, &new_value, keys, values, &place, of_head);
 }
 
 #[cube(launch, address_type = "dynamic")]
-fn paged_kernel<F: Float, P: Float, T: Float, O: Float>(
-    qkv: &Tensor<F>,                 // [batch, positions, (heads + 2 kv_heads) · head_dim]
-    cos: ComptimeOption<&Tensor<T>>, // [positions, half]
-    sin: ComptimeOption<&Tensor<T>>, // the same
-    tables: &Tensor<i32>,            // [batch · positions, 1 + pages]: positions before, then pages
-    keys: &mut Tensor<P>,            // [positions of the pool, kv_heads · head_dim]
-    values: &mut Tensor<P>,          // the same
-    output: &mut [O],                // [batch · positions, heads, head_dim], or [.., heads, parts, head_dim + 2]
+fn paged_kernel<F: Float, P: Float, T: Float, O: Float, N: Size>(
+    qkv: &Tensor<F>,                   // [batch, positions, (heads + 2 kv_heads) · head_dim]
+    cos: ComptimeOption<&Tensor<T>>,   // [positions, half]
+    sin: ComptimeOption<&Tensor<T>>,   // the same
+    tables: &Tensor<i32>,              // [batch · positions, 1 + pages]: positions before, then pages
+    keys: &mut Tensor<Vector<P, N>>,   // [positions of the pool, kv_heads · head_dim]
+    values: &mut Tensor<Vector<P, N>>, // the same
+    output: &mut [O],                  // [batch · positions, heads, head_dim], or [.., heads, parts, head_dim + 2]
     group: u32,
     kv_heads: u32,
     page_length: u32,
@@ -117,13 +142,15 @@ fn paged_kernel<F: Float, P: Float, T: Float, O: Float>(
     scale: f32,
     #[comptime] written: bool,
     #[comptime] split: bool,
-    #[comptime] parts: usize,
     #[comptime] max_keys: usize,
-    #[comptime] head_dim: usize,
+    #[comptime] of_head: Head,
     #[define(F, P, T, O)] _dtypes: [ElemType; 4],
 ) {
     let unit = UNIT_POS_X as usize;
     let units = CUBE_DIM_X as usize;
+    let head_dim = comptime!(of_head.head_dim);
+    let (width, vectors) = comptime!((of_head.width(), of_head.vectors()));
+    let (parts, groups) = comptime!((of_head.parts(), of_head.groups()));
     let (group, kv_heads, page_length) = (group as usize, kv_heads as usize, page_length as usize);
     let heads = kv_heads * group;
     let new = CUBE_POS_X as usize / kv_heads;
@@ -144,56 +171,68 @@ fn paged_kernel<F: Float, P: Float, T: Float, O: Float>(
     }
 
     let head_stride = head_dim * qkv.stride(2);
-    let (k_position, k_feature) = (keys.stride(0), keys.stride(1));
-    let (v_position, v_feature) = (values.stride(0), values.stride(1));
     let row_at = place_of(qkv, new);
-    let k_at = kv_head * head_dim * k_feature;
-    let v_at = kv_head * head_dim * v_feature;
+    let first = kv_head * head_dim;
+    let of_keys = Strides { at: first * keys.stride(1), position: keys.stride(0), feature: keys.stride(1) };
+    let of_values = Strides { at: first * values.stride(1), position: values.stride(0), feature: values.stride(1) };
 
-    // The new key and value, for the pool and for this position.
+    // The new key and value, for this position and for the pool.
     let mut new_key = Shared::<[f32]>::new_slice(head_dim);
     let mut new_value = Shared::<[f32]>::new_slice(head_dim);
-    if comptime!(!written) && part == len / max_keys {
+    if comptime!(!written) {
         let place = NewPlace {
             position: len,
             row: row_of(tables, table, len, page_length),
-            first: kv_head * head_dim,
+            first,
             key: row_at + (heads + kv_head) * head_stride,
             value: row_at + (heads + kv_heads + kv_head) * head_stride,
         };
-        let mut feature = unit;
-        while feature < head_dim {
-            let (key, value) = write_new::<F, P, T>(qkv, &cos, &sin, keys, values, &place, feature);
-            new_key[feature] = key;
-            new_value[feature] = value;
-            feature += units;
+        let has_new = part == len / max_keys;
+        if has_new {
+            let mut feature = unit;
+            while feature < head_dim {
+                let (key, value) = new_feature::<F, P, T>(qkv, &cos, &sin, &place, feature);
+                new_key[feature] = key;
+                new_value[feature] = value;
+                feature += units;
+            }
+        }
+        sync_cube();
+        if has_new {
+            write_new::<P, N>(&new_key, &new_value, keys, values, &place, of_head);
         }
     }
 
     let mut query = Shared::<[f32]>::new_slice(head_dim);
+    let mut own = Array::<Vector<f32, N>>::new(comptime!(of_head.each()));
     let mut partial = Shared::<[f32]>::new_slice(comptime!(parts * max_keys));
     let mut scores = Shared::<[f32]>::new_slice(max_keys);
+    let mut mixed = Shared::<[f32]>::new_slice(comptime!(groups * head_dim));
     for query_of in 0..group {
         let head = kv_head * group + query_of;
         load_query::<F, T>(qkv, &cos, &sin, &mut query, len, row_at + head * head_stride, head_dim);
 
         // Every part of every score.
+        let part_of_key = unit % parts;
+        own_query::<N>(&query, &mut own, part_of_key, of_head);
         let mut i = unit;
         while i < n_keys * parts {
             let key = i / parts;
-            let at = rows[key] as usize * k_position + k_at;
-            let mut sum = 0.0f32;
-            let mut feature = i % parts;
-            while feature < head_dim {
-                let y = if comptime!(written) || from + key < len {
-                    f32::cast_from(keys[at + feature * k_feature])
-                } else {
-                    new_key[feature]
-                };
-                sum += query[feature] * y;
-                feature += parts;
+            let row = rows[key] as usize;
+            let mut sum = Vector::<f32, N>::new(0.0f32);
+            #[unroll]
+            for j in 0..comptime!(of_head.each()) {
+                let vector = part_of_key + comptime!(j * parts);
+                if vector < vectors {
+                    let y = if comptime!(written) || from + key < len {
+                        Vector::<f32, N>::cast_from(keys[vector_at(&of_keys, row, vector, of_head)])
+                    } else {
+                        gathered::<N>(&new_key, vector * width, of_head)
+                    };
+                    sum += own[j] * y;
+                }
             }
-            partial[i] = sum;
+            partial[i] = sum_of::<N>(sum, of_head);
             i += units;
         }
         sync_cube();
@@ -205,17 +244,33 @@ fn paged_kernel<F: Float, P: Float, T: Float, O: Float>(
         if comptime!(split) {
             output_at = (head_of_all * CUBE_COUNT_Y as usize + part) * (head_dim + 2);
         }
+        let mut vector = unit;
+        let mut among = 0usize;
+        if comptime!(groups > 1) {
+            vector = unit % vectors;
+            among = unit / vectors;
+        }
+        if among < groups {
+            while vector < vectors {
+                let mut sum = Vector::<f32, N>::new(0.0f32);
+                let mut key = among;
+                while key < n_keys {
+                    let y = if comptime!(written) || from + key < len {
+                        Vector::<f32, N>::cast_from(values[vector_at(&of_values, rows[key] as usize, vector, of_head)])
+                    } else {
+                        gathered::<N>(&new_value, vector * width, of_head)
+                    };
+                    sum += Vector::new(scores[key]) * y;
+                    key += groups;
+                }
+                scatter::<N>(sum, &mut mixed, among * head_dim + vector * width, of_head);
+                vector += comptime!(if groups > 1 { vectors } else { of_head.units });
+            }
+        }
+        sync_cube();
         let mut feature = unit;
         while feature < head_dim {
-            let mut sum = 0.0f32;
-            for key in 0..n_keys {
-                let y = if comptime!(written) || from + key < len {
-                    f32::cast_from(values[rows[key] as usize * v_position + v_at + feature * v_feature])
-                } else {
-                    new_value[feature]
-                };
-                sum += scores[key] * y;
-            }
+            let mut sum = mixed_feature(&mixed, feature, of_head);
             if comptime!(!split) {
                 sum /= total;
             }
@@ -251,7 +306,9 @@ pub(crate) fn launch(
     let parts = (longest + 1).div_ceil(MAX_KEYS);
     let split = parts > 1;
     let (output, mixed) = outputs(&qkv, n_heads, head_dim, parts);
-    let units = CubeDim::new_1d(units_for(head_dim, &qkv));
+    let units = units_for(head_dim, &qkv);
+    let head = Head::new(head_dim, units, [&keys, &values]);
+    let units = CubeDim::new_1d(units);
     let address = address_of(&[&qkv, &keys, &values, &mixed]);
     let table_type = cos.as_ref().map_or(dtype, |cos| cos.dtype);
     let pool_type = keys.dtype;
@@ -262,6 +319,7 @@ pub(crate) fn launch(
             CubeCount::Static(cubes, 1, 1),
             units,
             address,
+            head.width(),
             qkv.clone().into_tensor_arg(),
             cos.clone().map(CubeTensor::into_tensor_arg).into(),
             sin.clone().map(CubeTensor::into_tensor_arg).into(),
@@ -272,7 +330,7 @@ pub(crate) fn launch(
             kv_heads as u32,
             page_length as u32,
             longest as u32,
-            head_dim,
+            head,
             [dtype, pool_type, table_type].map(dtype_to_storage_type),
         );
     }
@@ -281,6 +339,7 @@ pub(crate) fn launch(
         CubeCount::Static(cubes, parts as u32, 1),
         units,
         address,
+        head.width(),
         qkv.into_tensor_arg(),
         cos.map(CubeTensor::into_tensor_arg).into(),
         sin.map(CubeTensor::into_tensor_arg).into(),
@@ -295,9 +354,8 @@ pub(crate) fn launch(
         (head_dim as f32).powf(-0.5),
         see_each_other,
         split,
-        PARTS,
         (longest + 1).next_power_of_two().clamp(16, MAX_KEYS),
-        head_dim,
+        head,
         [dtype, pool_type, table_type, mixed.dtype].map(dtype_to_storage_type),
     );
     if split {

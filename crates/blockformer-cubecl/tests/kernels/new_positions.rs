@@ -67,7 +67,7 @@ fn check_new_positions(sizes: &Sizes, half: usize, lens: &[usize], hide: bool, d
         close(values(mixed), &expected, "mixed values");
         close(values(keys.clone()), &held[0], "keys");
         close(values(values_.clone()), &held[1], "values");
-        if takes_counts(&qkv, batch * heads, capacity) {
+        if takes_counts(&qkv, [batch * heads, head_dim], capacity) {
             let count = tensor(&[len as f32], [1], DType::F32);
             let (hidden, count) = (whole_mask.as_ref(), Some(&count));
             let position = NewPositions { len: capacity - 1, hidden, count, ..position };

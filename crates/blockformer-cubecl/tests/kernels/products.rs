@@ -175,6 +175,20 @@ fn products_with_many_columns_are_those_of_float64() {
     }
 }
 
+/// By larger cubes, as there are few.
+#[test]
+fn products_of_long_rows_with_few_columns_are_those_of_float64() {
+    let gated = Around { centred: Some(true), gated: true, ..Around::default() };
+    for shape in [[1, 1, 2100, 24], [1, 2, 4099, 9], [2, 4, 1030, 70]] {
+        for around in [Around { onto_residual: true, ..Around::default() }, gated] {
+            check_product(shape, around, DType::F32, 4e-5);
+            if device().supports_dtype(DType::F16) {
+                check_product(shape, around, DType::F16, 8e-3);
+            }
+        }
+    }
+}
+
 #[test]
 fn activations_of_large_numbers_are_numbers() {
     let (one, large) =

@@ -137,7 +137,7 @@ impl SharedPages {
     /// Whether [kernels](blockformer_cubecl::takes_pages) write them, and attend to up to `keys` positions of each sequence, with so many query heads of
     /// all sequences.
     pub fn have_kernels(&self, heads: usize, keys: usize) -> bool {
-        self.pages.lock().first_floats().is_some_and(|pages| takes_pages(pages, heads, keys))
+        self.pages.lock().first_floats().is_some_and(|pages| takes_pages(pages, [heads, self.config.head_dim], keys))
     }
 
     /// A batch of sequences that take in a position each, none of which holds more than `longest`. Which pages are whose
