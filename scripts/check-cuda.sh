@@ -5,7 +5,7 @@
 # With --workspace among the options, all crates instead of the command alone; CI runs clippy so.
 #
 # Burn's CUDA backend depends on cubecl-llvm, whose build script downloads LLVM from GitHub. Here a stand-in takes its
-# place (scripts/cubecl-llvm-stub), and kernels are compiled by NVRTC, which the program loads when it runs; so it runs
+# place (scripts/cubecl-llvm-stub): kernels are compiled by NVRTC, which the program loads when it runs; so it runs
 # on any machine with NVIDIA's driver, NVRTC and CUDA's headers (CUDA_PATH). The manifests of this repository stay as
 # they are: the build happens in a copy, which alone is patched. With a way to GitHub none of this is needed:
 #   cargo build --release -p blockformer-cli --features cuda

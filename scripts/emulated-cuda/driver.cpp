@@ -1,7 +1,7 @@
 // A CUDA driver without a GPU: `libcuda.so` with those functions that CubeCL calls, on one emulated device. Memory is the host's.
 // Kernels come from compiler.cpp as shared libraries; a block's threads are run here one behind another, each up to where it
-// waits for others. Streams do their work at once, in the order in which it was asked for. What is not there answers
-// CUDA_ERROR_NOT_SUPPORTED.
+// waits for others. Streams do their work at once, in the order in which it was asked for, or as late as they may. What is not there
+// answers CUDA_ERROR_NOT_SUPPORTED.
 //
 // While a stream captures a graph, what CUDA forbids meanwhile (allocating, freeing, waiting, loading modules) fails and spoils the
 // graph.
@@ -11,6 +11,8 @@
 // EMULATED_CUDA_CAPABILITY=90    another compute capability than 7.5: CubeCL then also tries kernels that need tensor cores or copies in the
 //                                background, which NVIDIA's compiler alone compiles (compiler.cpp)
 // EMULATED_CUDA_MULTIPROCESSORS=132   how many it has, 16 if nothing is said
+// EMULATED_CUDA_STREAMS=late     a stream does nothing before somebody waits for it: what another stream computes with its memory without
+//                                waiting is then wrong
 // EMULATED_CUDA_GRAPHS=2         graphs that can be made of what was captured; further ones fail
 // EMULATED_CUDA_IDLE=1           launches do nothing, and large copies copy nothing: what then takes time is the host's part
 // EMULATED_CUDA_MEMORY=40        GiB that the device has, 8 if nothing is said; pieces of 4 GiB or more begin with zeros and take
@@ -25,6 +27,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <dlfcn.h>
 #include <functional>
 #include <map>
@@ -330,15 +333,62 @@ struct Graph {
 };
 struct Stream {
     std::unique_ptr<Graph> captured;
+    // What is still to be done, if it is done late; how much was asked for, how much was begun, and what has failed.
+    std::deque<std::function<Status()>> steps;
+    uint64_t asked = 0, begun = 0;
+    Status failed = success;
 };
+using Time = std::chrono::steady_clock::time_point;
 struct Event {
-    std::chrono::steady_clock::time_point at;
+    // When the device came to it, and behind what of which stream it stands.
+    std::shared_ptr<Time> at = std::make_shared<Time>();
+    Stream *stream = nullptr;
+    uint64_t behind = 0;
 };
+
+bool late() {
+    static const char *given = getenv("EMULATED_CUDA_STREAMS");
+    return given && !strcmp(given, "late");
+}
+
+// All streams that ever were, and what is asked of one at a time. What a step waits for is done within it.
+std::recursive_mutex in_order;
+std::vector<Stream *> streams;
+
+Stream *new_stream() {
+    std::lock_guard<std::recursive_mutex> held(in_order);
+    return streams.emplace_back(new Stream);
+}
+
+// Does what was asked of a stream first.
+Status catch_up(Stream *stream, uint64_t behind) {
+    std::lock_guard<std::recursive_mutex> held(in_order);
+    while (stream->begun < behind && !stream->steps.empty()) {
+        auto step = std::move(stream->steps.front());
+        stream->steps.pop_front();
+        stream->begun++;
+        if (Status status = step(); status != success) stream->failed = status;
+    }
+    return stream->failed;
+}
+
+// Does all that was asked for.
+Status catch_up() {
+    std::lock_guard<std::recursive_mutex> held(in_order);
+    Status status = success;
+    for (size_t i = 0; i < streams.size(); i++)
+        if (Status one = catch_up(streams[i], streams[i]->asked); one != success) status = one;
+    return status;
+}
 
 // What is captured is kept, everything else is done.
 Status enqueue(Stream *stream, std::function<Status()> step) {
-    if (!stream || !stream->captured) return step();
-    stream->captured->steps.push_back(std::move(step));
+    if (stream && stream->captured) return stream->captured->steps.push_back(std::move(step)), success;
+    if (!late()) return step();
+    std::lock_guard<std::recursive_mutex> held(in_order);
+    // What is asked of no stream waits for all.
+    if (!stream) return catch_up(), step();
+    stream->steps.push_back(std::move(step)), stream->asked++;
     return success;
 }
 
@@ -381,6 +431,7 @@ Status allocate(uint64_t *at, size_t bytes) {
 
 Status release(uint64_t at) {
     if (forbidden()) return capture_unsupported;
+    catch_up();
     std::lock_guard<std::mutex> held(memory.lock);
     auto found = memory.device.find(at);
     if (found == memory.device.end()) return invalid_value;
@@ -438,7 +489,7 @@ API cuDevicePrimaryCtxRetain(void **context, int) { return *context = &the_conte
 API cuDevicePrimaryCtxRelease_v2(int) { return success; }
 API cuCtxSetCurrent(void *) { return success; }
 API cuCtxGetCurrent(void **context) { return *context = &the_context, success; }
-API cuCtxSynchronize() { return forbidden() ? capture_unsupported : success; }
+API cuCtxSynchronize() { return forbidden() ? capture_unsupported : catch_up(); }
 API cuCtxGetStreamPriorityRange(int *least, int *greatest) { return *least = 0, *greatest = 0, success; }
 API cuGetErrorName(int status, const char **name) {
     static const std::map<int, const char *> names = {
@@ -458,7 +509,7 @@ API cuMemAllocAsync(uint64_t *at, size_t bytes, Stream *) { return allocate(at, 
 API cuMemFree_v2(uint64_t at) { return release(at); }
 API cuMemFreeAsync(uint64_t at, Stream *) { return release(at); }
 API cuMemAllocHost_v2(void **at, size_t bytes) { return forbidden() ? capture_unsupported : posix_memalign(at, 4096, bytes) ? out_of_memory : success; }
-API cuMemFreeHost(void *at) { return forbidden() ? capture_unsupported : (free(at), success); }
+API cuMemFreeHost(void *at) { return forbidden() ? capture_unsupported : (catch_up(), free(at), success); }
 API cuMemGetInfo_v2(size_t *available, size_t *total) {
     std::lock_guard<std::mutex> held(memory.lock);
     return *total = total_memory(), *available = total_memory() - memory.used, success;
@@ -469,7 +520,11 @@ static Status copied(Stream *stream, uint64_t to, uint64_t from, size_t bytes) {
     return enqueue(stream, [=] { return memmove((void *)to, (void *)from, bytes), success; });
 }
 API cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, Stream *stream) {
-    return allocated(to, bytes) ? copied(stream, to, (uint64_t)from, bytes) : invalid_value;
+    if (!allocated(to, bytes)) return invalid_value;
+    if (!late() || (stream && stream->captured)) return copied(stream, to, (uint64_t)from, bytes);
+    // The host may write there again before the device has read it.
+    auto kept = std::make_shared<std::vector<char>>((const char *)from, (const char *)from + bytes);
+    return enqueue(stream, [=] { return memcpy((void *)to, kept->data(), bytes), success; });
 }
 API cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, Stream *stream) {
     return allocated(from, bytes) ? copied(stream, (uint64_t)to, from, bytes) : invalid_value;
@@ -501,9 +556,14 @@ API cuMemcpy2DAsync_v2(const Copy2d *given, Stream *stream) {
     if (!copy.width || !copy.height || (idle() && copy.width * copy.height > 1 << 20)) return success;
     if (copy.from_type == 2 && !allocated(from, (copy.height - 1) * copy.from_pitch + copy.width)) return invalid_value;
     if (copy.to_type == 2 && !allocated(to, (copy.height - 1) * copy.to_pitch + copy.width)) return invalid_value;
+    // As above.
+    std::shared_ptr<std::vector<char>> kept;
+    if (copy.from_type == 1 && late() && !(stream && stream->captured))
+        kept = std::make_shared<std::vector<char>>((char *)from, (char *)from + (copy.height - 1) * copy.from_pitch + copy.width);
     return enqueue(stream, [=] {
+        const char *begin = kept ? kept->data() : (const char *)from;
         for (size_t row = 0; row < copy.height; row++)
-            memmove((void *)(to + row * copy.to_pitch), (void *)(from + row * copy.from_pitch), copy.width);
+            memmove((void *)(to + row * copy.to_pitch), begin + row * copy.from_pitch, copy.width);
         return success;
     });
 }
@@ -542,14 +602,15 @@ API cuFuncGetAttribute(int *value, int, Module *) { return *value = 0, success; 
 API cuLaunchKernel(Module *module, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
                    Stream *stream, void **parameters, void **) {
     const uint3 grid = {gx, gy, gz}, dim = {bx, by, bz};
-    if (!stream || !stream->captured) return launch(module, grid, dim, shared, parameters);
-    // A graph keeps what the parameters are now.
+    const bool captured = stream && stream->captured;
+    if (!captured && !late()) return launch(module, grid, dim, shared, parameters);
+    // What the parameters are now is kept.
     auto kept = std::make_shared<std::vector<std::vector<char>>>();
     for (size_t i = 0; module->library && module->parameter(i) != ~(size_t)0; i++) {
         const char *at = (const char *)parameters[i];
         kept->emplace_back(at, at + module->parameter(i));
     }
-    stream->captured->launches++;
+    if (captured) stream->captured->launches++;
     return enqueue(stream, [=] {
         std::vector<void *> given;
         for (auto &one : *kept) given.push_back(one.data());
@@ -557,19 +618,36 @@ API cuLaunchKernel(Module *module, unsigned gx, unsigned gy, unsigned gz, unsign
     });
 }
 
-API cuStreamCreate(Stream **stream, unsigned) { return *stream = new Stream, success; }
-API cuStreamCreateWithPriority(Stream **stream, unsigned, int) { return *stream = new Stream, success; }
-API cuStreamDestroy_v2(Stream *stream) { return delete stream, success; }
-API cuStreamSynchronize(Stream *) { return forbidden() ? capture_unsupported : success; }
-API cuStreamWaitEvent(Stream *, Event *, unsigned) { return success; }
+API cuStreamCreate(Stream **stream, unsigned) { return *stream = new_stream(), success; }
+API cuStreamCreateWithPriority(Stream **stream, unsigned, int) { return *stream = new_stream(), success; }
+API cuStreamDestroy_v2(Stream *stream) { return catch_up(stream, stream->asked), success; }
+API cuStreamSynchronize(Stream *stream) {
+    return forbidden() ? capture_unsupported : stream ? catch_up(stream, stream->asked) : catch_up();
+}
+API cuStreamWaitEvent(Stream *stream, Event *event, unsigned) {
+    if (!late() || !event->stream || (stream && stream->captured)) return success;
+    Stream *other = event->stream;
+    const uint64_t behind = event->behind;
+    return enqueue(stream, [=] { return catch_up(other, behind), success; });
+}
 API cuEventCreate(Event **event, unsigned) { return *event = new Event, success; }
 API cuEventDestroy_v2(Event *event) { return delete event, success; }
-API cuEventRecord(Event *event, Stream *) { return event->at = std::chrono::steady_clock::now(), success; }
-API cuEventSynchronize(Event *) { return forbidden() ? capture_unsupported : success; }
-API cuEventQuery(Event *) { return forbidden() ? capture_unsupported : success; }
+API cuEventRecord(Event *event, Stream *stream) {
+    event->at = std::make_shared<Time>();
+    auto at = event->at;
+    if (!late() || !stream || stream->captured) return *at = std::chrono::steady_clock::now(), event->stream = nullptr, success;
+    std::lock_guard<std::recursive_mutex> held(in_order);
+    const Status status = enqueue(stream, [=] { return *at = std::chrono::steady_clock::now(), success; });
+    event->stream = stream, event->behind = stream->asked;
+    return status;
+}
+static Status reach(Event *event) { return event->stream ? catch_up(event->stream, event->behind) : success; }
+API cuEventSynchronize(Event *event) { return forbidden() ? capture_unsupported : reach(event); }
+API cuEventQuery(Event *event) { return forbidden() ? capture_unsupported : reach(event); }
 static int elapsed(float *milliseconds, Event *start, Event *end) {
+    reach(start), reach(end);
     // Nothing takes no time at all: the tuner divides by it. And an idle device is so slow that the tuner tries everything.
-    *milliseconds = std::max(idle() ? 20.f : 1e-3f, std::chrono::duration<float, std::milli>(end->at - start->at).count());
+    *milliseconds = std::max(idle() ? 20.f : 1e-3f, std::chrono::duration<float, std::milli>(*end->at - *start->at).count());
     return success;
 }
 API cuEventElapsedTime(float *milliseconds, Event *start, Event *end) { return elapsed(milliseconds, start, end); }
@@ -593,13 +671,15 @@ API cuGraphInstantiateWithFlags(Graph **made, Graph *graph, unsigned long long) 
     return most && count++ >= atoi(most) ? not_supported : (*made = new Graph(*graph), success);
 }
 API cuGraphUpload(Graph *, Stream *) { return success; }
-API cuGraphLaunch(Graph *graph, Stream *) {
-    for (auto &step : graph->steps)
-        if (Status status = step(); status != success) return status;
-    return success;
+API cuGraphLaunch(Graph *graph, Stream *stream) {
+    return enqueue(stream, [=] {
+        for (auto &step : graph->steps)
+            if (Status status = step(); status != success) return status;
+        return success;
+    });
 }
 API cuGraphDestroy(Graph *graph) { return delete graph, success; }
-API cuGraphExecDestroy(Graph *graph) { return delete graph, success; }
+API cuGraphExecDestroy(Graph *graph) { return catch_up(), delete graph, success; }
 API cuGraphGetNodes(Graph *graph, void **nodes, size_t *count) {
     // Nodes are numbers from one on; launches are said to come first.
     if (nodes)
