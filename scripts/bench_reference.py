@@ -111,6 +111,8 @@ def measure(arguments, name, model, workload, cell, dtype, threads):
     speeds, limits, last, theirs = {side: [] for side in [*precisions, "reference"]}, [], {}, []
     for turn in range(arguments.repeats):
         for precision in precisions:
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()  # or what PyTorch has put by is missing on our side
             measured, limit, tokens = last[precision] = ours(
                 arguments.command, arguments.output / name / "converted", arguments.output / "turn", cell, precision,
                 threads, arguments.device,

@@ -287,6 +287,39 @@ fn an_engine_records_on_a_thread_of_its_own() {
 
 /// On a device whose captures fail at some time: requests say what they say elsewhere, or that keys and values were lost, and then
 /// nothing is left of them.
+/// Kernels write pages in place, which a device orders within a stream alone, and streams are threads where nobody says otherwise. (On the
+/// emulated CUDA device `EMULATED_CUDA_STREAMS=late` shows what is not in order.)
+#[test]
+fn an_engine_steps_on_any_thread() {
+    let _alone = alone();
+    let llama = TransformerConfig { initializer_range: 0.3, ..TransformerConfig::llama(32, 2, 4) };
+    let device = device();
+    let model = block_model(llama, 128).to_device(&device);
+    let run = |step: fn(&mut Engine<AnyModel>) -> Vec<(RequestId, Event)>| {
+        // Prompts are taken in over several rounds, and the last one begins with pages of the first.
+        let config = EngineConfig { kv_budget: 1 << 20, page_blocks: 2, prefill_blocks: 4, ..EngineConfig::default() };
+        let mut engine = Engine::new(model.clone(), config, &device).expect("a pool of some pages");
+        let mut said = Vec::new();
+        for (len, salt) in [(72, 0), (45, 1), (80, 0)] {
+            let prompt: Vec<u32> = (0..len).map(|i| (i * 7 + i * i + salt) % 96).collect();
+            let id = engine.submit(Request::new(prompt).with_max_new_tokens(14)).expect("a request that fits");
+            let mut events = Vec::new();
+            while !engine.is_idle() {
+                events.extend(step(&mut engine));
+            }
+            said.push(completion(&events, id).expect("tokens").samples);
+        }
+        said
+    };
+    let expected = run(Engine::step);
+    let elsewhere = |engine: &mut Engine<AnyModel>| {
+        std::thread::scope(|scope| scope.spawn(|| engine.step()).join()).expect("a step that does not panic")
+    };
+    for _ in 0..3 {
+        assert_eq!(run(elsewhere), expected, "another thread finds other tokens");
+    }
+}
+
 #[test]
 fn a_capture_that_fails_harms_nobody_who_comes_later() {
     let _alone = alone();
