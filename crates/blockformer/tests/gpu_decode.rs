@@ -287,8 +287,7 @@ fn an_engine_records_on_a_thread_of_its_own() {
 
 /// On a device whose captures fail at some time: requests say what they say elsewhere, or that keys and values were lost, and then
 /// nothing is left of them.
-/// Kernels write pages in place, which a device orders within a stream alone, and streams are threads where nobody says otherwise. (On the
-/// emulated CUDA device `EMULATED_CUDA_STREAMS=late` shows what is not in order.)
+/// Kernels write pages in place, which a device orders within a stream alone, and streams are threads where nobody says otherwise.
 #[test]
 fn an_engine_steps_on_any_thread() {
     let _alone = alone();
