@@ -188,10 +188,10 @@ mod tests {
     fn rows_have_as_many_cells_as_the_header() {
         let csv = report().to_csv();
         let mut lines = csv.lines();
-        assert_eq!(lines.next().unwrap().split(',').count(), 20);
+        assert_eq!(lines.next().unwrap().split(',').count(), 21);
         assert_eq!(
             lines.next().unwrap(),
-            "\"a, small\",f32/avx2,decode-heavy,128,2048,1,5,100.00,50.00,200.00,12.500,10.0000,1000,200,30,,1230,,,host"
+            "\"a, small\",f32/avx2,decode-heavy,128,2048,1,5,100.00,50.00,200.00,12.500,10.0000,1000,200,30,,1230,,,host,0.0"
         );
         assert_eq!(lines.count(), 2);
     }
