@@ -9,7 +9,7 @@
 #
 # With NVIDIA's NVRTC (Python packages nvidia-cuda-nvrtc-cu12, -runtime-cu12, -cccl-cu12, for CUDA_PATH), every kernel is compiled by it, too:
 #   EMULATED_CUDA_NVRTC=…/libnvrtc.so.12 CUDA_PATH=… EMULATED_CUDA_NVRTC_ARCH=sm_90a scripts/test-emulated-cuda.sh
-# and with EMULATED_CUDA_ORDER=reversed threads run from the last to the first, which shows many missing barriers. More settings are
+# and with EMULATED_CUDA_ORDER=reversed threads run from the last to the first, which shows many missing barriers; with EMULATED_CUDA_STREAMS=late streams do nothing before somebody waits for them. More settings are
 # explained at the head of driver.cpp.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -51,6 +51,8 @@ for part in "${parts[@]}"; do
         decoding)
             tests gpu_decode
             tests gpu_launches
+            # With streams that do nothing before somebody waits for them.
+            EMULATED_CUDA_STREAMS=late tests gpu_decode thread
             # And where no graph can be made of what was captured.
             EMULATED_CUDA_GRAPHS=0 BLOCKFORMER_TEST_NO_GRAPHS=1 tests gpu_decode repeated record
             # Or of the first few alone: of what is recorded ahead, and of what comes up later.

@@ -33,7 +33,7 @@ pub fn product_rate(n: usize, dtype: FloatDType, tries: usize, device: &Device) 
     })
 }
 
-/// Seconds that a try lasts at least: what it takes to launch and to wait counts little beside it.
+/// Seconds that a try lasts about: what it takes to launch and to wait counts little beside it.
 const TRY: f64 = 0.05;
 
 /// Seconds that the work takes in the fastest try, which does it so often that waiting for the device does not count. The first time, in
@@ -56,7 +56,7 @@ fn best<const D: usize>(tries: usize, device: &Device, work: impl Fn() -> Tensor
         start.elapsed().as_secs_f64() / times as f64
     };
     run(1);
-    let times = (TRY / run(1)).clamp(1.0, 1000.0) as usize;
+    let times = (TRY / run(1)).ceil().clamp(1.0, 1000.0) as usize;
     (0..tries.max(1)).map(|_| run(times)).fold(f64::INFINITY, f64::min)
 }
 

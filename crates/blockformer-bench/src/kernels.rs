@@ -57,7 +57,7 @@ impl StepKernels {
     }
 }
 
-/// What the steps behind the prompts launch: those of two whole rounds (blocks, or a vanilla transformer's 16 tokens) as
+/// What the steps behind the prompts launch: those of two whole rounds (16 tokens each, or whole blocks of so many) as
 /// they are when the same has been [measured](crate::measure()) before, so that nothing is compiled or tuned any more.
 /// `None` where nothing can be observed: without CubeCL's backends, for packed models, for tokens found on the host, and for
 /// workloads that have no whole round behind the first.

@@ -72,7 +72,7 @@ pub struct NewPositions<'a> {
 /// - returns: `[batch, new, n_heads · head_dim]`; `None`, with the cache as it was, where there is no kernel: on backends
 ///   other than CubeCL's, under autodiff, for more than [`MAX_HELD`] keys, or [`MAX_KEYS`] with several new positions, for
 ///   more than [`MAX_QUERIES`] new positions, or more query heads of all sequences than the device launches cubes along an axis
-///   (65,535 with WebGPU, 2³¹ - 1 with CUDA), and for shapes that do not fit
+///   (65,535 with WebGPU, 2³¹ - 1 with CUDA), where its cubes share too little memory for heads so large, and for shapes that do not fit
 pub fn attend_new(position: NewPositions<'_>, keys: &mut Tensor<4>, values: &mut Tensor<4>) -> Option<Tensor<3>> {
     let NewPositions { qkv, rotation, n_heads, len, hidden, count } = position;
     let ([batch, n_kv_heads, capacity, head_dim], new) = (keys.dims(), qkv.dims()[1]);

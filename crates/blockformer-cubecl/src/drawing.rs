@@ -32,12 +32,12 @@ pub struct Filters {
 }
 
 impl Filters {
-    /// What kernels take: the inverse of the temperature, never 0, which stands for the likeliest; `top_p`, 1 where there is none; and
+    /// What kernels take: the inverse of the temperature, never 0, which stands for the likeliest, and finite; `top_p`, 1 where there is none; and
     /// `min_p`, 0 where there is none.
     pub(crate) fn numbers(&self) -> [f32; 3] {
         // A share of nothing is still the likeliest token.
         let top_p = (self.top_p.unwrap_or(1.0) as f32).max(f32::MIN_POSITIVE);
-        let inverse_temperature = (1.0 / self.temperature as f32).max(f32::MIN_POSITIVE);
+        let inverse_temperature = (1.0 / self.temperature as f32).clamp(f32::MIN_POSITIVE, f32::MAX);
         [inverse_temperature, top_p, self.min_p.unwrap_or(0.0) as f32]
     }
 }

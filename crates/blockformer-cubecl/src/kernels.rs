@@ -9,6 +9,7 @@ mod new_positions;
 mod observation;
 mod operations;
 mod paged;
+mod row;
 mod softmax;
 
 use cubecl::ir::HardwareProperties;

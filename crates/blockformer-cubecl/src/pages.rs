@@ -54,7 +54,7 @@ pub struct PagedPositions<'a> {
 /// - returns: `[batch, positions, n_heads · head_dim]`; `None`, with the pool as it was, where there is no kernel: on backends other
 ///   than CubeCL's, under autodiff, for more than [`MAX_HELD`] keys, for more query heads of all new positions than the device
 ///   launches cubes along an axis (65,535 with WebGPU, 2³¹ - 1 with CUDA), for so many new positions that the parts of their
-///   sums would take more than 64 MiB, and for shapes that do not fit
+///   sums would take more than 64 MiB, where cubes share too little memory for heads so large, and for shapes that do not fit
 pub fn attend_paged(positions: PagedPositions<'_>, keys: &mut Tensor<2>, values: &mut Tensor<2>) -> Option<Tensor<3>> {
     let PagedPositions { qkv, rotation, n_heads, head_dim, tables, page_length, longest, see_each_other, stays: _ } =
         positions;

@@ -68,3 +68,23 @@ impl Decoding {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_looked_at_in_whole_blocks() {
+        let layout = |block_length| BlockLayout {
+            block_length,
+            max_length: 64 * block_length,
+            pad_token_id: 0,
+            vocab_size: 10,
+            predict_first_block: false,
+        };
+        let read = |decoding: DeviceDecoding| [1, 4, 5, 32].map(|length| decoding.tokens_per_read(&layout(length)));
+        assert_eq!(read(DeviceDecoding::default()), [16, 16, 20, 32]);
+        let tokens_per_read = NonZeroUsize::new(3);
+        assert_eq!(read(DeviceDecoding { tokens_per_read, ..DeviceDecoding::default() }), [3; 4]);
+    }
+}

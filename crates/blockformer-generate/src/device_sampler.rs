@@ -158,7 +158,7 @@ fn choose_plainly(
         let likeliest = logits.clone().argmax(1);
         return (likeliest, weights(logits, 1.0).1);
     };
-    let (mut weights, sound) = weights(logits, 1.0 / sampling.temperature as f32);
+    let (mut weights, sound) = weights(logits, sampling.inverse_temperature());
     let &Sampling { top_k, top_p, min_p, .. } = sampling;
     let vocab_size = weights.dims()[1];
     if let Some(k) = top_k.filter(|k| *k < vocab_size) {

@@ -125,7 +125,8 @@ pub struct Engine<M: PagedModel> {
 }
 
 impl<M: PagedModel> Engine<M> {
-    /// An engine with nothing to do; allocates the pool.
+    /// An engine with nothing to do; allocates the pool. Wherever it steps, it launches on the [stream](StreamId) of the thread that makes
+    /// it: what else is launched there, by another engine of this thread for example, goes in turns with it.
     ///
     /// # Errors
     /// [`GenerateError::Cache`] if the budget is less than one page or the device cannot store keys and values as asked for, [`GenerateError::Sampling`] if a limit is zero.

@@ -153,7 +153,7 @@ impl Sampler {
         if self.sampling.is_greedy() {
             return Ok(best);
         }
-        let inverse = 1.0 / self.sampling.temperature as f32;
+        let inverse = self.sampling.inverse_temperature();
         let max = logits[best as usize];
         let weight = |(id, logit): (usize, &f32)| (((logit - max) * inverse).exp(), id as u32);
         self.candidates.clear();

@@ -64,6 +64,11 @@ impl Sampling {
         self.temperature == 0.0
     }
 
+    /// What logits are multiplied with: neither zero nor infinite, with which infinite logits, or the likeliest, would be no numbers.
+    pub(crate) fn inverse_temperature(&self) -> f32 {
+        (1.0 / self.temperature as f32).clamp(f32::MIN_POSITIVE, f32::MAX)
+    }
+
     /// Checks the options for a vocabulary of `vocab_size` tokens.
     ///
     /// # Errors

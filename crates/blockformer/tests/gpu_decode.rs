@@ -285,8 +285,6 @@ fn an_engine_records_on_a_thread_of_its_own() {
     }
 }
 
-/// On a device whose captures fail at some time: requests say what they say elsewhere, or that keys and values were lost, and then
-/// nothing is left of them.
 /// Kernels write pages in place, which a device orders within a stream alone, and streams are threads where nobody says otherwise.
 #[test]
 fn an_engine_steps_on_any_thread() {
@@ -319,6 +317,8 @@ fn an_engine_steps_on_any_thread() {
     }
 }
 
+/// On a device whose captures fail at some time: requests say what they say elsewhere, or that keys and values were lost, and then
+/// nothing is left of them.
 #[test]
 fn a_capture_that_fails_harms_nobody_who_comes_later() {
     let _alone = alone();

@@ -9,6 +9,7 @@ use blockformer::bench::{
     Limits, MeasureOptions, Measurement, Report, Subject, Workload, batch_sizes, largest_batch, measure, needed_bytes,
     peak_bytes, reset_peak, settle,
 };
+use blockformer::generate::Decoding;
 use blockformer::model::{AnyModel, ModelConfig, presets};
 use burn::tensor::Device;
 use clap::{Args, ValueEnum};
@@ -130,7 +131,9 @@ fn all_batches(
         None => arguments.batch.clone(),
         Some(gib) => {
             let budget = (gib * f64::from(1 << 30)) as usize;
-            vec![largest_batch(budget, &batch_sizes(&decoding, LARGEST_BATCH), |batch| {
+            // An engine fills no batch up.
+            let filled = if arguments.engine { Decoding::Host } else { decoding };
+            vec![largest_batch(budget, &batch_sizes(&filled, LARGEST_BATCH), |batch| {
                 let options = MeasureOptions { batch, decoding, ..MeasureOptions::default() };
                 needed_bytes(subject, workload, &options, device)
             })?]

@@ -1,7 +1,7 @@
 //! Attention of new positions of every sequence, from their projections to the mixed values.
 //!
 //! A cube serves one key head: it rotates the new keys, writes keys and values behind those of the cache, and then attends for
-//! each position and query head of the group, its units sharing the scores, eight of them a key, and then the features. Of a cache that
+//! each position and query head of the group, its units sharing the scores, up to eight of them a key, and then the features, some groups of them the keys. Of a cache that
 //! is longer than [`MAX_KEYS`], a cube has so many keys, and a second kernel puts the parts together.
 
 use burn::backend::TensorMetadata;

@@ -8,8 +8,11 @@ use cubecl::prelude::*;
 use super::max_units;
 use crate::MAX_KEYS;
 
-/// Units that share the score of a key.
+/// Units that share the score of a key, at most.
 pub(crate) const PARTS: usize = 8;
+
+/// Features of a vector, at most.
+const WIDEST: usize = 8;
 
 /// Units of a cube at most.
 const MOST_UNITS: usize = 128;
@@ -40,7 +43,8 @@ impl Head {
                 })
         };
         let widths = caches[0].client.io_optimized_vector_sizes(caches[0].dtype.size());
-        Self { head_dim, width: widths.filter(divides).max().unwrap_or(1), units: units as usize }
+        let width = widths.filter(|width| *width <= WIDEST && divides(width)).max().unwrap_or(1);
+        Self { head_dim, width, units: units as usize }
     }
 
     pub(crate) fn width(self) -> usize {
@@ -68,7 +72,6 @@ impl Head {
 
     /// Floats that a cube shares at most, where it has so many new positions.
     pub(crate) fn most_floats(head_dim: usize, new: usize) -> usize {
-        const WIDEST: usize = 8;
         let mixed = head_dim.max(MOST_UNITS * WIDEST);
         (2 * new + 1) * head_dim + (PARTS + 2) * MAX_KEYS + mixed
     }

@@ -41,10 +41,11 @@ fn expected(logits: &[f32], uniform: f32, filters: &Filters) -> (i64, f64) {
     (drawn.unwrap(), nearest)
 }
 
-const FILTERS: [Filters; 10] = [
+const FILTERS: [Filters; 11] = [
     PLAIN,
     Filters { temperature: 1e300, ..PLAIN },
     Filters { temperature: 0.6, ..PLAIN },
+    Filters { temperature: 1e-40, ..PLAIN },
     Filters { top_k: Some(1), ..PLAIN },
     Filters { top_k: Some(7), ..PLAIN },
     Filters { top_k: Some(1 << 20), ..PLAIN },
@@ -95,6 +96,28 @@ fn rows_are_drawn_each_in_its_own_way() {
                 let alike = draw(&x, Some(&u), choices[row]).expect("there is a kernel");
                 assert_eq!(drawn, column(alike)[row], "row {row} of {vocab_size}, {:?}", choices[row]);
             }
+        }
+    }
+}
+
+/// Filters that reach beyond what weighs anything.
+#[test]
+fn tokens_that_weigh_nothing_are_not_drawn() {
+    let (rows, vocab_size) = (6, 300);
+    let logit = |i: usize| if i % 97 == 40 { i as f32 / 300.0 } else { [-200.0, f32::NEG_INFINITY][i % 2] };
+    let logits: Vec<f32> = (0..rows * vocab_size).map(logit).collect();
+    let uniforms = [0.0, 0.2, 0.5, 0.7, 0.9, 0.999_999_9];
+    let (x, u) = (tensor(&logits, [rows, vocab_size], DType::F32), tensor(&uniforms, [rows, 1], DType::F32));
+    for filters in [
+        Filters { top_k: Some(100), ..PLAIN },
+        Filters { top_p: Some(0.999_999_9), ..PLAIN },
+        Filters { top_k: Some(299), top_p: Some(0.9999), ..PLAIN },
+    ] {
+        let drawn = draw(&x, Some(&u), Choice::Sampled(filters)).expect("there is a kernel").into_data();
+        for (row, token) in drawn.iter::<i64>().enumerate() {
+            let (expected, distance) = expected(&logits[row * vocab_size..][..vocab_size], uniforms[row], &filters);
+            assert!(logits[row * vocab_size + token as usize] >= 0.0, "row {row}: {token}, {filters:?}");
+            assert!(token == expected || distance < 1e-5, "row {row}: {token} instead of {expected}, {filters:?}");
         }
     }
 }

@@ -186,7 +186,7 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
         matches!(&self.course, Course::Repeated(_))
     }
 
-    /// What it took to record, or to try to: zero before, and where nothing is recorded.
+    /// What it took to record, or to try to, prompts taken in once more included where that failed: zero before, and where nothing is to be recorded.
     pub fn recording_time(&self) -> Duration {
         self.recording
     }
@@ -273,6 +273,8 @@ impl<'a, M: LanguageModel> Rounds<'a, M> {
         // What a device that could not record has left behind is not to be read.
         drop(repeated);
         self.state = Some(beginning.again(self.model, &device));
+        let _ = device.sync();
+        self.recording = elapsed();
     }
 }
 

@@ -31,6 +31,16 @@ fn tokens_are_drawn_as_often_as_their_probability_says() {
     assert_close(&frequencies(cooler, &[], &HALF, 40_000), &[16.0, 4.0, 1.0, 1.0]);
 }
 
+/// Beyond what float32 divides by.
+#[test]
+fn temperatures_without_end_are_numbers() {
+    let logits = [-1.0, 2.0, f32::NEG_INFINITY, 2.0];
+    let coldest = Sampling { temperature: 1e-40, ..at_one() };
+    assert_close(&frequencies(coldest, &[], &logits, 10_000), &[0.0, 1.0, 0.0, 1.0]);
+    let hottest = Sampling { temperature: 1e300, ..at_one() };
+    assert_close(&frequencies(hottest, &[], &logits, 10_000), &[1.0, 1.0, 0.0, 1.0]);
+}
+
 #[test]
 fn filters_leave_what_they_should() {
     let frequencies = |sampling| frequencies(sampling, &[], &HALF, 20_000);

@@ -97,7 +97,8 @@ fn row(
     let decoding = decoding(&run.device, recorded);
     let options = |batch| MeasureOptions { batch, repeats, decoding, ..MeasureOptions::default() };
     let sizes = batch_sizes(&decoding, most_sequences);
-    let mut batch = if largest { find_largest(run, &subject, workload, &sizes)? } else { 1 };
+    let found = if largest { find_largest(run, &subject, workload, &sizes)? } else { 1 };
+    let mut batch = found;
     let measured = loop {
         run.device.memory_cleanup();
         let measured = guarded(|| time(&subject, workload, &options(batch), &run.device)).and_then(|measured| measured);
@@ -113,10 +114,11 @@ fn row(
     };
     let options = options(batch);
     // What was measured stands, whatever becomes of this.
-    let (kernels, no_kernels) = match step_kernels(&subject, workload, &options, &run.device) {
-        Ok(kernels) => (kernels, None),
-        Err(error) => (None, Some(error.to_string())),
-    };
+    let (kernels, no_kernels) =
+        match guarded(|| step_kernels(&subject, workload, &options, &run.device)).and_then(|kernels| kernels) {
+            Ok(kernels) => (kernels, None),
+            Err(error) => (None, Some(error.to_string())),
+        };
     let bytes = (DType::from(dtype(precision)).size(), measured.kv_bytes);
     let work = Work::of((config, model), workload, batch, bytes);
     let shares = shares(run, &measured, &work, precision);
@@ -136,6 +138,7 @@ fn row(
     Ok(json!({
         "summary": summary,
         "measured": measured,
+        "batch_found": found,
         "shares": shares,
         "step_kernels": kernels,
         "no_step_kernels": no_kernels,
