@@ -14,8 +14,7 @@ use cubecl::prelude::*;
 
 use super::operations::{Optional, OptionalBool, PositionInputs};
 use super::softmax::{
-    Head, Strides, add_parts, address_of, gathered, mixed_feature, own_query, scatter, sum_of, units_for, vector_at,
-    weigh,
+    Head, Strides, add_parts, address_of, gathered, own_query, put_out, scatter, sum_of, units_for, vector_at, weigh,
 };
 use crate::MAX_KEYS;
 
@@ -232,19 +231,7 @@ fn new_positions_kernel<F: Float, T: Float, O: Float, B: Int, N: Size>(
             }
         }
         sync_cube();
-        let mut feature = unit;
-        while feature < head_dim {
-            let mut sum = mixed_feature(&mixed, feature, of_head);
-            if comptime!(!split) {
-                sum /= total;
-            }
-            output[output_at + feature] = O::cast_from(sum);
-            feature += units;
-        }
-        if comptime!(split) && unit == 0 {
-            output[output_at + head_dim] = O::cast_from(largest);
-            output[output_at + head_dim + 1] = O::cast_from(total);
-        }
+        put_out::<O>(&mixed, output, output_at, largest, total, split, of_head);
         sync_cube();
     }
 }

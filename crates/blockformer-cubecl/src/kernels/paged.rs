@@ -13,8 +13,7 @@ use cubecl::prelude::*;
 use super::new_positions::{load_query, outputs, owned, put_together, rotated};
 use super::operations::{Optional, PagedInputs};
 use super::softmax::{
-    Head, Strides, add_parts, address_of, gathered, mixed_feature, own_query, scatter, sum_of, units_for, vector_at,
-    weigh,
+    Head, Strides, add_parts, address_of, gathered, own_query, put_out, scatter, sum_of, units_for, vector_at, weigh,
 };
 use crate::MAX_KEYS;
 
@@ -48,36 +47,33 @@ fn new_feature<F: Float, P: Float, T: Float>(
     (f32::cast_from(key), f32::cast_from(value))
 }
 
-/// Writes the features that stand in `key` and `value` where the position lies; all units have to have put them there.
+/// Writes the features that stand in `key` and `value` into a row of the pool; all units have to have put them there.
 #[cube]
+#[allow(clippy::too_many_arguments)] // kernels take no structs with references
 fn write_new<P: Float, N: Size>(
     key: &Shared<[f32]>,
     value: &Shared<[f32]>,
     keys: &mut Tensor<Vector<P, N>>,
     values: &mut Tensor<Vector<P, N>>,
-    at: &NewPlace,
+    of_keys: &Strides,
+    of_values: &Strides,
+    row: usize,
     #[comptime] head: Head,
 ) {
-    let of_keys = Strides { at: at.first * keys.stride(1), position: keys.stride(0), feature: keys.stride(1) };
-    let of_values = Strides { at: at.first * values.stride(1), position: values.stride(0), feature: values.stride(1) };
     let mut vector = UNIT_POS_X as usize;
     while vector < comptime!(head.vectors()) {
         let place = vector * comptime!(head.width());
-        keys[vector_at(&of_keys, at.row, vector, head)] = Vector::cast_from(gathered::<N>(key, place, head));
-        values[vector_at(&of_values, at.row, vector, head)] = Vector::cast_from(gathered::<N>(value, place, head));
+        keys[vector_at(of_keys, row, vector, head)] = Vector::cast_from(gathered::<N>(key, place, head));
+        values[vector_at(of_values, row, vector, head)] = Vector::cast_from(gathered::<N>(value, place, head));
         vector += comptime!(head.units);
     }
 }
 
-/// Where a new key and its value are.
+/// Where a new key and its value come from.
 #[derive(CubeType)]
 struct NewPlace {
     /// The position in its sequence.
     position: usize,
-    /// The row of the pool.
-    row: usize,
-    /// The first feature of the head in that row.
-    first: usize,
     /// Where the key begins among the projections.
     key: usize,
     /// Where the value does.
@@ -106,10 +102,12 @@ fn write_kernel<F: Float, P: Float, T: Float, N: Size>(
     let at = place_of(qkv, new);
     let head_dim = comptime!(of_head.head_dim);
     let head_stride = head_dim * qkv.stride(2);
+    let row = row_of(tables, table, position, page_length as usize);
+    let first = kv_head * head_dim;
+    let of_keys = Strides { at: first * keys.stride(1), position: keys.stride(0), feature: keys.stride(1) };
+    let of_values = Strides { at: first * values.stride(1), position: values.stride(0), feature: values.stride(1) };
     let place = NewPlace {
         position,
-        row: row_of(tables, table, position, page_length as usize),
-        first: kv_head * head_dim,
         key: at + (heads + kv_head) * head_stride,
         value: at + (heads + kv_heads + kv_head) * head_stride,
     };
@@ -123,7 +121,7 @@ fn write_kernel<F: Float, P: Float, T: Float, N: Size>(
         feature += CUBE_DIM_X as usize;
     }
     sync_cube();
-    write_new::<P, N>(&new_key, &new_value, keys, values, &place, of_head);
+    write_new::<P, N>(&new_key, &new_value, keys, values, &of_keys, &of_values, row, of_head);
 }
 
 #[cube(launch, address_type = "dynamic")]
@@ -182,8 +180,6 @@ fn paged_kernel<F: Float, P: Float, T: Float, O: Float, N: Size>(
     if comptime!(!written) {
         let place = NewPlace {
             position: len,
-            row: row_of(tables, table, len, page_length),
-            first,
             key: row_at + (heads + kv_head) * head_stride,
             value: row_at + (heads + kv_heads + kv_head) * head_stride,
         };
@@ -199,7 +195,8 @@ fn paged_kernel<F: Float, P: Float, T: Float, O: Float, N: Size>(
         }
         sync_cube();
         if has_new {
-            write_new::<P, N>(&new_key, &new_value, keys, values, &place, of_head);
+            let row = row_of(tables, table, len, page_length);
+            write_new::<P, N>(&new_key, &new_value, keys, values, &of_keys, &of_values, row, of_head);
         }
     }
 
@@ -268,19 +265,7 @@ fn paged_kernel<F: Float, P: Float, T: Float, O: Float, N: Size>(
             }
         }
         sync_cube();
-        let mut feature = unit;
-        while feature < head_dim {
-            let mut sum = mixed_feature(&mixed, feature, of_head);
-            if comptime!(!split) {
-                sum /= total;
-            }
-            output[output_at + feature] = O::cast_from(sum);
-            feature += units;
-        }
-        if comptime!(split) && unit == 0 {
-            output[output_at + head_dim] = O::cast_from(largest);
-            output[output_at + head_dim + 1] = O::cast_from(total);
-        }
+        put_out::<O>(&mixed, output, output_at, largest, total, split, of_head);
         sync_cube();
     }
 }

@@ -142,14 +142,36 @@ pub(crate) fn scatter<N: Size>(vector: Vector<f32, N>, floats: &mut Shared<[f32]
     }
 }
 
-/// A feature of what the groups have mixed.
+/// Puts out what the groups have mixed, divided by the sum of the weights; or, of a part of the keys that is `split` off, what they have
+/// mixed, the largest score and the sum of the weights.
 #[cube]
-pub(crate) fn mixed_feature(mixed: &Shared<[f32]>, feature: usize, #[comptime] head: Head) -> f32 {
-    let mut sum = 0.0f32;
-    for group in 0..comptime!(head.groups()) {
-        sum += mixed[group * comptime!(head.head_dim) + feature];
+pub(crate) fn put_out<O: Float>(
+    mixed: &Shared<[f32]>,
+    output: &mut [O],
+    at: usize,
+    largest: f32,
+    total: f32,
+    #[comptime] split: bool,
+    #[comptime] head: Head,
+) {
+    let head_dim = comptime!(head.head_dim);
+    let unit = UNIT_POS_X as usize;
+    let mut feature = unit;
+    while feature < head_dim {
+        let mut sum = 0.0f32;
+        for group in 0..comptime!(head.groups()) {
+            sum += mixed[group * head_dim + feature];
+        }
+        if comptime!(!split) {
+            sum /= total;
+        }
+        output[at + feature] = O::cast_from(sum);
+        feature += CUBE_DIM_X as usize;
     }
-    sum
+    if comptime!(split) && unit == 0 {
+        output[at + head_dim] = O::cast_from(largest);
+        output[at + head_dim + 1] = O::cast_from(total);
+    }
 }
 
 /// What the places of the largest of these tensors need.
